@@ -1,0 +1,65 @@
+"""The names that `load` knows, and where each of them comes from."""
+
+import os
+from pathlib import Path
+
+from keras_distill._checks import complaint
+from keras_distill.data.cifar100 import load_cifar100
+from keras_distill.data.dataset import Dataset
+from keras_distill.data.digits import load_digits
+from keras_distill.data.image_folder import load_image_folder
+from keras_distill.data.mnist import load_mnist
+from keras_distill.data.npz import load_npz
+from keras_distill.data.spoken_digit import load_spoken_digit
+from keras_distill.data.tfds import load_tfds
+
+KNOWN = "digits, mnist, spoken_digit, cifar100, tfds:NAME, a folder of images or an .npz file"
+
+
+def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) -> Dataset:
+    """Loads a dataset by its name or its path, whole and into memory.
+
+    `mnist`, `spoken_digit` and `cifar100` are looked for in the folder that the environment variable
+    `KERAS_DISTILL_DATA` names (`mnist.npz`, `fsdd.npz`, `cifar100.npz` or `cifar-100-binary/`), else
+    downloaded by tensorflow-datasets. `digits` needs neither.
+
+    Args:
+        name: `"digits"`, `"mnist"`, `"spoken_digit"`, `"cifar100"`, `"tfds:NAME"`, a folder with one
+            folder of images a class, or an `.npz` with `x_train`, `y_train`, `x_test`, `y_test`.
+        image_size: `(height, width)` to resize the images of a folder or of `tfds:NAME` to.
+
+    Returns:
+        The `Dataset`; its images are float32 in [0, 1] with a channel axis.
+
+    Raises:
+        ValueError: an unknown name, or data that is not what it should be.
+        FileNotFoundError: a path that does not exist.
+        OSError: data that is neither local nor to be downloaded.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits.train.inputs.shape, digits.num_classes
+        ((719, 8, 8, 1), 10)
+    """
+    text = os.fspath(name)
+    match text:
+        case "digits":
+            return load_digits()
+        case "mnist":
+            return load_mnist()
+        case "spoken_digit":
+            return load_spoken_digit()
+        case "cifar100":
+            return load_cifar100()
+    if text.startswith("tfds:"):
+        return load_tfds(text.removeprefix("tfds:"), image_size)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return load_image_folder(path, image_size)
+    if path.suffix == ".npz":
+        return load_npz(path)
+    if path.exists():
+        raise ValueError(complaint(f"the data {text!r}", "a folder of images or an .npz file", "another kind of file"))
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(complaint(f"the data {text!r}", f"one of {KNOWN}", "no such file or folder"))
+    raise ValueError(complaint("the data's name", f"one of {KNOWN}", repr(text)))

@@ -1,0 +1,56 @@
+"""Data that already lies on this machine: the folder that the environment variable `KERAS_DISTILL_DATA` names."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_distill._checks import complaint
+
+VARIABLE = "KERAS_DISTILL_DATA"
+
+
+def find(*names: str) -> Path | None:
+    """The first of `names` that exists in the folder `KERAS_DISTILL_DATA`, or `None`.
+
+    Raises:
+        NotADirectoryError: the variable is set to something that is no folder: a typing error that would
+            otherwise end in a long download.
+    """
+    setting = os.environ.get(VARIABLE)
+    if not setting:
+        return None
+    folder = Path(setting).expanduser()
+    if not folder.is_dir():
+        raise NotADirectoryError(complaint(VARIABLE, "a folder", f"{setting!r}", "Unset it to download instead."))
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads every array of an `.npz`, never unpickling anything.
+
+    Args:
+        path: the file.
+        required: names of arrays that must be there.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a corrupt file, one with pickled objects, or one that lacks a required array.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(complaint(str(path), "an .npz file", "no such file"))
+    try:
+        # Opened here, since NumPy leaves a file open that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        remedy = "Write it again with numpy.savez."
+        raise ValueError(complaint(str(path), "a readable .npz of plain arrays", f"{error}", remedy)) from error
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        received = f"no {', '.join(missing)} among {', '.join(arrays) or 'no arrays'}"
+        raise ValueError(complaint(str(path), f"an .npz with {', '.join(required)}", received))
+    return arrays

@@ -1,0 +1,79 @@
+"""Datasets in an `.npz` of the user's own: `x_train`, `y_train`, `x_test`, `y_test`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from keras_distill._checks import check_finite, complaint
+from keras_distill.data import local_data
+from keras_distill.data.dataset import Dataset, Split, carve
+
+REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+
+
+def load_npz(path: Path, name: str | None = None, class_names: tuple[str, ...] = (), licence: str = "") -> Dataset:
+    """Loads a dataset from an `.npz`.
+
+    Args:
+        path: a file with `x_train`, `y_train`, `x_test`, `y_test`; optional are `x_validation` and
+            `y_validation` (else a tenth of train is carved off, the same one every time), `class_names`
+            (strings) and `licence` (a string). Inputs of dtype uint8 are pixels: they become float32 in
+            [0, 1], and `(num_items, height, width)` gets a channel axis. Other integers (tokens) become
+            int32, floats float32. Labels are integers, `(num_items,)` or `(num_items, 1)`.
+        name: the dataset's name; the file's own where `None`.
+        class_names: used where the file holds none. Where neither has any: "0", "1", … to the highest label.
+        licence: used where the file states none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a corrupt file, a missing array, labels out of range, a split without examples,
+            NaN or infinite inputs.
+    """
+    arrays = local_data.read_arrays(path, REQUIRED)
+    train = _split(path, arrays, "train")
+    if "x_validation" in arrays:
+        validation = _split(path, arrays, "validation")
+    elif len(train) < 2:
+        raise ValueError(complaint(f"x_train in {path}", "at least 2 examples, one to validate on", len(train)))
+    else:
+        train, validation = carve(train, max(1, len(train) // 10))
+    test = _split(path, arrays, "test")
+    if "class_names" in arrays:
+        class_names = tuple(str(class_name) for class_name in arrays["class_names"].tolist())
+    highest = max((int(split.labels.max()) for split in (train, validation, test) if len(split)), default=0)
+    class_names = class_names or tuple(str(label) for label in range(highest + 1))
+    licence = str(arrays["licence"]) if "licence" in arrays else licence
+    return Dataset(name or path.stem, train, validation, test, class_names, licence or "not stated in the file")
+
+
+def _split(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> Split:
+    """The `Split` that `x_…` and `y_…` describe."""
+    if f"y_{split_name}" not in arrays:
+        raise ValueError(complaint(str(path), f"an .npz with y_{split_name} beside x_{split_name}", "none"))
+    inputs, labels = arrays[f"x_{split_name}"], arrays[f"y_{split_name}"]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        received = f"shape {labels.shape}, dtype {labels.dtype}"
+        remedy = "Turn one-hot labels into integers with numpy.argmax(labels, axis=-1)."
+        raise ValueError(complaint(f"y_{split_name} in {path}", "integers of shape (num_items,)", received, remedy))
+    return Split(as_inputs(f"x_{split_name} in {path}", inputs), labels.astype("int32"))
+
+
+def as_inputs(subject: str, inputs: np.ndarray) -> np.ndarray:
+    """Brings inputs to the house's form: pixels float32 in [0, 1] with channels, tokens int32, the rest float32.
+
+    Example:
+        >>> as_inputs("pixels", np.full((1, 2, 2), 255, "uint8")).shape
+        (1, 2, 2, 1)
+    """
+    if inputs.ndim < 2:
+        raise ValueError(complaint(subject, "of shape (num_items, ...)", f"shape {inputs.shape}"))
+    if inputs.dtype == np.uint8:
+        pixels = inputs[..., None] if inputs.ndim == 3 else inputs
+        return pixels.astype("float32") / np.float32(255.0)
+    if np.issubdtype(inputs.dtype, np.integer):
+        return inputs.astype("int32")
+    if np.issubdtype(inputs.dtype, np.floating):
+        return check_finite(subject, inputs).astype("float32")
+    raise ValueError(complaint(subject, "numbers", f"dtype {inputs.dtype}"))
