@@ -1,0 +1,102 @@
+"""What every loss of ours has in common: one value an example, reduced by whoever calls it."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill._checks import complaint
+
+
+class PerExampleLoss(keras.distillation.DistillationLoss):
+    """A distillation loss that knows its value for every example.
+
+    Sample weights, masks, class weights and replicas can only be respected before the mean is taken, so a
+    subclass implements `per_example` and our `Distiller` reduces. `keras.distillation.Distiller`
+    wants a scalar and calls `compute_loss`, which is the plain mean. `model.compile(loss=…)` calls the object with
+    `(y_true, y_pred)`, the teacher's outputs as `y_true`.
+
+    Constructor arguments are attributes of the same name; those that are layers (schedules, projectors) are trained,
+    moved and saved by the `Distiller`, and are no part of the student.
+
+    Attributes:
+        teacher_layer_name: the teacher's layer whose output the loss reads; `None` reads its logits.
+        student_layer_name: the student's layer whose output the loss reads; `None` reads its logits.
+        reads: what `per_example` wants beyond the outputs, as keyword arguments: `"labels"`, the batch's labels or
+            `None`; `"item_weights"`, sample weights times masks, `(batch, …)` or `None`, for losses that relate
+            items to each other, where an item of weight 0 must not be anybody's partner.
+        head: the activation that makes probabilities of the logits it compares: `"softmax"`, `"sigmoid"`, or `None`
+            where it is no matter.
+    """
+
+    teacher_layer_name: str | None = None
+    student_layer_name: str | None = None
+    reads: tuple[str, ...] = ()
+    head: str | None = None
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The layers that the loss has of its own: schedules, learnt temperatures, projectors."""
+        return [value for value in vars(self).values() if isinstance(value, keras.Layer)]
+
+    def build(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Makes what the loss trains of its own, once the outputs' shapes are known; nothing by default."""
+
+    def per_example(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+        """Returns the loss of each example, float, shaped as the outputs without their last axis."""
+        raise NotImplementedError(f"{type(self).__name__} must implement per_example")
+
+    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
+        """Returns the mean of `per_example`, a scalar."""
+        context = {name: value for name, value in kwargs.items() if name in self.reads}
+        return ops.mean(self.per_example(teacher_outputs, student_outputs, **context))
+
+    def __call__(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each example, as `model.compile(loss=…)` calls it: the teacher's outputs are `y_true`."""
+        self.validate_outputs(y_true, y_pred)
+        return self.per_example(y_true, y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        raise NotImplementedError(f"{type(self).__name__} must implement get_config")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PerExampleLoss":
+        """Builds the loss that `get_config` described."""
+        return cls(**{name: restored(value) for name, value in config.items()})
+
+
+def serialized(value: Any) -> Any:
+    """A constructor's argument as a config holds it: a number, or the config of a schedule, layer or loss."""
+    # A variable is the caller's, who moves it; what a file can keep of it is its value.
+    if isinstance(value, keras.Variable):
+        return float(value.numpy())
+    is_plain = value is None or isinstance(value, (bool, int, float, str, list, tuple))
+    return value if is_plain else keras.saving.serialize_keras_object(value)
+
+
+def restored(value: Any) -> Any:
+    """What `serialized` was given."""
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) and "class_name" in value else value
+
+
+def at_least_float32(values: Any) -> Any:
+    """`values` as a tensor in which sums over many entries are right: half precision becomes float32."""
+    values = ops.convert_to_tensor(values)
+    return ops.cast(values, keras.backend.result_type(values.dtype, "float32"))
+
+
+def log_probabilities(probabilities: Any) -> Any:
+    """The logarithm of probabilities, which is logits whose softmax they are; 0 becomes log(1e-30)."""
+    return ops.log(ops.maximum(at_least_float32(probabilities), 1e-30))
+
+
+def check_same_classes(teacher_shape: tuple, student_shape: tuple) -> None:
+    """Raises `ValueError` where two outputs differ in rank or in the number of classes."""
+    if len(teacher_shape) != len(student_shape):
+        remedy = f"The teacher's are {teacher_shape}: distil outputs of one kind, or reshape one of them."
+        raise ValueError(complaint("student outputs", f"of rank {len(teacher_shape)}", student_shape, remedy))
+    if teacher_shape[-1] != student_shape[-1]:
+        remedy = "Teacher and student must name the same classes in the same order."
+        expected = f"of {teacher_shape[-1]} classes, as the teacher's"
+        raise ValueError(complaint("student outputs", expected, f"{student_shape[-1]} classes", remedy))

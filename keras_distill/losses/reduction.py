@@ -1,0 +1,36 @@
+"""From one value an example to the scalar that is minimised, as Keras's own losses do it."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class WeightedMean(keras.losses.Loss):
+    """Keras's own mean of per-example values: by sample weights, masks and replicas. A bare mean knows none of them."""
+
+    def __init__(self) -> None:
+        super().__init__(name="distillation_mean")
+
+    def __call__(self, values: Any, mask_carrier: Any, sample_weight: Any) -> Any:
+        """The mean of `values` `(batch, …)`, by the mask that `mask_carrier` has and by `sample_weight`."""
+        if sample_weight is not None:
+            missing = len(values.shape) - len(sample_weight.shape)
+            sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *[1] * max(missing, 0)))
+        mask = getattr(mask_carrier, "_keras_mask", None)
+        # Features of another length than the tokens have no mask of theirs.
+        carrier = mask_carrier if mask is not None and tuple(mask.shape) == tuple(values.shape) else values
+        return super().__call__(values, carrier, sample_weight)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The values themselves; `y_pred` only carries the mask."""
+        return y_true
+
+
+def unscaled(loss: Any) -> Any:
+    """A loss as one device would report it: Keras divides by the replicas before it adds up their gradients."""
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return loss * float(tf.distribute.get_strategy().num_replicas_in_sync)
+    return loss

@@ -1,0 +1,279 @@
+"""Soft targets: T² times the KL divergence from teacher to student, both softened by T.
+
+The pure functions take what a teacher may give: dense logits; the logits of an ensemble's members, whose
+softened mean is no softening of any one set of logits; or the k largest logits, from a store. `SoftTargets` is the
+object over them.
+"""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill._checks import check_choice, check_positive
+from keras_distill.losses.logit_loss import check_several_classes, validate_logits
+from keras_distill.losses.per_example import PerExampleLoss, log_probabilities, serialized
+from keras_distill.schedules import check_schedulable, current
+
+TAIL_POLICIES = ("uniform", "bucket", "renormalise")
+
+
+def soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), for each example, in nats.
+
+    The soft targets' gradient shrinks as 1/T², so T² keeps its weight against the hard labels' when T
+    changes. With respect to the student's logits it is `T·(q − p)`.
+
+    Args:
+        teacher_logits: float `(..., num_classes)`, before softmax, finite.
+        student_logits: float, the same shape.
+        temperature: T > 0, a float or a scalar tensor.
+
+    Returns:
+        float `(...)`, at least float32.
+
+    Example:
+        >>> loss = soft_targets([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]], [[1.0, 1.0, 0.0], [0.5, 0.2, 0.1]], 3.0)
+        >>> round(float(ops.mean(loss)), 6)
+        1.364872
+
+    Reference:
+        Hinton, Vinyals, Dean, «Distilling the Knowledge in a Neural Network», arXiv:1503.02531, section 2.
+    """
+    return _scaled_divergence(log_softmax(teacher_logits, temperature), student_logits, temperature)
+
+
+def member_soft_targets(member_logits: Any, member_weights: Any, student_logits: Any, temperature: Any) -> Any:
+    """T²·KL(Σₘ wₘ·softmax(memberₘ / T) ‖ softmax(student / T)), for each example, in nats.
+
+    Args:
+        member_logits: float `(..., members, num_classes)`, before softmax, finite.
+        member_weights: float `(..., members)`, non-negative, summing to one.
+        student_logits: float `(..., num_classes)`.
+        temperature: T > 0, a float or a scalar tensor.
+
+    Returns:
+        float `(...)`, at least float32.
+
+    Example:
+        >>> members = [[[2.0, 0.0], [0.0, 0.0]]]
+        >>> loss = member_soft_targets(members, [[0.5, 0.5]], [[0.0, 0.0]], 1.0)
+        >>> round(float(loss[0]), 6)  # targets 0.6904 and 0.3096
+        0.074366
+
+    Reference:
+        Hinton, Vinyals, Dean, arXiv:1503.02531, sections 2 and 3: an arithmetic mean of the members' predictions.
+    """
+    log_probabilities = log_softmax(member_logits, temperature)
+    log_weights = ops.log(ops.cast(member_weights, log_probabilities.dtype))[..., None]
+    return _scaled_divergence(ops.logsumexp(log_probabilities + log_weights, axis=-2), student_logits, temperature)
+
+
+def top_k_soft_targets(
+    top_k_logits: Any,
+    top_k_ids: Any,
+    log_normalizer: Any,
+    student_logits: Any,
+    temperature: Any,
+    *,
+    tail: str = "uniform",
+) -> Any:
+    """T²·KL(teacher ‖ student) where only the teacher's k largest logits are known, for each example, in nats.
+
+    No dense row of the teacher's is ever made: the student's logits are gathered at the k ids, and its
+    log-sum-exp is taken once; the gradient `T·(q − p)` is one softmax and k corrections. What the teacher gives to
+    the other `num_classes − k` classes, by `log_normalizer`, follows from the policy:
+
+    - `"uniform"`: they share it evenly, at every temperature: the same target as the dense row so filled.
+    - `"bucket"`: they are one class, whose share the student must match, however it divides it.
+    - `"renormalise"`: nothing; the k shares are scaled to sum to one.
+
+    Each is a divergence of two distributions, so never negative, and with k = num_classes each is the dense loss.
+
+    Args:
+        top_k_logits: float `(..., k)`, the teacher's largest logits, raw.
+        top_k_ids: integers `(..., k)`, their classes, no class twice.
+        log_normalizer: float `(...)`, the log-sum-exp of all of the teacher's raw logits, at temperature 1.
+        student_logits: float `(..., num_classes)`.
+        temperature: T > 0, a float or a scalar tensor.
+        tail: `"uniform"`, `"bucket"` or `"renormalise"`.
+
+    Returns:
+        float `(...)`, at least float32.
+
+    Example:
+        >>> loss = top_k_soft_targets([[2.0]], [[0]], [2.5], [[0.0, 0.0, 0.0]], 1.0)
+        >>> round(float(loss[0]), 6)  # targets e^-0.5 = 0.6065 and twice 0.1967
+        0.155605
+
+    Reference:
+        Hinton, Vinyals, Dean, arXiv:1503.02531, section 2, for the loss.
+    """
+    check_choice("tail", tail, TAIL_POLICIES)
+    student_logits = ops.convert_to_tensor(student_logits)
+    dtype = keras.backend.result_type(student_logits.dtype, "float32")
+    student_logits, top_k_logits, log_normalizer, temperature = (
+        ops.cast(values, dtype) for values in (student_logits, top_k_logits, log_normalizer, temperature)
+    )
+    top_k_ids = ops.cast(top_k_ids, "int32")
+    num_tail = student_logits.shape[-1] - top_k_ids.shape[-1]
+    scaled = top_k_logits / temperature
+    if num_tail == 0 or tail == "renormalise":
+        log_kept = ops.log_softmax(scaled, axis=-1)
+        divergence = _filled_divergence(log_kept, None, top_k_ids, student_logits, temperature)
+    else:
+        tail_logit = _tail_logit(top_k_logits, log_normalizer, num_tail) / temperature
+        everything = ops.concatenate([scaled, tail_logit[..., None] + math.log(num_tail)], axis=-1)
+        log_shares = ops.log_softmax(everything, axis=-1)
+        log_kept, log_tail = log_shares[..., :-1], log_shares[..., -1]
+        if tail == "uniform":
+            log_each = log_tail - math.log(num_tail)
+            divergence = _filled_divergence(log_kept, log_each, top_k_ids, student_logits, temperature)
+        else:
+            divergence = _bucket_divergence(log_kept, log_tail, top_k_ids, student_logits, temperature)
+    return ops.square(temperature) * ops.maximum(divergence, 0.0)
+
+
+def _tail_logit(top_k_logits: Any, log_normalizer: Any, num_tail: int) -> Any:
+    """The raw logit that each of the other classes has, if they are all alike; `(...)`."""
+    kept = ops.sum(ops.exp(top_k_logits - log_normalizer[..., None]), axis=-1)
+    # Stored logits are rounded: what is left may come out as nothing, or above the smallest that was kept.
+    left = ops.log(ops.maximum(1.0 - kept, 1e-30)) - math.log(num_tail)
+    return ops.minimum(log_normalizer + left, ops.min(top_k_logits, axis=-1))
+
+
+def _filled_divergence(log_kept: Any, log_each: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
+    """KL(p ‖ softmax(student / T)), p being `exp(log_kept)` at `ids` and `exp(log_each)` (or 0) elsewhere; `(...)`.
+
+    The gradient is written out: automatic differentiation would go through the student's row for the
+    maximum, the exponentials, the sum, the tail and the scattered shares, each on its own.
+    """
+    num_tail = student_logits.shape[-1] - ids.shape[-1]
+
+    def divergence(logits: Any) -> tuple[Any, Any]:
+        centred = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
+        log_total = ops.log(ops.sum(ops.exp(centred), axis=-1))
+        at_ids = ops.take_along_axis(centred, ids, axis=-1)
+        value = ops.sum(ops.exp(log_kept) * (log_kept - at_ids + log_total[..., None]), axis=-1)
+        if log_each is not None:
+            elsewhere = ops.sum(centred, axis=-1) - ops.sum(at_ids, axis=-1)
+            value += ops.exp(log_each) * (num_tail * (log_each + log_total) - elsewhere)
+
+        def gradient(*arguments: Any, upstream: Any = None) -> Any:
+            scale = ((arguments[-1] if upstream is None else upstream) / temperature)[..., None]
+            shares = ops.exp(centred - log_total[..., None])
+            if log_each is not None:
+                shares -= ops.exp(log_each)[..., None]
+            corrected = ops.exp(at_ids - log_total[..., None]) - ops.exp(log_kept)
+            return _put_at(shares * scale, ids, corrected * scale)
+
+        return value, gradient
+
+    return ops.custom_gradient(divergence)(student_logits)
+
+
+def _bucket_divergence(log_kept: Any, log_tail: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
+    """KL over k + 1 classes, the last of them all that are not at `ids`; `(...)`."""
+    scaled = student_logits / temperature
+    # One less the k shares would lose a small bucket to rounding: the k are taken out of the row instead.
+    log_bucket = ops.logsumexp(_put_at(scaled, ids, ops.full_like(log_kept, -1e30)), axis=-1)
+    at_ids = ops.take_along_axis(scaled, ids, axis=-1)
+    log_total = ops.logaddexp(ops.logsumexp(at_ids, axis=-1), log_bucket)
+    of_kept = ops.sum(ops.exp(log_kept) * (log_kept - at_ids + log_total[..., None]), axis=-1)
+    return of_kept + ops.exp(log_tail) * (log_tail - log_bucket + log_total)
+
+
+def _put_at(rows: Any, ids: Any, values: Any) -> Any:
+    """`rows` `(..., num_classes)` with `values` `(..., k)` in place of what is at `ids`."""
+    num_classes, k = rows.shape[-1], ids.shape[-1]
+    flat_ids = ops.reshape(ids, (-1, k))
+    items = ops.broadcast_to(ops.arange(ops.shape(flat_ids)[0], dtype="int32")[:, None], ops.shape(flat_ids))
+    places = ops.stack([ops.reshape(items, (-1,)), ops.reshape(flat_ids, (-1,))], axis=-1)
+    replaced = ops.scatter_update(ops.reshape(rows, (-1, num_classes)), places, ops.reshape(values, (-1,)))
+    return ops.reshape(replaced, ops.shape(rows))
+
+
+def log_softmax(logits: Any, temperature: Any) -> Any:
+    """Log-probabilities of `logits / temperature` over the last axis, in float32 or, for float64, in float64."""
+    logits = ops.convert_to_tensor(logits)
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    return ops.log_softmax(logits / ops.cast(temperature, logits.dtype), axis=-1)
+
+
+def _scaled_divergence(teacher_log_probabilities: Any, student_logits: Any, temperature: Any) -> Any:
+    student_log_probabilities = log_softmax(student_logits, temperature)
+    teacher_log_probabilities = ops.cast(teacher_log_probabilities, student_log_probabilities.dtype)
+    surprise = teacher_log_probabilities - student_log_probabilities
+    divergence = ops.sum(ops.exp(teacher_log_probabilities) * surprise, axis=-1)
+    # Rounding can leave a divergence of equal distributions at -1e-8, which T² would enlarge.
+    return ops.square(ops.cast(temperature, divergence.dtype)) * ops.maximum(divergence, 0.0)
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class SoftTargets(PerExampleLoss):
+    """Hinton's soft targets: T²·KL from the softened teacher to the softened student.
+
+    A `keras.distillation.DistillationLoss`: our `Distiller` and Keras's both take it.
+
+    Args:
+        temperature: T > 0. Higher gives softer targets; Hinton et al. use 1 to 20. A schedule, a learnt temperature
+            or a `keras.Variable` is read anew at every step.
+        tail: what a top-k teacher's other classes get: `"uniform"`, `"bucket"` or `"renormalise"`, as in
+            `top_k_soft_targets`. Dense targets have no tail.
+        from_logits: `False` where the loss is used in plain Keras on models that end in a softmax: both outputs are
+            probabilities then. In a `Distiller` the outputs are logits whatever the heads.
+
+    Raises:
+        ValueError: the temperature is not > 0, or an unknown tail.
+
+    Example:
+        >>> loss = SoftTargets(temperature=3.0)
+        >>> round(float(loss.compute_loss([[2.0, -1.0, 0.5]], [[2.5, -0.5, 1.0]])), 6)
+        0.0
+
+    Reference:
+        Hinton, Vinyals, Dean, arXiv:1503.02531, section 2.
+    """
+
+    head = "softmax"
+
+    def __init__(self, temperature: Any = 4.0, tail: str = "uniform", *, from_logits: bool = True):
+        self.temperature = check_schedulable("temperature", temperature, check_positive, "Hinton et al. use 1 to 20.")
+        self.tail = check_choice("tail", tail, TAIL_POLICIES)
+        self.from_logits = bool(from_logits)
+
+    def per_example(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+        """Returns the loss of each example, `(...)`.
+
+        Args:
+            teacher_outputs: logits `(..., num_classes)`, or an ensemble's
+                `{"member_logits": (..., members, num_classes), "member_weights": (..., members)}`, or a store's
+                `{"top_k_logits": (..., k), "top_k_ids": (..., k), "log_normalizer": (...)}`.
+            student_outputs: logits `(..., num_classes)`.
+        """
+        temperature = current(self.temperature)
+        if not self.from_logits:
+            teacher_outputs, student_outputs = map(log_probabilities, (teacher_outputs, student_outputs))
+        if isinstance(teacher_outputs, dict) and "top_k_ids" in teacher_outputs:
+            return top_k_soft_targets(
+                teacher_outputs["top_k_logits"],
+                teacher_outputs["top_k_ids"],
+                teacher_outputs["log_normalizer"],
+                student_outputs,
+                temperature,
+                tail=self.tail,
+            )
+        if isinstance(teacher_outputs, dict):
+            members, weights = teacher_outputs["member_logits"], teacher_outputs["member_weights"]
+            return member_soft_targets(members, weights, student_outputs, temperature)
+        return soft_targets(teacher_outputs, student_outputs, temperature)
+
+    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+        """Raises `ValueError` where the two differ in rank or classes, or where a softmax would be constant."""
+        validate_logits(teacher_outputs, student_outputs)
+        check_several_classes(type(self).__name__, student_outputs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"temperature": serialized(self.temperature), "tail": self.tail, "from_logits": self.from_logits}
