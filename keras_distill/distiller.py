@@ -1,0 +1,736 @@
+"""`Distiller`: a student that learns from a teacher through plain `compile` and `fit`.
+
+The objective lives in `compute_loss`, in `keras.ops`, for every backend; `train_step` and `test_step` are TensorFlow's.
+What a loss computes is in `losses/`, how a model becomes logits in `logits.py`.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill._checks import check_fraction, check_number, complaint
+from keras_distill.logits import OnePass, Outputs, head_activation, is_readable, looks_like_probabilities, one_pass
+from keras_distill.losses import SoftTargets
+from keras_distill.losses.per_example import restored, serialized
+from keras_distill.losses.reduction import WeightedMean, unscaled
+from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
+
+_LABELS, _SOFT_TARGETS, _TEACHER_FEATURES = "labels", "soft_targets", "teacher_features"
+_UNLABELLED = "unlabelled"
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class Distiller(keras.Model):
+    """A Keras model that trains `student` on hard labels and on what `teacher` knows.
+
+    The objective of a batch is
+
+        student_loss_weight · student_loss + (1 − student_loss_weight) · Σᵢ weightᵢ · distillation_lossᵢ
+
+    plus the student's own regularisers. Sample weights, class weights and Keras masks weigh both terms. The
+    teacher runs once a step, in inference mode, outside the gradient; the student runs once. A batch that brings its
+    own soft targets, `(x, {"labels": y, "soft_targets": t})`, needs no teacher.
+
+    `fit` takes what `keras.Model.fit` takes, and also `x` alone (no labels) and partly labelled sets
+    (`SparseCategoricalCrossentropy(ignore_class=-1)`). `evaluate` and `predict` are the student's alone.
+    Checkpoints and `.keras` files hold the student and the optimizer, never the teacher.
+
+    Args:
+        teacher: what knows: a Keras model with any head, an `Ensemble`, any callable that maps a batch of inputs
+            to logits; `None` where batches bring their soft targets. Never changed, never saved.
+        student: the Keras model to train, with any head. It stays a plain Keras model, at `distiller.student`.
+        distillation_losses: one loss or several, ours or Keras's; `None` is `SoftTargets(temperature=4.0)`. For a
+            model of several outputs a dict `{output name: loss or None}`, which may be one of several.
+        distillation_loss_weights: a non-negative number for each loss, of the losses' own structure; `None` weighs
+            each 1. Each may be a schedule or a `keras.Variable`, which a compiled step reads anew.
+        student_loss_weight: the weight of the hard labels, in [0, 1]; may be a schedule or a variable too.
+        from_logits: what models give whose graph cannot be read (subclassed models, callables): logits, or
+            (`False`) probabilities. Heads of Functional and Sequential models are found by themselves.
+        evaluate_distillation: whether `evaluate` too runs the teacher and reports `distillation_loss`.
+        name: the model's name.
+
+    Raises:
+        TypeError: `student` is no Keras model, or `teacher` cannot be called.
+        ValueError: a weight out of range, class counts that differ, a layer name that is not there.
+
+    Example:
+        >>> x, y = np.random.default_rng(0).normal(size=(32, 4)).astype("float32"), np.arange(32) % 3
+        >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
+        >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+        >>> distiller = Distiller(teacher, student, SoftTargets(temperature=4.0))
+        >>> distiller.compile("adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> history = distiller.fit(x, y, verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'distillation_loss', 'loss', 'student_loss', 'total_loss']
+
+    Reference:
+        Hinton, Vinyals, Dean, «Distilling the Knowledge in a Neural Network», arXiv:1503.02531, section 2.
+    """
+
+    def __init__(
+        self,
+        teacher: Callable | None,
+        student: keras.Model,
+        distillation_losses: Any = None,
+        distillation_loss_weights: Any = None,
+        student_loss_weight: Any = 0.1,
+        *,
+        from_logits: bool = True,
+        evaluate_distillation: bool = False,
+        name: str = "distiller",
+        **kwargs: Any,
+    ):
+        if not isinstance(student, keras.Model):
+            raise TypeError(complaint("student", "a keras.Model", type(student).__name__))
+        # The student's own policy decides whether the loss is scaled; its own layers decide what is cast.
+        kwargs.setdefault("dtype", student.dtype_policy)
+        super().__init__(name=name, autocast=False, **kwargs)
+        self.student = student
+        if distillation_losses is None:
+            distillation_losses = SoftTargets()
+        # Layers among them are tracked once, as `companions`.
+        self._objective = _Objective(
+            _terms(_check_losses(distillation_losses), distillation_loss_weights),
+            check_schedulable("student_loss_weight", student_loss_weight, check_fraction),
+            distillation_losses,
+            distillation_loss_weights,
+        )
+        self.from_logits = bool(from_logits)
+        self.evaluate_distillation = bool(evaluate_distillation)
+        self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
+        self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
+        self.total_loss_tracker = keras.metrics.Mean(name="total_loss")
+        # Metrics, because replicas and compiled steps know how to add them up; `get_metrics_result` keeps them in.
+        self._teacher_not_finite = keras.metrics.Sum(name="teacher_not_finite")
+        self._teacher_probabilities = keras.metrics.Mean(name="teacher_probabilities")
+        self._student_probabilities = keras.metrics.Mean(name="student_probabilities")
+        self._reduce = WeightedMean()
+        self._student_pass: Any = None
+        self._teacher = _Unsaved(None, None)
+        # What losses and weights train, move and save with this model and not with the student; each once.
+        self.companions: list[keras.Layer] = self._objective.layers()
+        if student.built:
+            self._open_student()
+            self.built = True
+        if teacher is not None:
+            self.set_teacher(teacher)
+
+    @property
+    def distillation_losses(self) -> list[Any]:
+        """The distillation losses, flat, in the order of their weights."""
+        return [term.loss for term in self._objective.terms]
+
+    @property
+    def distillation_loss_weights(self) -> list[Any]:
+        """The weight of each of `distillation_losses`: a number, schedule or variable."""
+        return [term.weight for term in self._objective.terms]
+
+    @property
+    def student_loss_weight(self) -> Any:
+        """The weight of the hard labels: a number, schedule or variable. A compiled step holds it: it has no setter."""
+        return self._objective.student_loss_weight
+
+    @property
+    def teacher(self) -> Callable | None:
+        """The teacher as it was given, or `None`."""
+        return self._teacher.model
+
+    def set_teacher(self, teacher: Callable) -> None:
+        """Gives the distiller its teacher: a saved one comes back without.
+
+        Raises:
+            TypeError: `teacher` cannot be called.
+            ValueError: its classes are not the student's, or a loss names a layer that it has not.
+        """
+        if not callable(teacher):
+            raise TypeError(complaint("teacher", "a Keras model or a callable", type(teacher).__name__))
+        if isinstance(teacher, keras.Model):
+            for loss in self.distillation_losses:
+                loss.validate_model_compatibility(teacher, self.student)
+        run = self._open_teacher(teacher)
+        self._meet(run)
+        # A plain holder: Keras stores sub-models by the order of their creation, and must not see the teacher.
+        self._teacher = _Unsaved(teacher, run)
+        layers = getattr(teacher, "_flatten_layers", lambda: [teacher])()
+        self.supports_jit = all(getattr(layer, "supports_jit", True) for layer in layers)
+        self.train_function = self.test_function = None
+
+    def __dir__(self) -> list[str]:
+        # Keras saves every model that `dir` lists; the teacher is the caller's.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    def build(self, input_shape: Any) -> None:
+        """Builds a Sequential student that has no weights yet; a subclassed one builds itself when first called."""
+        if not self.student.built and isinstance(self.student, keras.Sequential):
+            self.student.build(input_shape)
+        self._open_student()
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """The student's output; in training all that the objective needs, as `Outputs`."""
+        if self._student_pass is None:
+            self._open_student()
+        return self._student_pass(inputs, True) if training else self.student(inputs, training=False)
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the student as `keras.Model.fit` does.
+
+        Raises:
+            ValueError: no items, labels out of range, a teacher whose logits are NaN or infinite, a model that gives
+                probabilities where logits were promised, neither teacher nor soft targets.
+        """
+        _check_not_empty(x)
+        self._check_label_range(y)
+        if kwargs.get("class_weight") and _brings_soft_targets(x, y):
+            kwargs["sample_weight"], x = _class_weights_as_sample_weights(
+                x, y, kwargs.pop("class_weight"), kwargs.get("sample_weight")
+            )
+        if y is None and kwargs.get("sample_weight") is not None:
+            # Keras drops the weights of items without a `y`.
+            y = {_UNLABELLED: np.zeros(len(kwargs["sample_weight"]), "uint8")}
+        weight = kwargs.get("sample_weight")
+        if isinstance(y, dict) and {_SOFT_TARGETS, _UNLABELLED} & set(y) and getattr(weight, "ndim", 1) > 1:
+            # Beside a `y` of several parts Keras takes a weight a token only as one for each part.
+            kwargs["sample_weight"] = keras.tree.map_structure(lambda _: weight, y)
+        ours = [_FirstBatchWatch(), FollowSchedules(schedules_in(self.companions))]
+        callbacks = kwargs.pop("callbacks", None)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            for callback in ours:
+                callbacks.append(callback)
+        else:
+            callbacks = [*ours, *keras.tree.flatten(callbacks or [])]
+        return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+
+    if keras.config.backend() == "tensorflow":
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            """One step: the teacher outside the gradient, then the student, the objective and the update."""
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            return super().train_step((x, self._with_teacher(x, y, training=True), sample_weight))
+
+        def test_step(self, data: Any) -> dict[str, Any]:
+            """One evaluation step of the student; the teacher runs only if `evaluate_distillation`."""
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if not self.evaluate_distillation:
+                return super().test_step(data)
+            y = self._with_teacher(x, y)
+            outputs = self._student_pass(x, False)
+            loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
+            self._loss_tracker.update_state(unscaled(loss), sample_weight=_batch_size(x))
+            return self.compute_metrics(x, y, outputs, sample_weight)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The objective of a batch, a scalar.
+
+        Args:
+            x: the inputs; the teacher runs on them unless `y` brings soft targets.
+            y: labels, `None`, or `{"labels": …, "soft_targets": …}`.
+            y_pred: `Outputs` of the student (in training), or the student's own output.
+            sample_weight: `(batch,)`, or a weight a token.
+            training: whether the distillation losses count; evaluation measures the student.
+        """
+        outputs = self(x, training=training) if y_pred is None else y_pred
+        distils = isinstance(outputs, Outputs) and self._distils
+        if distils and _SOFT_TARGETS not in _as_parts(y):
+            y = self._with_teacher(x, y, training=training)
+        parts, sample_weight = _as_parts(y), _item_weights(sample_weight)
+        student_output = outputs.output if isinstance(outputs, Outputs) else outputs
+        batch_size = _batch_size(x)
+
+        total_loss = ops.sum(ops.stack([self._aggregate(loss) for loss in self.losses])) if self.losses else 0.0
+        if _LABELS in parts and self._compile_loss is not None:
+            self._check_loss_meets_head()
+            student_loss = self._compile_loss(parts[_LABELS], student_output, sample_weight)
+            self.student_loss_tracker.update_state(unscaled(student_loss), sample_weight=batch_size)
+            if training and not _may_differ(self.student_loss_weight, 0.0):
+                student_loss = None
+        else:
+            student_loss = None
+        distillation_loss = self._distillation_loss(parts, outputs, sample_weight) if distils else None
+        if distillation_loss is not None:
+            self.distillation_loss_tracker.update_state(unscaled(distillation_loss), sample_weight=batch_size)
+
+        if not isinstance(outputs, Outputs):
+            return total_loss if student_loss is None else student_loss + total_loss
+        student_loss_weight = current(self.student_loss_weight)
+        if student_loss is not None:
+            total_loss += student_loss_weight * student_loss
+        if distillation_loss is not None:
+            total_loss += (1.0 - student_loss_weight) * distillation_loss
+        total_loss = ops.convert_to_tensor(total_loss, dtype="float32")
+        self.total_loss_tracker.update_state(unscaled(total_loss), sample_weight=batch_size)
+        if training:
+            for schedule in schedules_in(self.companions):
+                schedule.end_step()
+        return total_loss
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Updates the compiled metrics with the student's output, where there are labels."""
+        parts = _as_parts(y)
+        output = y_pred.output if isinstance(y_pred, Outputs) else y_pred
+        if _LABELS in parts:
+            super().compute_metrics(x, parts[_LABELS], output, _item_weights(sample_weight))
+        results = self.get_metrics_result()
+        reported = {"student_loss"} if _LABELS in parts and self._compile_loss is not None else set()
+        if isinstance(y_pred, Outputs):
+            reported |= {"total_loss"} | ({"distillation_loss"} if self._distils else set())
+        return {name: value for name, value in results.items() if name in reported or name not in _OWN_METRICS}
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """The reported metrics' values, without those that only watch the first batch."""
+        return {name: value for name, value in super().get_metrics_result().items() if name not in _WATCHES}
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments without the teacher."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "student": serialize(self.student),
+            "distillation_losses": _mapped(serialize, self._objective.given_losses),
+            "distillation_loss_weights": _mapped(serialized, self._objective.given_weights),
+            "student_loss_weight": serialized(self.student_loss_weight),
+            "from_logits": self.from_logits,
+            "evaluate_distillation": self.evaluate_distillation,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Distiller":
+        """Builds a distiller without a teacher from `get_config`."""
+        config = dict(config)
+        restore = keras.saving.deserialize_keras_object
+        config["student"] = restore(config["student"], custom_objects=custom_objects)
+        losses = _mapped(lambda loss: restore(loss, custom_objects=custom_objects), config["distillation_losses"])
+        config["distillation_losses"] = losses
+        config["distillation_loss_weights"] = _mapped(restored, config["distillation_loss_weights"])
+        config["student_loss_weight"] = restored(config["student_loss_weight"])
+        return cls(teacher=None, **config)
+
+    @property
+    def _distils(self) -> bool:
+        return _may_differ(self.student_loss_weight, 1.0)
+
+    def _open_student(self) -> None:
+        names = _layer_names(self.distillation_losses, "student_layer_name")
+        self._student_pass = one_pass(self.student, layer_names=names, from_logits=self.from_logits)
+        self.output_names = getattr(self.student, "output_names", None)
+        self._check_heads("student", self._student_pass)
+
+    def _open_teacher(self, teacher: Callable) -> OnePass:
+        names = _layer_names(self.distillation_losses, "teacher_layer_name")
+        if hasattr(teacher, "soft_targets"):
+            if names:
+                remedy = "Distil features from one of its models instead."
+                raise ValueError(complaint("a teacher with named features", "a single model", "several", remedy))
+            # It knows what is right at every temperature, which its logits at T = 1 do not say.
+            return OnePass(lambda inputs, training: Outputs(teacher.soft_targets(inputs), None, {}))
+        return one_pass(teacher, layer_names=names, from_logits=self.from_logits)
+
+    def _meet(self, teacher_pass: OnePass) -> None:
+        """Checks the two models' outputs against each other, and lets the losses make what the shapes need."""
+        self._check_heads("teacher", teacher_pass)
+        if self._student_pass is None or self._student_pass.symbolic is None:
+            return
+        ours = self._student_pass.symbolic
+        theirs = teacher_pass.symbolic
+        if theirs is None:
+            return
+        for term in self._objective.terms:
+            if not hasattr(term.loss, "per_example"):
+                continue
+            pair = self._pair(term, theirs.logits, theirs.features, ours)
+            term.loss.build(*pair)
+            term.loss.validate_outputs(*pair)
+
+    def _with_teacher(self, x: Any, y: Any, training: bool = False) -> Any:
+        """`y` with what the teacher says of `x`, unless the batch brings it or nothing would read it."""
+        parts = _as_parts(y)
+        if _SOFT_TARGETS in parts or not self._distils:
+            return y
+        if self.teacher is None:
+            remedy = (
+                'Call distiller.set_teacher(teacher), or fit on (x, {"labels": y, "soft_targets": t}). '
+                "A saved distiller holds no teacher."
+            )
+            raise ValueError(complaint("the teacher", "given before fit", None, remedy))
+        if training and hasattr(self.teacher, "follow"):
+            self.teacher.follow(self.student)
+        outputs = self._teacher.run(x, False)
+        soft_targets, features = keras.tree.map_structure(ops.stop_gradient, (outputs.logits, outputs.features))
+        return parts | {_SOFT_TARGETS: soft_targets, _TEACHER_FEATURES: features}
+
+    def _distillation_loss(self, parts: dict[str, Any], outputs: Outputs, sample_weight: Any) -> Any:
+        self._watch_soft_targets(parts[_SOFT_TARGETS])
+        if not is_readable(self.student) and self.from_logits:
+            self._student_probabilities.update_state(looks_like_probabilities(_first(outputs.logits)))
+        losses = []
+        for term in self._objective.terms:
+            loss, weight = term.loss, current(term.weight)
+            pair = self._pair(term, parts[_SOFT_TARGETS], parts.get(_TEACHER_FEATURES, {}), outputs)
+            item_weights = self._of_output(term, sample_weight)
+            loss.validate_outputs(*pair)
+            if hasattr(loss, "per_example"):
+                context = dict.fromkeys(loss.reads)
+                if "labels" in context:
+                    context["labels"] = self._of_output(term, parts.get(_LABELS))
+                if "item_weights" in context:
+                    context["item_weights"] = _masked_weights(item_weights, pair[1])
+                values = loss.per_example(*pair, **context)
+                losses.append(weight * self._reduce(values, pair[1], item_weights))
+            else:
+                if sample_weight is not None:
+                    _warn_of_scalar(loss)
+                losses.append(weight * self._reduce(loss.compute_loss(*pair), None, None))
+        return ops.sum(ops.stack(losses))
+
+    def _pair(self, term: "_Term", teacher_logits: Any, teacher_features: dict, student: Outputs) -> tuple[Any, Any]:
+        """What a term compares: the teacher's and the student's features, or their logits of one output."""
+        theirs = _named(
+            teacher_features,
+            getattr(term.loss, "teacher_layer_name", None),
+            lambda: self._of_output(term, teacher_logits),
+        )
+        ours = _named(
+            student.features,
+            getattr(term.loss, "student_layer_name", None),
+            lambda: self._of_output(term, student.logits),
+        )
+        return theirs, ours
+
+    def _of_output(self, term: "_Term", structure: Any) -> Any:
+        """A term's own part of what may be one tensor or one for each output."""
+        is_several = isinstance(structure, (list, tuple)) or (isinstance(structure, dict) and not _is_target(structure))
+        if structure is None or not is_several:
+            return structure
+        if term.output_name is None:
+            if not hasattr(term.loss, "per_example") or term.loss.teacher_layer_name is not None:
+                return structure
+            names = list(structure) if isinstance(structure, dict) else self.output_names
+            remedy = "Give a dict {output name: loss or None}."
+            raise ValueError(
+                complaint("distillation_losses of several outputs", f"by name ({names})", term.loss, remedy)
+            )
+        if isinstance(structure, dict):
+            if term.output_name not in structure:
+                raise ValueError(complaint(f"output {term.output_name!r}", "one of " + str(list(structure)), "another"))
+            return structure[term.output_name]
+        names = list(self.output_names or [])
+        if term.output_name not in names:
+            raise ValueError(complaint(f"output {term.output_name!r}", f"one of {names}", "another"))
+        return structure[names.index(term.output_name)]
+
+    def _check_heads(self, who: str, run: OnePass) -> None:
+        """A softmax's loss on sigmoids, or the other way round, trains and is wrong in silence."""
+        if run.symbolic is None:
+            return
+        for term in self._objective.terms:
+            expected = getattr(term.loss, "head", None)
+            if expected is None or getattr(term.loss, "teacher_layer_name", None) is not None:
+                continue
+            activation = self._of_output(term, run.activations)
+            if activation in ("softmax", "sigmoid") and activation != expected:
+                name = "BinarySoftTargets" if activation == "sigmoid" else "SoftTargets"
+                remedy = f"Use a loss for it, such as keras_distill.losses.{name}."
+                subject = f"the head of the {who} under {type(term.loss).__name__}"
+                raise ValueError(complaint(subject, expected, activation, remedy))
+
+    def _aggregate(self, regulariser: Any) -> Any:
+        return self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
+
+    def _watch_soft_targets(self, soft_targets: Any) -> None:
+        # Values times zero sum to zero exactly where all of them are finite: one pass, no boolean tensor.
+        not_finite = [
+            ops.cast(ops.isnan(ops.sum(ops.cast(values, "float32") * 0.0)), "float32")
+            for values in keras.tree.flatten(soft_targets)
+        ]
+        self._teacher_not_finite.update_state(ops.stack(not_finite))
+        if self.from_logits and not isinstance(soft_targets, dict) and not is_readable(self.teacher):
+            self._teacher_probabilities.update_state(looks_like_probabilities(_first(soft_targets)))
+
+    def _complaint_of_first_batch(self) -> str | None:
+        """What the first batch showed to be wrong, if anything."""
+        if float(self._teacher_not_finite.result()) > 0:
+            remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
+            return complaint("the teacher's logits", "finite", "NaN or infinite values in this batch", remedy)
+        for who, metric in (("teacher", self._teacher_probabilities), ("student", self._student_probabilities)):
+            if float(metric.result()) == 1.0:
+                remedy = "Pass from_logits=False to Distiller, or let the model end before its softmax."
+                return complaint(
+                    f"the {who}'s outputs", "logits", "probabilities: rows in [0, 1] that sum to 1", remedy
+                )
+        return None
+
+    def _check_loss_meets_head(self) -> None:
+        """A loss of probabilities on a student that ends in logits trains, badly and in silence."""
+        if head_activation(self.student) != "linear" or keras.tree.is_nested(self.loss):
+            return
+        if self.loss in ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"):
+            name = "".join(word.capitalize() for word in self.loss.split("_"))
+        elif isinstance(self.loss, keras.losses.Loss) and self.loss.get_config().get("from_logits") is False:
+            name = type(self.loss).__name__
+        else:
+            return
+        remedy = f"Pass loss=keras.losses.{name}(from_logits=True)."
+        raise ValueError(
+            complaint("the loss of a student that ends in logits", "one of logits", "one of probabilities", remedy)
+        )
+
+    def _check_label_range(self, y: Any) -> None:
+        labels = _as_parts(y).get(_LABELS)
+        num_classes = self.student.outputs[0].shape[-1] if is_readable(self.student) else None
+        is_sparse = self.loss == "sparse_categorical_crossentropy" or isinstance(
+            self.loss, keras.losses.SparseCategoricalCrossentropy
+        )
+        if not isinstance(labels, np.ndarray) or not is_sparse or num_classes is None or not labels.size:
+            return
+        ignored = getattr(self.loss, "ignore_class", None)
+        outside = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignored)]
+        if outside.size:
+            remedy = "For items without a label use SparseCategoricalCrossentropy(ignore_class=-1)."
+            raise ValueError(
+                complaint("labels", f"in [0, {num_classes})", f"{outside[0]} ({outside.size} such)", remedy)
+            )
+
+
+_WATCHES = {"teacher_not_finite", "teacher_probabilities", "student_probabilities"}
+_OWN_METRICS = {"student_loss", "distillation_loss", "total_loss"}
+
+
+@dataclass(frozen=True)
+class _Unsaved:
+    """The teacher and its one pass, where Keras's trackers do not look: into lists, dicts and tuples they do."""
+
+    model: Callable | None
+    run: Any
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One distillation loss, its weight, and the output that it reads where there are several."""
+
+    loss: Any
+    weight: Any
+    output_name: str | None
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """What is summed, where Keras's trackers do not look, and how the caller wrote it."""
+
+    terms: list[_Term]
+    student_loss_weight: Any
+    given_losses: Any
+    given_weights: Any
+
+    def layers(self) -> list[keras.Layer]:
+        """The layers among the losses' arguments and the weights, each once."""
+        layers = [layer for term in self.terms for layer in getattr(term.loss, "layers", [])]
+        weights = [*[term.weight for term in self.terms], self.student_loss_weight]
+        layers += [weight for weight in weights if isinstance(weight, keras.Layer)]
+        return list({id(layer): layer for layer in layers}.values())
+
+
+class _FirstBatchWatch(keras.callbacks.Callback):
+    """Stops a `fit` that cannot succeed at its first batch, with the student's weights as they were."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.before = [(variable, variable.numpy()) for variable in self.model.student.variables]
+        self.is_first = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.is_first:
+            self._look()
+            self.is_first, self.before = False, []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        message = self.model._complaint_of_first_batch()
+        if message:
+            for variable, value in self.before:
+                variable.assign(value)
+            raise ValueError(message)
+
+
+def _check_losses(losses: Any) -> list[tuple[str | None, Any]]:
+    """(output name or `None`, loss or `None`) of each, checked."""
+    by_output = list(losses) if isinstance(losses, (list, tuple)) else [losses]
+    named: list[tuple[str | None, Any]] = []
+    for losses_ in by_output:
+        named += list(losses_.items()) if isinstance(losses_, dict) else [(None, losses_)]
+    if not any(loss is not None for _, loss in named):
+        raise ValueError(complaint("distillation_losses", "one loss or several", "an empty list"))
+    for _, loss in named:
+        if loss is None:
+            continue
+        if not hasattr(loss, "compute_loss"):
+            remedy = "For example keras_distill.losses.SoftTargets(temperature=4.0)."
+            raise TypeError(
+                complaint("a distillation loss", "a keras.distillation.DistillationLoss", repr(loss), remedy)
+            )
+        if isinstance(loss, keras.distillation.LogitsDistillation) and keras.losses.kl_divergence in keras.tree.flatten(
+            loss.loss
+        ):
+            warnings.warn(
+                "LogitsDistillation with loss='kl_divergence', its default, compares raw logits without softmax or T². "
+                "Pass keras_distill.losses.SoftTargets(temperature=…), or "
+                "LogitsDistillation(temperature=…, loss=keras.losses.KLDivergence()).",
+                stacklevel=3,
+            )
+        if getattr(loss, "from_logits", True) is False:
+            remedy = "Leave from_logits out: a Distiller takes the heads off and hands on logits."
+            raise ValueError(
+                complaint(f"{type(loss).__name__} in a Distiller", "one of logits", "from_logits=False", remedy)
+            )
+    return named
+
+
+def _terms(named_losses: list[tuple[str | None, Any]], weights: Any) -> list[_Term]:
+    """The losses with their weights; an output without a loss has no term."""
+    if weights is None:
+        flat: list[Any] = [1.0] * len(named_losses)
+    else:
+        weights = list(weights) if isinstance(weights, (list, tuple)) else [weights]
+        flat, names = [], [name for name, _ in named_losses]
+        for weight in weights:
+            if isinstance(weight, dict):
+                flat += [weight.get(name, 1.0) for name in names[len(flat) : len(flat) + len(weight)]]
+            else:
+                flat.append(weight)
+    if len(flat) != len(named_losses):
+        raise ValueError(complaint("distillation_loss_weights", f"{len(named_losses)}, one for each loss", len(flat)))
+    return [
+        _Term(loss, check_schedulable("a distillation loss's weight", weight, _check_weight), name)
+        for (name, loss), weight in zip(named_losses, flat, strict=True)
+        if loss is not None
+    ]
+
+
+def _check_weight(name: str, weight: Any) -> float:
+    if not 0.0 <= check_number(name, weight) < float("inf"):
+        raise ValueError(complaint(name, ">= 0 and finite", weight))
+    return float(weight)
+
+
+def _may_differ(weight: Any, number: float) -> bool:
+    """Whether a weight is, or may become, other than `number`."""
+    return not isinstance(weight, float) or weight != number
+
+
+def _mapped(function: Callable[[Any], Any], structure: Any) -> Any:
+    """`function` of each loss or weight in a list, a dict or a list of dicts; `None` stays."""
+    if isinstance(structure, dict) and "class_name" not in structure:
+        return {name: _mapped(function, value) for name, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return [_mapped(function, value) for value in structure]
+    return None if structure is None else function(structure)
+
+
+def _is_target(structure: dict[str, Any]) -> bool:
+    """Whether a dict is one output's target and not a dict of outputs."""
+    return "member_logits" in structure or "top_k_logits" in structure
+
+
+def _masked_weights(item_weights: Any, outputs: Any) -> Any:
+    """Sample weights times the outputs' mask, `(batch, …)`; `None` where there is neither."""
+    mask = getattr(outputs, "_keras_mask", None)
+    if mask is None:
+        return item_weights
+    mask = ops.cast(mask, "float32")
+    if item_weights is None:
+        return mask
+    item_weights = ops.cast(item_weights, "float32")
+    missing = max(len(mask.shape) - len(item_weights.shape), 0)
+    return mask * ops.reshape(item_weights, (*ops.shape(item_weights), *[1] * missing))
+
+
+def _layer_names(losses: Sequence[Any], attribute: str) -> list[str]:
+    return sorted({name for loss in losses if (name := getattr(loss, attribute, None)) is not None})
+
+
+def _named(features: dict[str, Any], layer_name: str | None, logits: Callable[[], Any]) -> Any:
+    if layer_name is None:
+        return logits()
+    if layer_name not in features:
+        remedy = "Features need the teacher beside the student: stored soft targets hold none."
+        raise ValueError(complaint(f"features of layer {layer_name!r}", "present", "none", remedy))
+    return features[layer_name]
+
+
+def _as_parts(y: Any) -> dict[str, Any]:
+    """`y` as labels and soft targets, whichever of them it has."""
+    if y is None or (isinstance(y, dict) and _UNLABELLED in y):
+        return {}
+    if isinstance(y, dict) and _SOFT_TARGETS in y:
+        return {key: value for key, value in y.items() if value is not None}
+    return {_LABELS: y}
+
+
+def _item_weights(sample_weight: Any) -> Any:
+    """The weights of the items: `fit` on arrays hands out a copy of them for each part of `y`."""
+    if isinstance(sample_weight, dict) and {_SOFT_TARGETS, _UNLABELLED} & set(sample_weight):
+        return sample_weight[_LABELS] if _LABELS in sample_weight else _first(sample_weight)
+    return sample_weight
+
+
+def _brings_soft_targets(x: Any, y: Any) -> bool:
+    if y is None and hasattr(x, "element_spec"):
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(x.element_spec)
+    return isinstance(y, dict) and _SOFT_TARGETS in y
+
+
+def _class_weights_as_sample_weights(x: Any, y: Any, class_weight: dict[int, float], sample_weight: Any) -> tuple:
+    """Keras refuses class weights beside a `y` of several parts, of which only the labels have classes here."""
+    table = np.ones(max(class_weight) + 1, "float32")
+    table[list(class_weight)] = list(class_weight.values())
+    if y is not None:
+        weights = _look_up(table, np.asarray(y[_LABELS]), np)
+        return (weights if sample_weight is None else weights * sample_weight), x
+
+    def weigh(*batch: Any) -> tuple:
+        inputs, targets, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        weights = _look_up(table, targets[_LABELS], ops)
+        return inputs, targets, weights if weight is None else weights * ops.cast(weight, "float32")
+
+    return None, x.map(weigh)
+
+
+def _look_up(table: np.ndarray, labels: Any, library: Any) -> Any:
+    """The weight of each label; 1 for classes that the user did not name, and for «no label»."""
+    table = np.append(table, np.float32(1.0))
+    other = len(table) - 1
+    is_named = library.logical_and(labels >= 0, labels < other)
+    return library.take(table, library.where(is_named, labels, other), axis=0)
+
+
+def _warn_of_scalar(loss: Any) -> None:
+    warnings.warn(
+        f"{type(loss).__name__} gives one number a batch: sample weights cannot weigh it. "
+        "A keras_distill.losses.PerExampleLoss respects them.",
+        stacklevel=2,
+    )
+
+
+def _check_not_empty(x: Any) -> None:
+    num_items = None
+    if isinstance(x, (np.ndarray, list, tuple, dict)) and keras.tree.flatten(x):
+        num_items = min((len(part) for part in keras.tree.flatten(x) if hasattr(part, "__len__")), default=None)
+    elif hasattr(x, "cardinality"):
+        num_items = int(x.cardinality())
+    if num_items == 0:
+        raise ValueError(complaint("the training set", "not empty", "0 items"))
+
+
+def _first(structure: Any) -> Any:
+    return keras.tree.flatten(structure)[0]
+
+
+def _batch_size(x: Any) -> Any:
+    return ops.shape(_first(x))[0]

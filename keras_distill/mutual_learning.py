@@ -1,0 +1,165 @@
+"""`DeepMutualLearning`: students that teach each other, without a teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_distill._checks import check_number, complaint
+from keras_distill.logits import OnePass, one_pass
+from keras_distill.losses import SoftTargets
+from keras_distill.losses.per_example import restored, serialized
+from keras_distill.losses.reduction import WeightedMean, unscaled
+from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class DeepMutualLearning(keras.Model):
+    """Several students of one data set, each of which learns from the labels and from all its peers.
+
+    The objective is the sum over the K students k of
+
+        student_lossₖ + mutual_weight · 1/(K − 1) · Σ_{l ≠ k} T²·KL(softmax(zₗ / T) ‖ softmax(zₖ / T)),
+
+    in which a peer's logits are targets, without a gradient. Every student runs once a step and all are updated
+    together; the paper's algorithm 1 takes turns. Sample weights and masks weigh both terms.
+
+    `evaluate` and `predict` are the first student's; all are plain Keras models, at `students`.
+
+    Args:
+        students: two or more built Keras models of the same classes, with any heads.
+        temperature: T > 0; the paper takes 1. May be a schedule.
+        mutual_weight: the weight of the peers, >= 0; the paper takes 1. May be a schedule.
+        from_logits: what students give whose graph cannot be read, as in `Distiller`.
+        name: the model's name.
+
+    Raises:
+        ValueError: fewer than two students, students of different classes, or a number out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> students = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in range(2)]
+        >>> learners = DeepMutualLearning(students)
+        >>> learners.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        >>> history = learners.fit(np.ones((8, 4)), np.zeros(8, "int32"), verbose=0)
+        >>> sorted(history.history)
+        ['loss', 'mutual_loss', 'student_loss']
+
+    Reference:
+        Zhang et al., «Deep Mutual Learning», arXiv:1706.00384, sections 2.2 and 2.4.
+    """
+
+    def __init__(
+        self,
+        students: Sequence[keras.Model],
+        temperature: Any = 1.0,
+        mutual_weight: Any = 1.0,
+        *,
+        from_logits: bool = True,
+        name: str = "deep_mutual_learning",
+        **kwargs: Any,
+    ):
+        students = list(students)
+        if len(students) < 2:
+            raise ValueError(complaint("students", "two models or more", len(students)))
+        kwargs.setdefault("dtype", students[0].dtype_policy)
+        super().__init__(name=name, autocast=False, **kwargs)
+        self.students = students
+        self.mutual_loss = SoftTargets(temperature)
+        self.mutual_weight = check_schedulable("mutual_weight", mutual_weight, _check_weight)
+        self.companions = self.mutual_loss.layers
+        self.from_logits = bool(from_logits)
+        self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
+        self.mutual_loss_tracker = keras.metrics.Mean(name="mutual_loss")
+        self._reduce = WeightedMean()
+        self._untracked = _Passes([one_pass(student, from_logits=self.from_logits) for student in students])
+        first, *others = [run.symbolic for run in self._untracked.runs]
+        for other in others:
+            if first is not None and other is not None:
+                self.mutual_loss.validate_outputs(first.logits, other.logits)
+        self.built = all(student.built for student in students)
+
+    def build(self, input_shape: Any) -> None:
+        """Students that have no weights yet build themselves when first called."""
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """The first student's output; in training the `Outputs` of all."""
+        if not training:
+            return self.students[0](inputs, training=False)
+        return [run(inputs, True) for run in self._untracked.runs]
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains all students as `keras.Model.fit` does."""
+        follow = FollowSchedules(schedules_in([layer for layer in self.layers if layer not in self.students]))
+        kwargs["callbacks"] = [follow, *keras.tree.flatten(kwargs.pop("callbacks", None) or [])]
+        return super().fit(x, y, *args, **kwargs)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The objective of a batch, a scalar; evaluation measures the first student."""
+        if not training or not isinstance(y_pred, list):
+            loss = self._compile_loss(y, y_pred, sample_weight)
+            self.student_loss_tracker.update_state(unscaled(loss), sample_weight=ops.shape(keras.tree.flatten(x)[0])[0])
+            return loss
+        logits = [outputs.logits for outputs in y_pred]
+        hard = ops.cast(0.0, "float32")
+        if y is not None and self._compile_loss is not None:
+            for outputs in y_pred:
+                hard += ops.cast(self._compile_loss(y, outputs.output, sample_weight), "float32")
+        mutual = ops.cast(0.0, "float32")
+        for number, student_logits in enumerate(logits):
+            peers = [ops.stop_gradient(peer) for other, peer in enumerate(logits) if other != number]
+            values = sum(self.mutual_loss.per_example(peer, student_logits) for peer in peers) / len(peers)
+            mutual += self._reduce(values, student_logits, sample_weight)
+        num_items = ops.shape(keras.tree.flatten(x)[0])[0]
+        self.student_loss_tracker.update_state(unscaled(hard), sample_weight=num_items)
+        self.mutual_loss_tracker.update_state(unscaled(mutual), sample_weight=num_items)
+        total = hard + ops.cast(current(self.mutual_weight), "float32") * mutual
+        for regulariser in self.losses:
+            total += self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
+        for schedule in schedules_in([layer for layer in self.layers if layer not in self.students]):
+            schedule.end_step()
+        return total
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Updates the compiled metrics with the first student's output."""
+        output = y_pred[0].output if isinstance(y_pred, list) else y_pred
+        results = super().compute_metrics(x, y, output, sample_weight)
+        if not isinstance(y_pred, list):
+            results = {name: value for name, value in results.items() if name != "mutual_loss"}
+        return results
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "name": self.name,
+            "students": [keras.saving.serialize_keras_object(student) for student in self.students],
+            "temperature": serialized(self.mutual_loss.temperature),
+            "mutual_weight": serialized(self.mutual_weight),
+            "from_logits": self.from_logits,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "DeepMutualLearning":
+        """Builds the model that `get_config` described."""
+        restore = keras.saving.deserialize_keras_object
+        students = [restore(student, custom_objects=custom_objects) for student in config["students"]]
+        schedulable = {name: restored(config[name]) for name in ("temperature", "mutual_weight")}
+        return cls(**{**config, **schedulable, "students": students})
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The students' passes, where Keras's trackers do not look: they hold the students' layers once more."""
+
+    runs: list[OnePass]
+
+
+def _check_weight(name: str, weight: Any) -> float:
+    if not 0.0 <= check_number(name, weight) < float("inf"):
+        raise ValueError(complaint(name, ">= 0 and finite", weight))
+    return float(weight)
