@@ -1,0 +1,7 @@
+"""Teachers: several models as one, a student's own past, and models of other frameworks."""
+
+from keras_distill.teachers.ensemble import Ensemble, arithmetic_mean, geometric_mean
+from keras_distill.teachers.moving_average import MovingAverage
+from keras_distill.teachers.onnx import OnnxTeacher
+
+__all__ = ["Ensemble", "MovingAverage", "OnnxTeacher", "arithmetic_mean", "geometric_mean"]
