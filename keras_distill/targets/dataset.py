@@ -1,0 +1,284 @@
+"""Store + dataset → batches with their soft targets, joined by item id: `attach`.
+
+Shuffling moves ids, not rows: ids are shuffled, batched, and then gathered, so that any order, any part
+and any repetition of a dataset meets its own targets. Where the store holds views, the augmentation in its
+manifest is replayed, and the student sees what the teacher saw.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_distill._checks import check_count, complaint
+from keras_distill.targets.augmentation import Augmentation, hashes
+from keras_distill.targets.labelling import inputs_fingerprint
+from keras_distill.targets.manifest import ForeignDatasetError, Manifest, check_source
+from keras_distill.targets.store import SoftTargetStore
+
+# Sixteen batches a read: a call into Python costs more than the rows of one small batch.
+_BATCHES_A_BLOCK, _BYTES_A_BLOCK = 16, 8 << 20
+
+
+def attach(
+    dataset: Any,
+    store: SoftTargetStore | str | os.PathLike,
+    *,
+    batch_size: int = 128,
+    shuffle: bool = True,
+    seed: int = 0,
+    ids: Any = None,
+    drop_remainder: bool = False,
+) -> tf.data.Dataset:
+    """A pipeline for `Distiller(teacher=None, …).fit`: inputs, labels and the stored soft targets.
+
+    It brings its own order: `fit(attach(…), shuffle=False)` keeps Keras from warning that it will not shuffle it.
+
+    Args:
+        dataset: in memory: a `Split`, `(inputs, labels)`, `(inputs, labels, sample_weight)`, or inputs alone. Each
+            epoch has its own order, and memory does not grow with the number of items beyond the arrays themselves.
+            A stream: a `tf.data.Dataset` of `(id, (x, y))`, `(id, (x, y, sample_weight))` or `(id, x)`, as
+            `enumerate` makes them, then shuffled, filtered and batched as you like.
+        store: an open store or its folder (which is then verified).
+        batch_size: items a batch; arrays only, a stream brings its own batches.
+        shuffle: whether arrays are gone through in a new order every epoch.
+        seed: of the order, and of the choice of views.
+        ids: the ids of the arrays' items where they are part of what was labelled, or in another order; integers
+            `(num_items,)`.
+        drop_remainder: whether a last, smaller batch is left out; arrays only.
+
+    Returns:
+        A dataset of `(x, {"labels": y, "soft_targets": t})` or `(x, {…}, sample_weight)`; without labels, no
+        `"labels"`. `t` is what the losses take. With `Mixup`, labels are probabilities `(batch, num_classes)`.
+
+    Raises:
+        ForeignDatasetError: the arrays are not what was labelled.
+        StoreError: the store cannot be used, by name.
+
+    Example:
+        >>> import tempfile
+        >>> from keras_distill.targets.labelling import label
+        >>> x, y = np.eye(4, dtype="float32"), np.arange(4)
+        >>> store = label(lambda x: x * 5, x, tempfile.mkdtemp() + "/targets", teacher_fingerprint="five times")
+        >>> batches = attach((x, y), store, batch_size=2)
+        >>> all(np.array_equal(5 * x, y["soft_targets"]) for x, y in batches)
+        True
+    """
+    if not isinstance(store, SoftTargetStore):
+        store = SoftTargetStore.open(store)
+    manifest = store.manifest
+    replay = Augmentation.from_config(manifest.augmentation) if manifest.augmentation else None
+    if isinstance(dataset, tf.data.Dataset):
+        joined = _of_stream(dataset, store, replay, seed)
+    else:
+        joined = _of_arrays(
+            dataset, store, replay, check_count("batch_size", batch_size), shuffle, seed, ids, drop_remainder
+        )
+    return joined.prefetch(tf.data.AUTOTUNE)
+
+
+def _of_arrays(
+    dataset: Any,
+    store: SoftTargetStore,
+    replay: Augmentation | None,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    ids: Any,
+    drop_remainder: bool,
+) -> tf.data.Dataset:
+    parts = (dataset.inputs, dataset.labels) if hasattr(dataset, "inputs") else dataset
+    parts = parts if isinstance(parts, tuple) else (parts,)
+    # `None` labels are no labels: (inputs, None, sample_weight).
+    names = [name for name, part in zip(("inputs", "labels", "sample_weight"), parts, strict=False) if part is not None]
+    arrays = {
+        name: tf.nest.map_structure(np.asanyarray, part)
+        for name, part in zip(names, (p for p in parts if p is not None), strict=True)
+    }
+    num_items = _common_length(arrays)
+    manifest = store.manifest
+    if ids is None:
+        fingerprint = inputs_fingerprint(arrays["inputs"]) if manifest.dataset_fingerprint else None
+        check_source(store.path, manifest, num_items=num_items, dataset_fingerprint=fingerprint)
+    else:
+        ids = np.asarray(ids)
+        if ids.shape != (num_items,) or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(complaint("ids", f"integers of shape ({num_items},)", f"{ids.dtype} {ids.shape}"))
+        if num_items and not (ids.min() >= 0 and ids.max() < manifest.num_items):
+            outside = ids[(ids < 0) | (ids >= manifest.num_items)][0]
+            raise ForeignDatasetError(complaint("ids", f"in [0, {manifest.num_items}), the store's", outside))
+    if replay is not None and replay.mixup is not None and ids is not None:
+        remedy = "Mixup looks partners up in the whole dataset: give all of it."
+        raise ValueError(complaint("ids", "None with Mixup", "a part of the dataset", remedy))
+
+    num_batches = num_items // batch_size if drop_remainder else -(-num_items // batch_size)
+    columns = _Columns(arrays)
+    targets = _Targets(store)
+    # One call into Python fetches the targets of many batches; inputs are gathered batch by batch.
+    batches_a_block = min(_BATCHES_A_BLOCK, max(1, _BYTES_A_BLOCK // (batch_size * manifest.bytes_per_row)))
+    block_size = batches_a_block * batch_size
+    num_taken = min(num_items, num_batches * batch_size)
+
+    def block(number: tf.Tensor, salt: tf.Tensor) -> tuple:
+        positions = tf.range(number * block_size, tf.minimum((number + 1) * block_size, num_taken))
+        if shuffle:
+            # A keyed permutation of [0, num_items): a shuffle of any length in no memory.
+            high = tf.bitwise.right_shift(salt, tf.constant(32, tf.int64))
+            key = tf.cast(tf.stack([salt, high, seed]) & 0xFFFFFFFF, tf.uint32)
+            positions = tf.raw_ops.RandomIndexShuffle(
+                index=positions, seed=key, max_index=tf.constant(num_items - 1, tf.int64), rounds=4
+            )
+        which = positions if ids is None else tf.cast(tf.gather(ids, positions), tf.int64)
+        views = targets.views(which, salt)
+        read = targets.read(which, views)
+        # Without an augmentation nobody asks again which items these are.
+        return (positions, read) if replay is None else (positions, read, which, views)
+
+    def batches(*of_block: Any) -> tf.data.Dataset:
+        num_whole = tf.shape(of_block[0])[0] // batch_size
+
+        def whole(values: tf.Tensor) -> tf.Tensor:
+            shape = tf.concat([[num_whole, batch_size], tf.shape(values)[1:]], axis=0)
+            stacked = tf.reshape(values[: num_whole * batch_size], shape)
+            stacked.set_shape([None, batch_size, *values.shape[1:]])
+            return stacked
+
+        rest = tf.nest.map_structure(lambda values: values[num_whole * batch_size :], of_block)
+        has_rest = tf.cast(tf.shape(rest[0])[0] > 0, tf.int64)
+        stacked = tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(whole, of_block))
+        return stacked.concatenate(tf.data.Dataset.from_tensors(rest).take(has_rest))
+
+    def epoch(salt: tf.Tensor) -> tf.data.Dataset:
+        blocks = tf.data.Dataset.range(-(-num_batches // batches_a_block)).map(lambda number: block(number, salt))
+        return blocks.flat_map(batches)
+
+    joined = _salts(seed).take(1).flat_map(epoch).map(lambda *batch: _replayed(columns, replay, manifest, *batch))
+    return joined.apply(tf.data.experimental.assert_cardinality(num_batches))
+
+
+def _replayed(
+    columns: "_Columns",
+    replay: Augmentation | None,
+    manifest: Manifest,
+    positions: tf.Tensor,
+    soft_targets: Any,
+    ids: tf.Tensor | None = None,
+    views: tf.Tensor | None = None,
+) -> tuple:
+    """A batch of the arrays, augmented as the teacher saw it."""
+    arrays = columns.take(positions)
+    if replay is None:
+        return _element(arrays, soft_targets)
+    if replay.mixup is None:
+        arrays["inputs"] = replay(arrays["inputs"], ids, views)
+        return _element(arrays, soft_targets)
+    # With Mixup the arrays are the whole dataset: a partner's place is its id.
+    beside = columns.take(replay.partners(ids, views, manifest.num_items))
+    arrays["inputs"] = replay(arrays["inputs"], ids, views, beside["inputs"], manifest.num_items)
+    if "labels" in arrays:
+        share = replay.mixup_shares(ids, views)[:, None]
+        own, other = (
+            tf.one_hot(arrays["labels"], manifest.num_classes),
+            tf.one_hot(beside["labels"], manifest.num_classes),
+        )
+        arrays["labels"] = share * own + (1.0 - share) * other
+    return _element(arrays, soft_targets)
+
+
+def _of_stream(
+    dataset: tf.data.Dataset, store: SoftTargetStore, replay: Augmentation | None, seed: int
+) -> tf.data.Dataset:
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2 or not getattr(spec[0], "dtype", tf.float32).is_integer:
+        remedy = "Put the ids there before shuffling: dataset.enumerate()."
+        raise ValueError(complaint("the dataset's elements", "(id, (x, y)) or (id, x)", spec, remedy))
+    if replay is not None and replay.mixup is not None:
+        remedy = "A stream cannot look a partner up by its id: give arrays."
+        raise ValueError(complaint("the dataset", "arrays, for Mixup", "a tf.data.Dataset", remedy))
+    targets = _Targets(store)
+
+    def join(element: Any, salt: tf.Tensor) -> tuple:
+        ids, parts = element
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        ids = tf.cast(ids, tf.int64)
+        views = targets.views(ids, salt)
+        arrays = dict(zip(("inputs", "labels", "sample_weight"), parts, strict=False))
+        if replay is not None:
+            arrays["inputs"] = replay(arrays["inputs"], ids, views)
+        return _element(arrays, targets.read(ids, views))
+
+    joined = tf.data.Dataset.zip(dataset, _salts(seed)).map(join)
+    cardinality = dataset.cardinality()
+    return joined if cardinality < 0 else joined.apply(tf.data.experimental.assert_cardinality(cardinality))
+
+
+class _Columns:
+    """The arrays of a dataset, gathered by position: in TensorFlow, or where they lie on disk in NumPy."""
+
+    def __init__(self, arrays: dict[str, Any]):
+        self.structure = arrays
+        self.flat = tf.nest.flatten(arrays)
+        with tf.device("cpu"):
+            self.in_memory = [None if isinstance(array, np.memmap) else tf.constant(array) for array in self.flat]
+
+    def take(self, positions: tf.Tensor) -> dict[str, Any]:
+        """The items at `positions`."""
+        found = []
+        for array, tensor in zip(self.flat, self.in_memory, strict=True):
+            if tensor is None:
+                values = tf.numpy_function(lambda rows, array=array: array[rows], [positions], array.dtype)
+                values.set_shape([None, *array.shape[1:]])
+            else:
+                values = tf.gather(tensor, positions)
+            found.append(values)
+        return tf.nest.pack_sequence_as(self.structure, found)
+
+
+class _Targets:
+    """A store as operations of a graph."""
+
+    def __init__(self, store: SoftTargetStore):
+        self.store = store
+        # One read tells the fields, their shapes and dtypes.
+        self.example = store.read(np.zeros((1,), np.int64))
+
+    def views(self, ids: tf.Tensor, salt: tf.Tensor) -> tf.Tensor:
+        """Which view of each item this epoch has, int64."""
+        num_views = self.store.manifest.num_views
+        if num_views == 1:
+            return tf.zeros_like(ids)
+        flat = tf.reshape(ids, [-1])
+        drawn = hashes(salt, flat, tf.zeros_like(flat), 1)[:, 0]
+        chosen = tf.cast(tf.math.floormod(drawn, tf.constant(num_views, tf.uint64)), tf.int64)
+        return tf.reshape(chosen, tf.shape(ids))
+
+    def read(self, ids: tf.Tensor, views: tf.Tensor) -> Any:
+        """The stored targets, `(*ids.shape, …)`."""
+        examples = tf.nest.flatten(self.example)
+        values = tf.numpy_function(
+            lambda rows, which: tf.nest.flatten(self.store.read(rows, which)),
+            [ids, views],
+            [example.dtype for example in examples],
+        )
+        for value, example in zip(values, examples, strict=True):
+            value.set_shape(ids.shape.concatenate(example.shape[1:]))
+        return tf.nest.pack_sequence_as(self.example, values)
+
+
+def _salts(seed: int) -> tf.data.Dataset:
+    """Endless random integers: others each time the dataset is gone through, the same for the same seed."""
+    return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+
+def _element(arrays: dict[str, Any], targets: Any) -> tuple:
+    known = {"labels": arrays["labels"]} if "labels" in arrays else {}
+    y = {**known, "soft_targets": targets}
+    return (arrays["inputs"], y, arrays["sample_weight"]) if "sample_weight" in arrays else (arrays["inputs"], y)
+
+
+def _common_length(arrays: dict[str, Any]) -> int:
+    lengths = {len(array) for array in tf.nest.flatten(arrays)}
+    if len(lengths) != 1:
+        raise ValueError(complaint("inputs, labels and weights", "of one length", sorted(lengths)))
+    return lengths.pop()

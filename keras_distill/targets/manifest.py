@@ -1,0 +1,215 @@
+"""What a store says of itself: `Manifest`, the fields of `manifest.json`; and the errors that refuse a store by name.
+
+The format is specified in `store.py`.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_distill._checks import check_choice, check_count, check_positive, complaint
+
+FORMAT = "keras-distill soft targets"
+VERSION = 1
+
+
+class StoreError(ValueError):
+    """A store that cannot be used as asked."""
+
+
+class FormatVersionError(StoreError):
+    """Not a store, or one of another version of the format."""
+
+
+class UnfinishedStoreError(StoreError):
+    """A store whose labelling has not come to its end."""
+
+
+class StaleTeacherError(StoreError):
+    """A store of another teacher's soft targets."""
+
+
+class ForeignDatasetError(StoreError):
+    """A store of another data set: its length, its ids or its contents differ."""
+
+
+class DamagedShardError(StoreError):
+    """A shard or manifest that is absent, cut short, or not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store says of itself; the fields are those of `manifest.json`, described in the module's text.
+
+    Example:
+        >>> manifest = Manifest(kind="top_k", num_items=1_000_000, num_classes=32_000, top_k=16)
+        >>> manifest.bytes_per_row, manifest.num_bytes
+        (68, 68000000)
+    """
+
+    kind: str
+    num_items: int
+    num_classes: int
+    num_views: int = 1
+    example_shape: tuple[int, ...] = ()
+    dtype: str = "float16"
+    top_k: int | None = None
+    member_weights: tuple[float, ...] | None = None
+    temperature: float | None = None
+    teacher_fingerprint: str = ""
+    dataset_fingerprint: str = ""
+    id_scheme: str = "position"
+    augmentation: dict[str, Any] | None = None
+    rows_per_shard: int = 65536
+    shards: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("dense", "top_k", "members"))
+        check_choice("dtype", self.dtype, ("float16", "float32"))
+        check_count("num_items", self.num_items)
+        check_count("num_classes", self.num_classes)
+        check_count("num_views", self.num_views)
+        check_count("rows_per_shard", self.rows_per_shard)
+        if (self.kind == "top_k") != (self.top_k is not None):
+            raise ValueError(complaint("top_k", f"given for kind 'top_k' alone (kind is {self.kind!r})", self.top_k))
+        if (self.kind == "members") != (self.member_weights is not None):
+            received = f"{self.member_weights} for kind {self.kind!r}"
+            raise ValueError(complaint("member_weights", "given for kind 'members' alone", received))
+        if self.top_k is not None and check_count("top_k", self.top_k) > self.num_classes:
+            raise ValueError(complaint("top_k", f"<= num_classes = {self.num_classes}", self.top_k))
+        if self.temperature is not None:
+            check_positive("temperature", self.temperature)
+
+    @property
+    def num_rows(self) -> int:
+        """Views × items."""
+        return self.num_views * self.num_items
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards hold the rows."""
+        return -(-self.num_rows // self.rows_per_shard)
+
+    @cached_property
+    def row_dtype(self) -> np.dtype:
+        """The structured type of a row."""
+        number = "<f2" if self.dtype == "float16" else "<f4"
+        shape = tuple(self.example_shape)
+        if self.kind == "dense":
+            return np.dtype([("logits", number, (*shape, self.num_classes))])
+        if self.kind == "members":
+            assert self.member_weights is not None  # __post_init__ saw to it
+            return np.dtype([("member_logits", number, (*shape, len(self.member_weights), self.num_classes))])
+        integer = "<u2" if self.num_classes <= 65536 else "<u4"
+        return np.dtype(
+            [
+                ("top_k_logits", number, (*shape, self.top_k)),
+                ("top_k_ids", integer, (*shape, self.top_k)),
+                ("log_normalizer", "<f4", shape),
+            ]
+        )
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of a row."""
+        return self.row_dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all rows; the shards' headers add 128 to 256 each."""
+        return self.num_rows * self.bytes_per_row
+
+    def shard_rows(self, index: int) -> tuple[int, int]:
+        """First row of shard `index`, and the first after it."""
+        start = index * self.rows_per_shard
+        return start, min(start + self.rows_per_shard, self.num_rows)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["checksum"] = _checksum(content)
+        return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "Manifest":
+        """Reads `manifest.json`; `path` is for the error messages."""
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DamagedShardError(f"{path} is damaged: it is not JSON ({error}). Copy it again.") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise FormatVersionError(f"{path} is no manifest of soft targets. Name a folder that `label` wrote.")
+        if content.pop("version", None) != VERSION:
+            received = json.loads(text).get("version")
+            remedy = "Label again, or install the version of keras-distill that wrote it."
+            raise FormatVersionError(complaint(f"{path}: the format's version", str(VERSION), received, remedy))
+        checksum = content.pop("checksum", None)
+        if checksum != _checksum({"format": FORMAT, "version": VERSION, **content}):
+            raise DamagedShardError(f"{path} is damaged: its checksum does not match. Copy it again.")
+        if unknown := set(content) - {field.name for field in fields(cls)}:
+            raise FormatVersionError(f"{path} has fields that version {VERSION} does not know: {sorted(unknown)}.")
+        for name in ("example_shape", "member_weights", "shards"):
+            if content[name] is not None:
+                content[name] = tuple(content[name])
+        return cls(**content)
+
+
+def rows_per_shard_for(num_rows: int, bytes_per_row: int, batch_size: int = 1) -> int:
+    """A shard size, in rows: a kill costs at most a few per cent of the labelling, and 64 processes find work.
+
+    A 64th of the rows, but at least 4096 and at most 256 MiB, since a shard is put together in memory; a
+    multiple of `batch_size`, so that a shard's bytes do not depend on where an earlier run stopped.
+
+    Example:
+        >>> rows_per_shard_for(1_000_000, 68, batch_size=256)
+        15872
+    """
+    rows = max(-(-num_rows // 64), 4096)
+    rows = max(1, min(rows, (256 << 20) // bytes_per_row))
+    return max(rows - rows % -batch_size, batch_size) if rows % batch_size else rows
+
+
+def check_source(
+    path: str | os.PathLike,
+    manifest: Manifest,
+    *,
+    teacher_fingerprint: str | None = None,
+    dataset_fingerprint: str | None = None,
+    num_items: int | None = None,
+    id_scheme: str | None = None,
+) -> None:
+    """Raises `StaleTeacherError` or `ForeignDatasetError` where the store is of another teacher or data set.
+
+    `None` asks nothing.
+    """
+    again = "Label again into a new folder"
+    if teacher_fingerprint not in (None, manifest.teacher_fingerprint):
+        raise StaleTeacherError(
+            complaint(
+                f"{path}: the teacher's fingerprint",
+                f"{teacher_fingerprint!r}, that of the teacher given now",
+                repr(manifest.teacher_fingerprint),
+                f"The teacher has changed since. {again}.",
+            )
+        )
+    questions: tuple[tuple[str, Any, Any], ...] = (
+        ("number of items", num_items, manifest.num_items),
+        ("id scheme", id_scheme, manifest.id_scheme),
+        ("data set's fingerprint", dataset_fingerprint, manifest.dataset_fingerprint),
+    )
+    for name, expected, received in questions:
+        if expected not in (None, received):
+            remedy = f"{again}, or give the data that were labelled, in their order."
+            raise ForeignDatasetError(
+                complaint(f"{path}: the {name}", f"{expected!r}, that of the data given now", repr(received), remedy)
+            )
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

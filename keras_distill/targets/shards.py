@@ -1,0 +1,144 @@
+"""Writing a store, shard by shard: each appears whole or not at all, whoever is killed, and several writers agree.
+
+The format is specified in `store.py`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from keras_distill._checks import complaint
+from keras_distill._files import whole_file
+from keras_distill.targets.manifest import Manifest, StoreError, check_source
+
+
+def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
+    """Begins a store, or finds that one begun with the same settings; returns the manifest that is there.
+
+    Raises:
+        StaleTeacherError: `path` holds another teacher's targets.
+        ForeignDatasetError: `path` holds another data set's targets.
+        StoreError: `path` was begun with other settings.
+    """
+    path = Path(path)
+    file = path / "manifest.json"
+    if not file.exists():
+        if path.exists() and any(not name.name.startswith(".partial-") for name in path.iterdir()):
+            remedy = "Name a new folder, or one that an earlier `label` began."
+            raise StoreError(complaint(str(path), "a store of soft targets", "a folder of something else", remedy))
+        (path / "shards").mkdir(parents=True, exist_ok=True)
+        _write_manifest(path, replace(manifest, shards=None))
+    found = Manifest.from_json(file.read_text(), file)
+    check_source(
+        path,
+        found,
+        teacher_fingerprint=manifest.teacher_fingerprint,
+        dataset_fingerprint=manifest.dataset_fingerprint,
+        num_items=manifest.num_items,
+        id_scheme=manifest.id_scheme,
+    )
+    expected, received = asdict(replace(manifest, shards=None)), asdict(replace(found, shards=None))
+    for name, value in expected.items():
+        if received[name] != value:
+            remedy = "Go on with the settings that it was begun with, or name a new folder."
+            raise StoreError(complaint(f"{path}: {name}", f"{value!r}, as asked for now", repr(received[name]), remedy))
+    return found
+
+
+def write_shard(path: str | os.PathLike, manifest: Manifest, index: int, rows: np.ndarray) -> Path:
+    """Publishes shard `index`, whole or not at all, and returns its file.
+
+    Args:
+        rows: structured, of `manifest.row_dtype`, as many as the shard holds.
+
+    Raises:
+        ValueError: the rows are not those of this shard.
+        OSError: the disk is full or fails; nothing half-written is left.
+    """
+    start, stop = manifest.shard_rows(index)
+    if rows.dtype != manifest.row_dtype or rows.shape != (stop - start,):
+        expected = f"{stop - start} rows of {manifest.row_dtype}"
+        raise ValueError(complaint(f"shard {index}", expected, f"shape {rows.shape} of {rows.dtype}"))
+    header = shard_header(manifest, stop - start)
+    body = np.ascontiguousarray(rows).view(np.uint8).data
+    digest = hashlib.sha256(header)
+    digest.update(body)
+    file = Path(path) / "shards" / f"{index:06d}-{digest.hexdigest()[:16]}.npy"
+    try:
+        with whole_file(file) as aside, open(aside, "wb") as stream:
+            stream.write(header)
+            stream.write(body)
+    except FileNotFoundError:
+        # A second writer of this very shard finished the store and swept our half aside.
+        if not file.exists():
+            raise
+    return file
+
+
+def labelled_shards(path: str | os.PathLike, manifest: Manifest) -> dict[int, list[Path]]:
+    """The shards that are there, by index: one file each, more where two writers' teachers disagreed in a bit."""
+    found: dict[int, list[Path]] = {}
+    for file in sorted((Path(path) / "shards").glob("[0-9]*-*.npy")):
+        index = int(file.name.split("-")[0])
+        if index < manifest.num_shards:
+            found.setdefault(index, []).append(file)
+    return found
+
+
+def is_sound(file: Path) -> bool:
+    """Whether a shard's bytes are those that its name promises."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return file.stem.split("-")[1] == digest.hexdigest()[:16]
+
+
+def missing_shards(path: str | os.PathLike, manifest: Manifest, indices: Iterable[int]) -> list[int]:
+    """Which of `indices` are yet to be labelled. A damaged shard is removed, so that it is labelled again."""
+    there = labelled_shards(path, manifest)
+    missing = []
+    for index in indices:
+        sound = [file for file in there.get(index, []) if is_sound(file)]
+        for file in there.get(index, []):
+            if file not in sound:
+                file.unlink(missing_ok=True)
+        if not sound:
+            missing.append(index)
+    return missing
+
+
+def finish(path: str | os.PathLike, manifest: Manifest) -> bool:
+    """Writes the final manifest if all shards are there; `False` while other writers are still at work."""
+    path = Path(path)
+    there = labelled_shards(path, manifest)
+    if len(there) < manifest.num_shards:
+        return False
+    # All shards are published: what lies aside was left by a kill, or is a second writer's copy of one of them.
+    for aside in [*path.glob(".partial-*"), *(path / "shards").glob(".partial-*")]:
+        aside.unlink(missing_ok=True)
+    _write_manifest(path, replace(manifest, shards=tuple(there[index][0].name for index in range(manifest.num_shards))))
+    return True
+
+
+def shard_header(manifest: Manifest, num_rows: int) -> bytes:
+    """The opening of a shard's `.npy` file, byte for byte."""
+    description = repr({"descr": manifest.row_dtype.descr, "fortran_order": False, "shape": (num_rows,)})
+    # NumPy's format, version 1.0: magic, two bytes of version, two of length; padded to a multiple of 64.
+    padding = -(10 + len(description) + 1) % 64
+    text = (description + " " * padding + "\n").encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    try:
+        with whole_file(path / "manifest.json") as aside:
+            aside.write_text(manifest.to_json())
+    except FileNotFoundError:
+        # Another process finished the store while we did, and swept our half aside.
+        if not (path / "manifest.json").exists():
+            raise

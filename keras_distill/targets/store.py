@@ -1,0 +1,348 @@
+"""Soft targets on disk: the format, written and read with NumPy alone. This text is its specification.
+
+A store is a folder::
+
+    manifest.json                             what the targets are, and which shards hold them
+    shards/000000-9f86d081884c7d65.npy        rows 0 … rows_per_shard - 1
+    shards/000001-60303ae22b998861.npy        the rows after them, and so on
+
+**Rows.** An item of a data set has an integer id in `[0, num_items)`. A *view* of it is what one augmentation
+seed makes of it; a store without augmentation has one view. Row `view * num_items + id` holds the teacher's
+*raw logits* for that view of that item, little-endian and packed:
+
+========= =====================================================================================================
+kind      fields of a row
+========= =====================================================================================================
+dense     `logits` dtype[*example_shape, num_classes]
+top_k     `top_k_logits` dtype[*example_shape, k], in falling order; `top_k_ids` unsigned[*example_shape, k], 16
+          bits where num_classes <= 65536, else 32; `log_normalizer` float32[*example_shape], the log-sum-exp of
+          *all* raw logits at temperature 1
+members   `member_logits` dtype[*example_shape, members, num_classes]; the members' weights are in the manifest
+========= =====================================================================================================
+
+`dtype` is float16 or float32; `example_shape` is `[]` for one decision an item and `[time]` for a sequence.
+Raw logits serve every temperature, except where the manifest gives a `temperature`: such a *merged* row is
+`temperature * log(target)`, right at that temperature only, and a reader refuses any other.
+
+**Shards.** A shard is an ordinary `.npy` file (version 1.0) of one structured array, `numpy.load` reads it.
+Shard `i` holds rows `[i * rows_per_shard, (i + 1) * rows_per_shard)`, the last one maybe fewer. Its name is
+`i` in six digits, a dash, and the first 16 hexadecimal digits of the SHA-256 of its bytes: `sha256sum` checks
+it. It is written aside under a name that starts with `.partial-`, flushed to disk and renamed, so a shard that
+can be seen is whole, and two writers of the same shard do no harm: equal bytes have equal names.
+
+**Manifest.** JSON, sorted keys, no time and no path in it, so that the same labels give the same bytes:
+
+`format`, `version`: `"keras-distill soft targets"`, 1. `kind`, `num_items`, `num_views`, `num_classes`,
+`example_shape`, `dtype`, `top_k` (or null), `member_weights` (or null; sum 1), `temperature` (or null).
+`teacher_fingerprint`, `dataset_fingerprint`, `id_scheme`: text, compared for equality; the scheme says what an
+id is (`"position"`: the place in the data set). `augmentation`: null, or what replays a view from a seed.
+`rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
+hexadecimal, of the manifest's own JSON without this field.
+
+Not here: writing (`shards.py`), the teacher (`labelling.py`), the data set (`dataset.py`), and what a
+temperature means for the distillation loss (`keras_distill.losses`).
+"""
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_distill._checks import check_count, check_positive, complaint
+from keras_distill.targets.manifest import (
+    DamagedShardError,
+    ForeignDatasetError,
+    FormatVersionError,
+    Manifest,
+    StoreError,
+    UnfinishedStoreError,
+    check_source,
+)
+from keras_distill.targets.shards import is_sound, labelled_shards, shard_header
+
+_REMEDY = "Copy the store again, or run the same `label` again: it replaces what is damaged."
+
+
+class SoftTargetStore:
+    """Reads a finished store: at random, in order, at any temperature.
+
+    Shards are memory maps, opened on first use. The pages they bring in are given back whenever
+    `resident_bytes` of them may have gathered, so memory does not grow with the number of items.
+
+    Attributes:
+        path: the folder.
+        manifest: what the store says of itself.
+
+    Example:
+        >>> import tempfile
+        >>> from keras_distill.targets.shards import create, finish, write_shard
+        >>> folder = tempfile.mkdtemp() + "/targets"
+        >>> manifest = create(folder, Manifest(kind="dense", num_items=3, num_classes=2, dtype="float32"))
+        >>> rows = np.zeros(3, manifest.row_dtype)
+        >>> rows["logits"] = [[0, 0], [2, 0], [0, 4]]
+        >>> _ = write_shard(folder, manifest, 0, rows), finish(folder, manifest)
+        >>> store = SoftTargetStore.open(folder)
+        >>> store.read([2, 0])
+        array([[0., 4.], [0., 0.]], dtype=float32)
+        >>> store.soft_targets([1], temperature=2.0).round(3)
+        array([[0.731, 0.269]], dtype=float32)
+    """
+
+    def __init__(self, path: str | os.PathLike, manifest: Manifest, *, resident_bytes: int = 256 << 20) -> None:
+        self.path = Path(path)
+        self.manifest = manifest
+        self.resident_bytes = resident_bytes
+        self._raw_row = np.dtype(f"V{manifest.bytes_per_row}")
+        # A map holds a file open: 256 of them stay well below the usual limit of 1024.
+        self._maps: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
+        self._max_maps = 256
+        self._mapped_before = _mapped_file_bytes()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        *,
+        teacher_fingerprint: str | None = None,
+        num_items: int | None = None,
+        id_scheme: str | None = None,
+        verify: bool = True,
+        resident_bytes: int = 256 << 20,
+    ) -> "SoftTargetStore":
+        """Opens a finished store, refusing by name one that is not what it should be.
+
+        Args:
+            path: the folder.
+            teacher_fingerprint: of the teacher that should have labelled it (`labelling.fingerprint`).
+            num_items: length of the data set that it should belong to.
+            id_scheme: what an id should mean.
+            verify: read every shard once and compare its checksum, about a second per GB. Without it only the
+                shards' presence and sizes are checked.
+            resident_bytes: bytes of mapped pages to hold at most.
+
+        Raises:
+            FormatVersionError: no store, or one of another version.
+            UnfinishedStoreError: labelling has not finished.
+            StaleTeacherError: another teacher's.
+            ForeignDatasetError: another data set's.
+            DamagedShardError: a shard is absent, cut short or altered.
+        """
+        path = Path(path)
+        file = path / "manifest.json"
+        if not file.is_file():
+            remedy = "Write one with `keras-distill label`."
+            raise FormatVersionError(complaint(str(path), "a folder with a manifest.json", "none", remedy))
+        manifest = Manifest.from_json(file.read_text(), file)
+        check_source(path, manifest, teacher_fingerprint=teacher_fingerprint, num_items=num_items, id_scheme=id_scheme)
+        if manifest.shards is None:
+            num_there = len(labelled_shards(path, manifest))
+            received = f"{num_there} of {manifest.num_shards} shards"
+            raise UnfinishedStoreError(complaint(str(path), "finished", received, "Run the same `label` again."))
+        store = cls(path, manifest, resident_bytes=resident_bytes)
+        store._check_sizes()
+        if verify:
+            store.verify()
+        return store
+
+    def __len__(self) -> int:
+        """The number of items."""
+        return self.manifest.num_items
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        form = f"top-{m.top_k} of {m.num_classes}" if m.kind == "top_k" else f"{m.kind} {m.num_classes}"
+        return f"SoftTargetStore({str(self.path)!r}: {m.num_views} × {m.num_items} items, {form}, {m.dtype})"
+
+    def verify(self) -> None:
+        """Compares every shard with its checksum; raises `DamagedShardError` naming those that differ."""
+        self._check_sizes()
+        damaged = [name for name in self._shard_names if not is_sound(self.path / "shards" / name)]
+        if damaged:
+            shown = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+            raise DamagedShardError(
+                complaint(f"{self.path}: every shard", "as written", f"{len(damaged)} altered ({shown})", _REMEDY)
+            )
+
+    def read(self, ids: Any, views: Any = 0) -> np.ndarray | dict[str, np.ndarray]:
+        """The stored soft targets of some items, in the form that the losses take.
+
+        Args:
+            ids: integers in [0, num_items), any shape.
+            views: integers in [0, num_views), one for all or shaped as `ids`.
+
+        Returns:
+            `dense`: logits, float32 `(*ids.shape, …, num_classes)`. `top_k`: `{"top_k_logits": float32 (…, k),
+            "top_k_ids": int32 (…, k), "log_normalizer": float32 (…)}`. `members`: `{"member_logits": float32
+            (…, members, num_classes), "member_weights": float32 (…, members)}`.
+
+        Raises:
+            ForeignDatasetError: an id is outside the store.
+        """
+        ids = np.asarray(ids)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise TypeError(complaint("ids", "integers", f"dtype {ids.dtype}"))
+        self._check_range("ids", ids, self.manifest.num_items)
+        rows = ids.astype(np.int64, copy=False)
+        if self.manifest.num_views > 1 or np.any(views):
+            views = np.asarray(views)
+            self._check_range("views", views, self.manifest.num_views)
+            rows = rows + views.astype(np.int64) * self.manifest.num_items
+        return self._fields(self._gather(rows.reshape(-1)), ids.shape)
+
+    def soft_targets(self, ids: Any, temperature: float, views: Any = 0) -> np.ndarray | dict[str, np.ndarray]:
+        """The probabilities that the teacher gives some items at a temperature.
+
+        Returns:
+            float32 `(*ids.shape, …, num_classes)`; for a top-k store a dictionary of `"probabilities"` (…, k), their
+            `"ids"`, and `"tail_probability"` (…), what is left for all other classes if they share it evenly.
+
+        Raises:
+            StoreError: the rows were merged at another temperature.
+        """
+        check_positive("temperature", temperature)
+        if self.manifest.temperature not in (None, float(temperature)):
+            remedy = "Keep the members (members=True) to ask for any temperature."
+            expected = f"{self.manifest.temperature}, at which the rows were merged"
+            raise StoreError(complaint("temperature", expected, temperature, remedy))
+        stored = self.read(ids, views)
+        if not isinstance(stored, dict):
+            return _softmax(stored / np.float32(temperature))
+        if "member_logits" in stored:
+            each = _softmax(stored["member_logits"] / np.float32(temperature))
+            return np.sum(each * stored["member_weights"][..., None], axis=-2)
+        num_tail = self.manifest.num_classes - stored["top_k_ids"].shape[-1]
+        logits = stored["top_k_logits"].astype(np.float64)
+        normalizer = stored["log_normalizer"].astype(np.float64)[..., None]
+        if num_tail:
+            kept = np.sum(np.exp(logits - normalizer), axis=-1, keepdims=True)
+            # Rounding may leave nothing, or a tail above the smallest logit that was kept.
+            left = np.log(np.maximum(1.0 - kept, 1e-30) / num_tail) + normalizer
+            tail_logit = np.minimum(left, logits.min(axis=-1, keepdims=True))
+            logits = np.concatenate([logits, tail_logit + temperature * np.log(num_tail)], axis=-1)
+        shares = _softmax(logits / temperature).astype(np.float32)
+        tail = shares[..., -1] if num_tail else np.zeros(shares.shape[:-1], np.float32)
+        kept_shares = shares[..., :-1] if num_tail else shares
+        return {"probabilities": kept_shares, "ids": stored["top_k_ids"], "tail_probability": tail}
+
+    def batches(self, batch_size: int, view: int = 0) -> Iterator[np.ndarray | dict[str, np.ndarray]]:
+        """One view of all items in order of their ids, `batch_size` at a time, in the form of `read`."""
+        check_count("batch_size", batch_size)
+        self._check_range("view", np.asarray(view), self.manifest.num_views)
+        first = view * self.manifest.num_items
+        for start in range(0, self.manifest.num_items, batch_size):
+            stop = min(start + batch_size, self.manifest.num_items)
+            yield self._fields(self._slice(first + start, first + stop), (stop - start,))
+
+    @property
+    def _shard_names(self) -> tuple[str, ...]:
+        return self.manifest.shards or ()
+
+    def _check_range(self, name: str, values: np.ndarray, limit: int) -> None:
+        if values.size and not (values.min() >= 0 and values.max() < limit):
+            outside = values[(values < 0) | (values >= limit)].reshape(-1)[0]
+            remedy = "These are not the data that were labelled."
+            raise ForeignDatasetError(complaint(f"{self.path}: {name}", f"in [0, {limit})", int(outside), remedy))
+
+    def _check_sizes(self) -> None:
+        names = self._shard_names
+        if len(names) != self.manifest.num_shards:
+            received = f"{len(names)}"
+            raise DamagedShardError(complaint(f"{self.path}: shards", f"{self.manifest.num_shards}", received, _REMEDY))
+        for index, name in enumerate(names):
+            file = self.path / "shards" / name
+            start, stop = self.manifest.shard_rows(index)
+            expected = len(shard_header(self.manifest, stop - start)) + (stop - start) * self.manifest.bytes_per_row
+            received = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+            if received != f"{expected} bytes":
+                raise DamagedShardError(complaint(str(file), f"{expected} bytes long", received, _REMEDY))
+
+    def _shard(self, index: int) -> np.ndarray:
+        """Rows of a shard as raw bytes: NumPy gathers those five times faster than structured ones."""
+        if index in self._maps:
+            self._maps.move_to_end(index)
+            return self._maps[index][1]
+        start, stop = self.manifest.shard_rows(index)
+        file = self.path / "shards" / self._shard_names[index]
+        with open(file, "rb") as stream:
+            header = shard_header(self.manifest, stop - start)
+            if stream.read(len(header)) != header:
+                raise DamagedShardError(complaint(str(file), "a shard of this store", "another header", _REMEDY))
+            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        rows = np.frombuffer(pages, self._raw_row, count=stop - start, offset=len(header))
+        self._maps[index] = (pages, rows)
+        if len(self._maps) > self._max_maps:
+            self._maps.popitem(last=False)
+        return rows
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        self._release()
+        shards = rows // self.manifest.rows_per_shard
+        offsets = rows - shards * self.manifest.rows_per_shard
+        if not rows.size or (shards[0] == shards).all():
+            return self._shard(int(shards[0]) if rows.size else 0).take(offsets)
+        order = np.argsort(shards, kind="stable")
+        shards, offsets = shards[order], offsets[order]
+        starts = np.flatnonzero(np.diff(shards, prepend=-1))
+        gathered = np.empty(rows.size, self._raw_row)
+        for index, start, stop in zip(
+            shards[starts].tolist(), starts.tolist(), [*starts[1:].tolist(), rows.size], strict=True
+        ):
+            # "clip" writes straight into `out`; the range was checked already.
+            self._shard(index).take(offsets[start:stop], out=gathered[start:stop], mode="clip")
+        in_order = np.empty_like(gathered)
+        in_order[order] = gathered
+        return in_order
+
+    def _slice(self, start: int, stop: int) -> np.ndarray:
+        self._release()
+        parts = []
+        while start < stop:
+            index, offset = divmod(start, self.manifest.rows_per_shard)
+            part = self._shard(index)[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _fields(self, raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | dict[str, np.ndarray]:
+        rows = raw.view(self.manifest.row_dtype)
+        found = {}
+        for name in self.manifest.row_dtype.names or ():
+            values = rows[name]
+            dtype = np.int32 if name == "top_k_ids" else np.float32
+            found[name] = values.astype(dtype).reshape(shape + values.shape[1:])
+        if self.manifest.kind == "dense":
+            return found["logits"]
+        if self.manifest.member_weights is not None:
+            weights = np.asarray(self.manifest.member_weights, np.float32)
+            found["member_weights"] = np.broadcast_to(weights, found["member_logits"].shape[:-1]).copy()
+        return found
+
+    def _release(self) -> None:
+        """Gives the mapped pages back to the system once `resident_bytes` of them have gathered.
+
+        How many a read brings in is the kernel's affair (16 pages around each, or a whole large folio): ask it.
+        """
+        if self.manifest.num_bytes <= self.resident_bytes or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        if _mapped_file_bytes() - self._mapped_before > self.resident_bytes:
+            for pages, _ in self._maps.values():
+                pages.madvise(mmap.MADV_DONTNEED)
+            self._mapped_before = _mapped_file_bytes()
+
+
+def _mapped_file_bytes() -> int:
+    """Resident bytes of this process that mapped files hold; 0 where the system has no /proc."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            return int(stream.read().split()[2]) * mmap.PAGESIZE
+    except FileNotFoundError:
+        return 0
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

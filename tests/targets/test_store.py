@@ -1,0 +1,451 @@
+"""The store's format against NumPy itself, and every refusal by name."""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.special
+
+from keras_distill.targets.manifest import (
+    DamagedShardError,
+    ForeignDatasetError,
+    FormatVersionError,
+    Manifest,
+    StaleTeacherError,
+    StoreError,
+    UnfinishedStoreError,
+    rows_per_shard_for,
+)
+from keras_distill.targets.shards import create, finish, labelled_shards, missing_shards, write_shard
+from keras_distill.targets.store import SoftTargetStore
+
+
+def random_rows(manifest, seed=0):
+    """Rows of random logits for every item and view, top-k ones cut from dense ones."""
+    generator = np.random.default_rng(seed)
+    rows = np.zeros(manifest.num_rows, manifest.row_dtype)
+    shape = (manifest.num_rows, *manifest.example_shape)
+    if manifest.kind == "top_k":
+        dense = generator.normal(scale=2.0, size=(*shape, manifest.num_classes))
+        ids = np.argsort(-dense, axis=-1)[..., : manifest.top_k]
+        rows["top_k_ids"] = ids
+        rows["top_k_logits"] = np.take_along_axis(dense, ids, axis=-1)
+        rows["log_normalizer"] = scipy.special.logsumexp(dense, axis=-1)
+        return rows, dense
+    name = manifest.row_dtype.names[0]
+    dense = generator.normal(scale=2.0, size=rows[name].shape)
+    rows[name] = dense
+    return rows, dense
+
+
+def write_store(path, manifest, seed=0):
+    rows, dense = random_rows(manifest, seed)
+    create(path, manifest)
+    for index in range(manifest.num_shards):
+        write_shard(path, manifest, index, rows[slice(*manifest.shard_rows(index))])
+    assert finish(path, manifest)
+    return rows, dense
+
+
+def dense_manifest(**changes):
+    settings = {"kind": "dense", "num_items": 50, "num_classes": 5, "rows_per_shard": 16, "teacher_fingerprint": "t"}
+    return Manifest(**{**settings, **changes})
+
+
+def top_k_manifest(**changes):
+    return dense_manifest(**{"kind": "top_k", "top_k": 3, "num_classes": 9, **changes})
+
+
+KINDS = {
+    "dense": dense_manifest(),
+    "float32": dense_manifest(dtype="float32"),
+    "sequence": dense_manifest(example_shape=(4,)),
+    "views": dense_manifest(num_views=3),
+    "top_k": top_k_manifest(),
+    "top_k_of_many": top_k_manifest(num_classes=70_000, num_items=20),
+    "members": dense_manifest(kind="members", member_weights=(0.25, 0.75)),
+}
+
+
+@pytest.fixture
+def dense_store(tmp_path):
+    write_store(tmp_path / "store", dense_manifest())
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_is_what_numpy_reads_from_the_shards(tmp_path, kind):
+    manifest = KINDS[kind]
+    write_store(tmp_path, manifest)
+    whole = np.concatenate([np.load(file) for file in sorted((tmp_path / "shards").iterdir())])
+    store = SoftTargetStore.open(tmp_path)
+    ids = np.random.default_rng(1).integers(0, manifest.num_items, (3, 7))
+    views = ids % manifest.num_views
+    read = store.read(ids, views)
+    read = read if isinstance(read, dict) else {"logits": read}
+    for name in whole.dtype.names:
+        expected = whole[name][views * manifest.num_items + ids]
+        np.testing.assert_array_equal(read[name], expected)
+        assert read[name].dtype == (np.int32 if name == "top_k_ids" else np.float32)
+    if kind == "members":
+        np.testing.assert_array_equal(read["member_weights"], np.broadcast_to([0.25, 0.75], (3, 7, 2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_give_each_item_once_in_order(tmp_path, kind):
+    manifest = KINDS[kind]
+    write_store(tmp_path, manifest)
+    store = SoftTargetStore.open(tmp_path)
+    last = manifest.num_views - 1
+    batches = [batch if isinstance(batch, dict) else {"logits": batch} for batch in store.batches(7, view=last)]
+    everything = store.read(np.arange(manifest.num_items), last)
+    everything = everything if isinstance(everything, dict) else {"logits": everything}
+    for name, values in everything.items():
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in batches]), values)
+
+
+def test_top_16_of_32000_classes_fits_in_seventy_bytes():
+    assert top_k_manifest(top_k=16, num_classes=32_000).bytes_per_row == 16 * (2 + 2) + 4
+
+
+def test_shard_names_are_their_sha256_and_the_manifest_lists_them(dense_store):
+    content = json.loads((dense_store / "manifest.json").read_text())
+    assert content["shards"] == sorted(file.name for file in (dense_store / "shards").iterdir())
+    for index, name in enumerate(content["shards"]):
+        digest = hashlib.sha256((dense_store / "shards" / name).read_bytes()).hexdigest()
+        assert name == f"{index:06d}-{digest[:16]}.npy"
+    checksum = content.pop("checksum")
+    assert checksum == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_dense_targets_are_softmaxes_of_the_logits(tmp_path, temperature):
+    rows, _ = write_store(tmp_path, dense_manifest(num_views=2))
+    logits = rows["logits"].astype("float64")
+    targets = SoftTargetStore.open(tmp_path).soft_targets([3, 49], temperature, views=1)
+    np.testing.assert_allclose(targets, scipy.special.softmax(logits[[53, 99]] / temperature, axis=-1), rtol=1e-5)
+
+
+def test_members_targets_are_the_weighted_mean_of_their_softmaxes(tmp_path):
+    rows, _ = write_store(tmp_path, KINDS["members"])
+    each = scipy.special.softmax(rows["member_logits"].astype("float64") / 3.0, axis=-1)
+    expected = 0.25 * each[:, 0] + 0.75 * each[:, 1]
+    np.testing.assert_allclose(SoftTargetStore.open(tmp_path).soft_targets(np.arange(50), 3.0), expected, rtol=1e-5)
+
+
+def test_merged_rows_refuse_any_other_temperature(tmp_path):
+    write_store(tmp_path, dense_manifest(temperature=4.0))
+    store = SoftTargetStore.open(tmp_path)
+    np.testing.assert_allclose(store.soft_targets([0], 4.0).sum(), 1.0, rtol=1e-6)
+    with pytest.raises(StoreError, match=r"temperature must be 4\.0"):
+        store.soft_targets([0], 2.0)
+
+
+def test_top_k_targets_at_temperature_one_have_the_teachers_own_tail(tmp_path):
+    _, dense = write_store(tmp_path, top_k_manifest(dtype="float32"))
+    probabilities = np.sort(scipy.special.softmax(dense, axis=-1), axis=-1)[:, ::-1]
+    targets = SoftTargetStore.open(tmp_path).soft_targets(np.arange(50), 1.0)
+    np.testing.assert_allclose(targets["probabilities"], probabilities[:, :3], rtol=1e-4)
+    np.testing.assert_allclose(targets["tail_probability"], probabilities[:, 3:].sum(axis=-1), rtol=1e-3)
+
+
+def test_top_k_targets_at_any_temperature_share_the_tail_evenly(tmp_path):
+    _, dense = write_store(tmp_path, top_k_manifest(dtype="float32"))
+    falling = -np.sort(-dense, axis=-1)
+    falling[:, 3:] = scipy.special.logsumexp(falling[:, 3:], axis=-1, keepdims=True) - np.log(6)
+    expected = scipy.special.softmax(falling / 3.0, axis=-1)
+    targets = SoftTargetStore.open(tmp_path).soft_targets(np.arange(50), 3.0)
+    np.testing.assert_allclose(targets["probabilities"], expected[:, :3], rtol=1e-4)
+    np.testing.assert_allclose(targets["tail_probability"], expected[:, 3:].sum(axis=-1), rtol=1e-4)
+
+
+def test_top_k_of_all_classes_is_the_dense_softmax_at_any_temperature(tmp_path):
+    _, dense = write_store(tmp_path, top_k_manifest(top_k=9, dtype="float32"))
+    targets = SoftTargetStore.open(tmp_path).soft_targets(np.arange(50), 5.0)
+    expected = np.sort(scipy.special.softmax(dense / 5.0, axis=-1), axis=-1)[:, ::-1]
+    np.testing.assert_allclose(targets["probabilities"], expected, rtol=1e-4)
+    np.testing.assert_array_equal(targets["tail_probability"], 0.0)
+
+
+def test_reads_are_right_after_pages_were_given_back(tmp_path):
+    manifest = dense_manifest(num_items=400)
+    rows, _ = write_store(tmp_path, manifest)
+    store = SoftTargetStore.open(tmp_path, resident_bytes=1)
+    store._max_maps = 3
+    for seed in range(5):
+        ids = np.random.default_rng(seed).permutation(400)
+        np.testing.assert_array_equal(store.read(ids), rows["logits"][ids].astype("float32"))
+    assert len(store._maps) <= 3
+
+
+def test_an_empty_read_is_empty(dense_store):
+    assert SoftTargetStore.open(dense_store).read(np.zeros((0,), int)).shape == (0, 5)
+
+
+# What is refused, and by which name.
+
+
+def test_a_folder_of_something_else_is_no_store(tmp_path):
+    with pytest.raises(FormatVersionError, match=r"manifest\.json"):
+        SoftTargetStore.open(tmp_path)
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(StoreError, match="a folder of something else"):
+        create(tmp_path, dense_manifest())
+
+
+def test_another_format_version_is_refused_by_its_number(dense_store):
+    content = json.loads((dense_store / "manifest.json").read_text())
+    content["version"] = 99
+    (dense_store / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(FormatVersionError, match="version must be 1; got 99"):
+        SoftTargetStore.open(dense_store)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"format": "other"}'])
+def test_another_json_file_is_refused(dense_store, content):
+    (dense_store / "manifest.json").write_text(content)
+    with pytest.raises(FormatVersionError, match="no manifest of soft targets"):
+        SoftTargetStore.open(dense_store)
+
+
+def test_an_altered_or_cut_manifest_is_refused(dense_store):
+    file = dense_store / "manifest.json"
+    text = file.read_text()
+    file.write_text(text.replace('"num_classes": 5', '"num_classes": 6'))
+    with pytest.raises(DamagedShardError, match="checksum does not match"):
+        SoftTargetStore.open(dense_store)
+    file.write_text(text[: len(text) // 2])
+    with pytest.raises(DamagedShardError, match="not JSON"):
+        SoftTargetStore.open(dense_store)
+
+
+def test_another_teacher_is_refused_by_both_fingerprints(dense_store):
+    with pytest.raises(StaleTeacherError, match=r"'new'.*got 't'"):
+        SoftTargetStore.open(dense_store, teacher_fingerprint="new")
+    with pytest.raises(StaleTeacherError):
+        create(dense_store, dense_manifest(teacher_fingerprint="new"))
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [({"num_items": 51}, "number of items must be 51.*got 50"), ({"id_scheme": "file name"}, "id scheme")],
+)
+def test_another_dataset_is_refused_by_what_differs(dense_store, question, message):
+    with pytest.raises(ForeignDatasetError, match=message):
+        SoftTargetStore.open(dense_store, **question)
+    with pytest.raises(ForeignDatasetError, match=message):
+        create(dense_store, dense_manifest(**question))
+
+
+@pytest.mark.parametrize("ids", [[50], [-1], [[0, 1], [2, 70_000]]])
+def test_ids_outside_the_store_are_refused(dense_store, ids):
+    with pytest.raises(ForeignDatasetError, match=r"ids must be in \[0, 50\)"):
+        SoftTargetStore.open(dense_store).read(ids)
+
+
+def test_views_and_ids_of_the_wrong_kind_are_refused(dense_store):
+    store = SoftTargetStore.open(dense_store)
+    with pytest.raises(ForeignDatasetError, match=r"views must be in \[0, 1\)"):
+        store.read([0], views=1)
+    with pytest.raises(TypeError, match="integers"):
+        store.read([0.5])
+
+
+def test_other_settings_are_refused_by_the_field_that_differs(dense_store):
+    with pytest.raises(StoreError, match=r"dtype must be 'float32'.*got 'float16'"):
+        create(dense_store, dense_manifest(dtype="float32"))
+
+
+def test_every_flipped_byte_of_a_shard_is_found(dense_store):
+    file = sorted((dense_store / "shards").iterdir())[1]
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        file.write_bytes(damaged)
+        with pytest.raises(DamagedShardError, match=file.name):
+            SoftTargetStore.open(dense_store)
+    file.write_bytes(whole)
+    SoftTargetStore.open(dense_store).verify()
+
+
+def test_a_truncated_shard_is_refused_even_without_verifying(dense_store):
+    file = sorted((dense_store / "shards").iterdir())[2]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DamagedShardError, match=f"{file.name} must be .* bytes long"):
+        SoftTargetStore.open(dense_store, verify=False)
+
+
+def test_a_store_copied_half_is_refused(dense_store, tmp_path):
+    copy = tmp_path / "copy"
+    (copy / "shards").mkdir(parents=True)
+    shutil.copy(dense_store / "manifest.json", copy)
+    for file in sorted((dense_store / "shards").iterdir())[:2]:
+        shutil.copy(file, copy / "shards")
+    with pytest.raises(DamagedShardError, match=r"000002-.*got nothing"):
+        SoftTargetStore.open(copy)
+
+
+def test_an_unfinished_store_says_how_far_it_came(tmp_path):
+    manifest = dense_manifest()
+    rows, _ = random_rows(manifest)
+    create(tmp_path, manifest)
+    write_shard(tmp_path, manifest, 2, rows[32:48])
+    assert not finish(tmp_path, manifest)
+    with pytest.raises(UnfinishedStoreError, match="1 of 4 shards"):
+        SoftTargetStore.open(tmp_path)
+
+
+def test_rows_of_another_shard_are_refused(tmp_path):
+    manifest = dense_manifest()
+    create(tmp_path, manifest)
+    with pytest.raises(ValueError, match="shard 3 must be 2 rows"):
+        write_shard(tmp_path, manifest, 3, random_rows(manifest)[0][:16])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "sparse"},
+        {"dtype": "bfloat16"},
+        {"num_items": 0},
+        {"top_k": 3},
+        {"kind": "top_k", "top_k": 6},
+        {"kind": "members"},
+        {"temperature": 0.0},
+    ],
+)
+def test_a_manifest_that_means_nothing_is_refused(changes):
+    with pytest.raises(ValueError, match="must be"):
+        dense_manifest(**changes)
+
+
+# Faults while writing.
+
+
+def test_two_writers_of_one_shard_agree_and_their_leavings_are_swept(tmp_path):
+    manifest = dense_manifest()
+    rows, _ = write_store(tmp_path / "undisturbed", manifest)
+    path = tmp_path / "disturbed"
+    create(path, manifest)
+    for index in [0, 1, 1, 0, 2, 3, 3]:
+        write_shard(path, manifest, index, rows[slice(*manifest.shard_rows(index))])
+    (path / "shards" / ".partial-abc000001.npy").write_bytes(b"half of a shard")
+    (path / ".partial-manifest.json").write_bytes(b"{")
+    assert create(path, manifest) == manifest
+    assert finish(path, manifest)
+    assert tree(path) == tree(tmp_path / "undisturbed")
+
+
+def test_writers_that_differ_in_a_bit_still_make_one_sound_store(tmp_path):
+    """Two graphics cards may round differently: whichever shard the manifest names is whole."""
+    manifest = dense_manifest()
+    rows, _ = random_rows(manifest)
+    other = rows.copy()
+    other["logits"][0, 0] += np.float16(0.01)
+    create(tmp_path, manifest)
+    for index in range(4):
+        write_shard(tmp_path, manifest, index, rows[slice(*manifest.shard_rows(index))])
+    write_shard(tmp_path, manifest, 0, other[:16])
+    assert len(labelled_shards(tmp_path, manifest)[0]) == 2
+    assert finish(tmp_path, manifest)
+    read = SoftTargetStore.open(tmp_path).read([0])
+    assert any(np.array_equal(read[0], written["logits"][0].astype("float32")) for written in (rows, other))
+
+
+def test_a_damaged_shard_is_removed_and_labelled_again(dense_store):
+    manifest = dense_manifest()
+    file = sorted((dense_store / "shards").iterdir())[1]
+    file.write_bytes(file.read_bytes()[:-7])
+    assert missing_shards(dense_store, manifest, range(4)) == [1]
+    assert not file.exists()
+    assert missing_shards(dense_store, manifest, [0, 3]) == []
+
+
+def test_a_full_disk_leaves_the_whole_shards_and_nothing_half_written(tmp_path):
+    manifest = dense_manifest(num_items=40_000, rows_per_shard=10_000)
+    writer = (
+        "import sys, numpy as np\n"
+        "from tests.targets.test_store import random_rows, dense_manifest\n"
+        "from keras_distill.targets.shards import create, write_shard\n"
+        "m = dense_manifest(num_items=40_000, rows_per_shard=10_000)\n"
+        "rows, _ = random_rows(m)\n"
+        "create(sys.argv[1], m)\n"
+        "write_shard(sys.argv[1], m, 0, rows[:10_000])\n"
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "write_shard(sys.argv[1], m, 1, rows[10_000:20_000])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", writer, tmp_path], capture_output=True, text=True, env=environment())
+    assert run.returncode == 1
+    assert "OSError" in run.stderr
+    assert [file.name[:6] for file in (tmp_path / "shards").iterdir()] == ["000000"]
+    assert missing_shards(tmp_path, manifest, range(4)) == [1, 2, 3]
+
+
+def test_reading_a_store_needs_neither_tensorflow_nor_keras(dense_store):
+    code = (
+        "import sys\nfrom keras_distill.targets import SoftTargetStore\n"
+        f"print(SoftTargetStore.open({str(dense_store)!r}).read([1]).shape, 'keras' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert run.stdout.strip() == "(1, 5) False"
+
+
+def test_memory_does_not_grow_with_what_was_read(tmp_path):
+    """64 MB are read, in order and at random, while 4 MB are allowed."""
+    manifest = dense_manifest(num_items=400_000, num_classes=80, rows_per_shard=50_000)
+    create(tmp_path, manifest)
+    rows = np.zeros(50_000, manifest.row_dtype)
+    for index in range(8):
+        rows["logits"][:, 0] = index
+        write_shard(tmp_path, manifest, index, rows)
+    finish(tmp_path, manifest)
+    store = SoftTargetStore.open(tmp_path, resident_bytes=4 << 20)
+    store.read([0, 399_999])
+    before = resident_bytes()
+    generator = np.random.default_rng(0)
+    most = 0
+    for _ in range(2000):
+        ids = generator.integers(0, 400_000, 4)
+        np.testing.assert_array_equal(store.read(ids)[:, 0], ids // 50_000)
+        most = max(most, resident_bytes())
+    for batch in store.batches(10_000):
+        assert batch.shape == (10_000, 80)
+        most = max(most, resident_bytes())
+    assert most - before < 24 << 20
+
+
+def test_shard_sizes_are_whole_batches_and_bounded():
+    for num_rows, bytes_per_row, batch_size in [
+        (10, 20, 256),
+        (60_000, 20, 256),
+        (10**9, 68, 512),
+        (10**7, 64_000, 128),
+    ]:
+        rows = rows_per_shard_for(num_rows, bytes_per_row, batch_size)
+        assert rows % batch_size == 0
+        assert rows * bytes_per_row <= (256 << 20) + batch_size * bytes_per_row
+
+
+def tree(path):
+    """Every file below `path` with its bytes."""
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def environment():
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    return {**os.environ, "PYTHONPATH": root}
+
+
+def resident_bytes():
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("resident memory is read from /proc, which this system has not")
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * resource.getpagesize()
