@@ -1,0 +1,643 @@
+"""Merging a generalist with its specialists: the exact optimum, as a pure function, a layer and a model.
+
+What the merged q minimises is the paper's; how it is found is not: gradient descent is replaced by an interior-point
+method over the few *cells* of classes that the same specialists cover, which needs about ten steps.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill._checks import check_count, check_finite, complaint
+from keras_distill.logits import logits_model
+
+# A dustbin's mass may meet classes that nobody gave any. They get this share of it outright, in proportion to what
+# they have: without it the solver meets ratios of 1e40, which float32 cannot tell apart; with it the objective moves by
+# less than 3e-7 nats.
+_SHARE = 1e-7
+# What the solver calls zero. The class probabilities themselves stay in the log domain, down to exp(-120).
+_FLOOR = 1e-10
+_LOWEST = -120.0
+# exp(-120 + 50) and 62 · exp(50) both fit float32.
+_SHIFT = 50.0
+# How far towards the boundary a step may go: 0.9 loses two steps, 0.99 gets stuck in float32.
+_REACH = 0.95
+
+
+class Cells(NamedTuple):
+    """Classes grouped by who covers them: within a cell the merged ratios are those of the observed masses.
+
+    Attributes:
+        cell_of_class: int32 `(num_classes,)`.
+        is_outside: float32 `(num_specialists, num_cells)`, 1 where the cell is not in the specialist's set.
+        sources: int32 `(num_classes, depth)`, positions in the specialists' class outputs laid side by side; the
+            position after the last one stands for nothing.
+    """
+
+    cell_of_class: np.ndarray
+    is_outside: np.ndarray
+    sources: np.ndarray
+
+
+def cells_of(class_sets: Sequence[Sequence[int]], num_classes: int) -> Cells:
+    """Groups the classes by the specialists that cover them.
+
+    Args:
+        class_sets: the classes of each specialist, in the order of its outputs.
+        num_classes: how many classes the generalist has.
+
+    Example:
+        >>> cells = cells_of([[0, 1], [1, 2]], num_classes=5)
+        >>> cells.cell_of_class.tolist(), cells.is_outside.tolist()
+        ([2, 3, 1, 0, 0], [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+    """
+    outputs = [np.asarray(class_set, "int64") for class_set in class_sets]
+    inside = np.zeros((num_classes, len(outputs)), bool)
+    covered_by: list[list[int]] = [[] for _ in range(num_classes)]
+    first_output = 0
+    for specialist, class_set in enumerate(outputs):
+        inside[class_set, specialist] = True
+        for offset, label in enumerate(class_set):
+            covered_by[label].append(first_output + offset)
+        first_output += len(class_set)
+    patterns, cell_of_class = np.unique(inside, axis=0, return_inverse=True)
+    depth = max((len(positions) for positions in covered_by), default=0)
+    sources = [positions + [first_output] * (depth - len(positions)) for positions in covered_by]
+    return Cells(
+        cell_of_class.reshape(-1).astype("int32"),
+        (~patterns.T).astype("float32"),
+        np.asarray(sources, "int32").reshape(num_classes, depth),
+    )
+
+
+def merge(
+    generalist_logits: Any,
+    specialist_logits: Sequence[Any],
+    class_sets: Sequence[Sequence[int]],
+    steps: int = 10,
+    *,
+    routes: Any = None,
+    max_active: int | None = None,
+    return_residual: bool = False,
+) -> Any:
+    """The distribution nearest to a generalist and its active specialists.
+
+    The paper merges by gradient descent on the logits of q for every example. The objective is concave in q, and its
+    optimum is a weighted centre: with `b` the mass observed for a class and `d_m` that in a dustbin,
+
+        maximise over q:  Σ_c b_c · log q_c  +  Σ_m d_m · log Q_m,   Q_m = Σ_{c outside set m} q_c
+
+    which is `−KL(p_g‖q) − Σ_m KL(p_m‖q)` up to a constant. Its optimality conditions are
+
+        q_c · s_c = b_c,   Q_m · μ_m = d_m,   s_c = 1 + M − Σ_{m: c outside set m} μ_m
+
+    Classes that the same specialists cover share their `s`, so Newton's method on these conditions (primal–dual, with
+    a second-order corrector, stopping short of the boundary) works on a few cells and an M × M system. The last step
+    is one of EM, exact for a single active specialist. Gradients flow through the last Newton step and that of EM
+    alone: at the optimum that is the implicit derivative.
+
+    Args:
+        generalist_logits: float, `(batch, num_classes)`. Log probabilities below −120 nats count as −120 when masses
+            are added up.
+        specialist_logits: for each specialist float, `(batch, k + 1)`: its classes in the order of its set, then the
+            dustbin.
+        class_sets: for each specialist its classes, each once, at least one and not all of them.
+        steps: the last is EM, the ones before Newton. 10 reach 1e-6 nats for up to 10 active specialists whose
+            logits span ±50; sets nested in each other whose dustbins are all certain need up to 20.
+        routes: `(batch, num_specialists)`, non-zero where a specialist counts; `None`: all count everywhere.
+        max_active: how many specialists at most are active for one example, if that is fewer than there are: keeps
+            the system small. Where more are active, those with the lowest positions count.
+        return_residual: whether to return also how far the result may be from the optimum.
+
+    Returns:
+        Merged log probabilities, nats, float32 `(batch, num_classes)`. With `return_residual` also an upper bound of
+        the distance to the optimal objective, nats, float32 `(batch,)`, not below what float32 resolves (about 1e-5).
+
+    Raises:
+        ValueError: a set that is empty, names a class twice or one out of range, or holds all of them; an output
+            count that does not fit its set; NaN or infinite logits (outside of a graph).
+
+    Example:
+        >>> generalist = np.log([[0.5, 0.3, 0.2]])
+        >>> specialist = np.log([[0.2, 0.6, 0.2]])  # classes 0 and 1, then the dustbin
+        >>> print(np.exp(merge(generalist, [specialist], [[0, 1]])).round(3))
+        [[0.35 0.45 0.2 ]]
+
+    Reference: Hinton et al., arXiv:1503.02531, section 5.4, equation 5; the method is Mehrotra's predictor-corrector,
+        SIAM Journal on Optimization 2 (1992), towards a weighted centre.
+    """
+    num_classes = generalist_logits.shape[-1]
+    class_sets = check_class_sets(class_sets, num_classes)
+    check_count("steps", steps)
+    _check_outputs(generalist_logits, specialist_logits, class_sets)
+    log_generalist = ops.log_softmax(ops.cast(generalist_logits, "float32"), axis=-1)
+    if not class_sets:
+        return (log_generalist, ops.zeros_like(log_generalist[:, 0])) if return_residual else log_generalist
+    cells = cells_of(class_sets, num_classes)
+
+    log_specialists = [ops.log_softmax(ops.cast(logits, "float32"), axis=-1) for logits in specialist_logits]
+    log_dustbins = ops.stack([log_probabilities[:, -1] for log_probabilities in log_specialists], axis=-1)
+    is_active = ops.ones_like(log_dustbins) if routes is None else ops.cast(ops.not_equal(routes, 0), "float32")
+    log_mass = _log_observed(log_generalist, log_specialists, is_active, cells)
+    log_cell_mass = _log_sum_by_cell(log_mass, cells)
+
+    # (1 or batch, specialists, cells): where few of many are active, each example keeps only the rows of its own.
+    is_outside = cells.is_outside[None]
+    if max_active is not None and max_active < len(class_sets):
+        is_active, chosen = ops.top_k(is_active, check_count("max_active", max_active))
+        log_dustbins = ops.take_along_axis(log_dustbins, chosen, axis=1)
+        is_outside = ops.take(cells.is_outside, chosen, axis=0)
+    problem = _Problem(is_outside, is_active, log_cell_mass, ops.maximum(log_dustbins, _LOWEST))
+    # With one specialist or none, EM from the observed masses is exact, whatever the solver would say.
+    log_scale = ops.zeros_like(log_cell_mass)
+    if is_active.shape[-1] > 1:
+        several = ops.sum(is_active, axis=-1, keepdims=True) > 1.5
+        log_scale = ops.where(several, problem.solve(steps - 1), log_scale)
+    log_scale = problem.em_step(log_scale)
+    log_merged = log_mass + ops.take(log_scale, cells.cell_of_class, axis=1)
+    log_merged = log_merged - ops.logsumexp(log_merged, axis=-1, keepdims=True)
+    return (log_merged, problem.residual(log_scale)) if return_residual else log_merged
+
+
+def check_class_sets(class_sets: Sequence[Sequence[int]], num_classes: int) -> list[list[int]]:
+    """Returns `class_sets` as lists of ints; raises `ValueError` where a set is no set of some of the classes."""
+    checked = []
+    for position, class_set in enumerate(class_sets):
+        subject = f"class_sets[{position}]"
+        classes = [check_count(f"{subject}[{place}]", label, 0) for place, label in enumerate(class_set)]
+        if not classes:
+            raise ValueError(complaint(subject, "at least one class", "none", "Leave the specialist out."))
+        outside = [label for label in classes if label >= num_classes]
+        if outside:
+            raise ValueError(complaint(subject, f"classes in [0, {num_classes})", outside[0]))
+        twice = [label for label in classes if classes.count(label) > 1]
+        if twice:
+            raise ValueError(complaint(subject, "each class once", f"{twice[0]} {classes.count(twice[0])} times"))
+        if len(classes) == num_classes:
+            remedy = "A dustbin needs a class outside the set."
+            raise ValueError(complaint(subject, f"fewer than all {num_classes} classes", "all", remedy))
+        checked.append(classes)
+    return checked
+
+
+class _Problem(NamedTuple):
+    """The merge on the level of cells.
+
+    Attributes:
+        is_outside: `(1 or batch, specialists, cells)`.
+        is_active: `(batch, specialists)`.
+        log_mass: `(batch, cells)`, what is observed, nats.
+        log_dustbins: `(batch, specialists)`, nats.
+    """
+
+    is_outside: Any
+    is_active: Any
+    log_mass: Any
+    log_dustbins: Any
+
+    def over_cells(self, values: Any) -> Any:
+        """`(batch, cells)` → its sum outside of each specialist's set, `(batch, specialists)`."""
+        return ops.squeeze(ops.matmul(self.is_outside, ops.expand_dims(values, -1)), -1)
+
+    def over_specialists(self, values: Any) -> Any:
+        """`(batch, specialists)` → its sum over the active ones that leave a cell out, `(batch, cells)`."""
+        active = ops.expand_dims(values * self.is_active, -2)
+        return ops.squeeze(ops.matmul(active, self.is_outside), -2)
+
+    def total(self) -> Any:
+        """The mass of all that is observed, 1 + M, `(batch, 1)`."""
+        return 1.0 + ops.sum(self.is_active, axis=-1, keepdims=True)
+
+    def em_step(self, log_scale: Any) -> Any:
+        """One step of EM; `log_scale` is `log(q / observed mass)`, `(batch, cells)`, up to a constant before."""
+        log_q = self.log_mass + log_scale
+        log_scale = log_scale - ops.logsumexp(log_q, axis=-1, keepdims=True)
+        return ops.logaddexp(0.0, log_scale + ops.log(self.shares(log_scale))) - ops.log(self.total())
+
+    def shares(self, log_scale: Any) -> Any:
+        """`Σ_m d_m / Q_m` over the active specialists that leave a cell out, `(batch, cells)`, never zero."""
+        outside = self.over_cells(ops.exp(self.log_mass + log_scale))
+        return ops.maximum(self.over_specialists(ops.exp(self.log_dustbins) / ops.maximum(outside, 1e-30)), 1e-30)
+
+    def residual(self, log_scale: Any) -> Any:
+        """The Frank–Wolfe gap: above the distance to the optimum of a concave objective; nats, `(batch,)`."""
+        log_scale = log_scale - ops.logsumexp(self.log_mass + log_scale, axis=-1, keepdims=True)
+        steepest = ops.max(ops.exp(-log_scale) + self.shares(log_scale), axis=-1)
+        return ops.maximum(steepest - ops.squeeze(self.total(), -1), 0.0)
+
+    def solve(self, steps: int) -> Any:
+        """`log(q / observed mass)`, `(batch, cells)`, after so many Newton steps."""
+        if not steps:
+            return ops.zeros_like(self.log_mass)
+        log_outside = ops.log(self.over_cells(ops.exp(self.log_mass + _SHIFT))) - _SHIFT
+        log_shares = ops.log(self.over_specialists(ops.exp(self.log_dustbins - log_outside - _SHIFT)) + math.exp(-80.0))
+        log_boost = ops.logaddexp(0.0, log_shares + _SHIFT + math.log(_SHARE))
+        mass = ops.maximum(ops.exp(self.log_mass + log_boost), _FLOOR)
+        dustbins = ops.maximum(ops.exp(self.log_dustbins), _FLOOR)
+        state = best = self.start(mass, dustbins)
+        best_objective = self.objective(best, mass, dustbins)
+        for step in range(steps):
+            if step == steps - 1:
+                state = best
+            state = self.newton_step(_State(*(ops.stop_gradient(part) for part in state)), mass, dustbins)
+            objective = self.objective(state, mass, dustbins)
+            # Float32 can lose its way at the boundary: the best state is where the last step starts from.
+            better = objective > best_objective
+            best = _State(*(ops.where(better, new, old) for new, old in zip(state, best, strict=True)))
+            best_objective = ops.where(better, objective, best_objective)
+        # q = mass / slack, whichever of the two float32 knows better: a small slack is a difference of large prices,
+        # and a small q may be nothing but the floor.
+        log_scale = ops.log(best.q) - self.log_mass
+        return ops.where(best.slack < 0.1, log_scale, log_boost - ops.log(best.slack))
+
+    def start(self, mass: Any, dustbins: Any) -> "_State":
+        """Half the observed masses, half the same for every cell: away from every boundary."""
+        flat = 1.0 / mass.shape[-1]
+        q = 0.5 * (mass / ops.sum(mass, axis=-1, keepdims=True) + flat)
+        outside = self.over_cells(q)
+        price = 0.5 * (dustbins + 0.1) / outside
+        return _State(q, outside, ops.maximum(self.total() - self.over_specialists(price), 0.5), price)
+
+    def objective(self, state: "_State", mass: Any, dustbins: Any) -> Any:
+        """What is maximised, with `q` scaled to sum to one; nats, `(batch, 1)`."""
+        q = state.q / ops.sum(state.q, axis=-1, keepdims=True)
+        observed = ops.sum(mass * ops.log(q), axis=-1, keepdims=True)
+        hidden = self.is_active * dustbins * ops.log(self.over_cells(q))
+        return observed + ops.sum(hidden, axis=-1, keepdims=True)
+
+    def newton_step(self, state: "_State", mass: Any, dustbins: Any) -> "_State":
+        """A predictor, a corrector for its second-order error, and a step that stays inside."""
+        q, outside, slack, price = state
+        slack_error = self.total() - self.over_specialists(price) - slack
+        outside_error = self.over_cells(q) - outside
+        weight = ops.expand_dims(q / slack, -2)
+        pairs = ops.matmul(self.is_outside * weight, ops.swapaxes(self.is_outside + ops.zeros_like(weight), -1, -2))
+        pairs = pairs * ops.expand_dims(self.is_active, -1) * ops.expand_dims(self.is_active, -2)
+        own = ops.where(self.is_active > 0.5, outside / price, ops.ones_like(price))
+        solve = _solver(pairs, own)
+
+        def direction(mass_target: Any, dustbin_target: Any) -> "_State":
+            missing = mass_target / slack - q - q / slack * slack_error
+            right = dustbin_target / price - outside - outside_error - self.over_cells(missing)
+            price_step = solve(right * self.is_active)
+            slack_step = slack_error - self.over_specialists(price_step)
+            q_step = (mass_target - q * slack - q * slack_step) / slack
+            outside_step = (dustbin_target - outside * price - outside * price_step) / price
+            return _State(q_step, outside_step, slack_step, price_step * self.is_active)
+
+        def reach(step: "_State") -> tuple[Any, Any]:
+            """How far q and Q, and s and μ, may go along `step`, each `(batch, 1)`, at most 1."""
+            # An inactive specialist's Q moves with nobody's leave: it is not part of the problem.
+            first = ops.concatenate([-step.q / q, -step.outside / outside * self.is_active], axis=-1)
+            second = ops.concatenate([-step.slack / slack, -step.price / price], axis=-1)
+            return tuple(  # type: ignore[return-value]
+                ops.stop_gradient(_REACH / ops.maximum(ops.max(side, axis=-1, keepdims=True), _REACH))
+                for side in (first, second)
+            )
+
+        step = direction(mass, dustbins)
+        primal, dual = reach(step)
+        second_order = ops.stop_gradient(primal * dual)
+        step = direction(
+            mass - second_order * ops.stop_gradient(step.q * step.slack),
+            dustbins - second_order * ops.stop_gradient(step.outside * step.price),
+        )
+        primal, dual = reach(step)
+        outside_next = ops.where(self.is_active > 0.5, outside + primal * step.outside, outside)
+        return _State(q + primal * step.q, outside_next, slack + dual * step.slack, price + dual * step.price)
+
+
+class _State(NamedTuple):
+    """An interior point: all four positive.
+
+    Attributes:
+        q: `(batch, cells)`.
+        outside: Q, `(batch, specialists)`.
+        slack: s, `(batch, cells)`.
+        price: μ, `(batch, specialists)`.
+    """
+
+    q: Any
+    outside: Any
+    slack: Any
+    price: Any
+
+
+def _solver(pairs: Any, own: Any) -> Any:
+    """A function that solves `(pairs + diag(own)) x = right`, symmetric and positive, `(batch, n, n)`.
+
+    Unrolled sweeps: neither `solve` nor `cholesky` can be exported.
+    """
+    size = own.shape[-1]
+    identity = np.eye(size, dtype="float32")
+    matrix = pairs + identity * ops.expand_dims(own, -1)
+    scale = ops.rsqrt(ops.sum(matrix * identity, axis=-1))
+    matrix = matrix * ops.expand_dims(scale, -1) * ops.expand_dims(scale, -2) + 1e-7 * identity
+    inverse = matrix
+    for pivot in range(size):
+        # Rounding may leave a pivot below what the diagonal was given.
+        value = ops.maximum(inverse[:, pivot : pivot + 1, pivot : pivot + 1], 1e-7)
+        column = inverse[:, :, pivot : pivot + 1] - identity[:, pivot : pivot + 1]
+        row = inverse[:, pivot : pivot + 1, :] + identity[pivot : pivot + 1, :]
+        inverse = inverse - column * (row / value)
+
+    def solve(right: Any) -> Any:
+        scaled = ops.expand_dims(scale * right, -1)
+        found = ops.matmul(inverse, scaled)
+        # An explicit inverse loses digits where the system is nearly singular; one refinement brings them back.
+        found = found + ops.matmul(inverse, scaled - ops.matmul(matrix, found))
+        return scale * ops.squeeze(found, -1)
+
+    return solve
+
+
+def _log_observed(log_generalist: Any, log_specialists: Sequence[Any], is_active: Any, cells: Cells) -> Any:
+    """The log of the mass that each class is given by name, `(batch, num_classes)`, nats."""
+    parts = [
+        ops.where(is_active[:, position : position + 1] > 0.5, log_probabilities[:, :-1], 100.0 * _LOWEST)
+        for position, log_probabilities in enumerate(log_specialists)
+    ]
+    nothing = ops.full_like(is_active[:, :1], 100.0 * _LOWEST)
+    side_by_side = ops.concatenate([*parts, nothing], axis=-1)
+    given = [ops.take(side_by_side, cells.sources[:, place], axis=1) for place in range(cells.sources.shape[1])]
+    return ops.logsumexp(ops.stack([log_generalist, *given], axis=-1), axis=-1)
+
+
+def _log_sum_by_cell(log_mass: Any, cells: Cells) -> Any:
+    """`(batch, num_classes)` → `(batch, cells)`, nats."""
+    mass = ops.exp(ops.maximum(log_mass, _LOWEST) + _SHIFT)
+    summed = ops.segment_sum(ops.transpose(mass), cells.cell_of_class, num_segments=cells.is_outside.shape[1])
+    return ops.log(ops.transpose(summed)) - _SHIFT
+
+
+def _check_outputs(generalist_logits: Any, specialist_logits: Sequence[Any], class_sets: list[list[int]]) -> None:
+    if len(specialist_logits) != len(class_sets):
+        expected = f"{len(class_sets)} tensors, one a class set"
+        raise ValueError(complaint("specialist_logits", expected, len(specialist_logits)))
+    for position, (logits, class_set) in enumerate(zip(specialist_logits, class_sets, strict=True)):
+        num_outputs, num_special = logits.shape[-1], len(class_set)
+        if num_outputs != num_special + 1:
+            lacks = num_outputs == num_special
+            remedy = "Its dustbin is missing: the last output is for all other classes." if lacks else ""
+            expected = f"of {num_special + 1} outputs, its {num_special} classes and the dustbin"
+            raise ValueError(complaint(f"specialist_logits[{position}]", expected, num_outputs, remedy))
+    for name, logits in [("generalist_logits", generalist_logits)] + [
+        (f"specialist_logits[{position}]", logits) for position, logits in enumerate(specialist_logits)
+    ]:
+        # Inside of a graph there are no values yet.
+        if isinstance(logits, np.ndarray) or hasattr(logits, "numpy"):
+            check_finite(name, logits, "Look at the model that gave them.")
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class SpecialistCombiner(keras.layers.Layer):
+    """`merge` as a layer.
+
+    Called with `[generalist_logits, specialist_logits_1, …]` and optionally `routes`; gives merged log probabilities,
+    which are logits. No weights. Computes in float32 whatever the policy. Unrolled, of operations that ONNX and
+    LiteRT both have.
+
+    Args:
+        class_sets: for each specialist its classes, in the order of its outputs.
+        num_classes: how many classes the generalist has.
+        steps: see `merge`.
+        max_active: see `merge`.
+
+    Raises:
+        ValueError: as `merge` does.
+
+    Example:
+        >>> combiner = SpecialistCombiner([[0, 1]], num_classes=3)
+        >>> merged = combiner([np.log([[0.5, 0.3, 0.2]]), np.log([[0.2, 0.6, 0.2]])], routes=np.array([[0]]))
+        >>> print(np.exp(merged).round(3))
+        [[0.5 0.3 0.2]]
+
+    Reference: Hinton et al., arXiv:1503.02531, section 5.4, equation 5.
+    """
+
+    def __init__(
+        self,
+        class_sets: Sequence[Sequence[int]],
+        num_classes: int,
+        steps: int = 10,
+        *,
+        max_active: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(autocast=False, **{"dtype": "float32", **kwargs})
+        self.num_classes = check_count("num_classes", num_classes, 2)
+        self.class_sets = check_class_sets(class_sets, self.num_classes)
+        self.steps = check_count("steps", steps)
+        self.max_active = None if max_active is None else check_count("max_active", max_active)
+
+    def build(self, input_shape: Any) -> None:
+        """There are no weights."""
+        self.built = True
+
+    def call(self, inputs: Sequence[Any], routes: Any = None, return_residual: bool = False) -> Any:
+        """`[(batch, C), (batch, k₁ + 1), …]` → `(batch, C)`, and with `return_residual` also `(batch,)`."""
+        generalist_logits, *specialist_logits = inputs
+        if generalist_logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                complaint("generalist_logits", f"of {self.num_classes} classes", generalist_logits.shape[-1])
+            )
+        return merge(
+            generalist_logits,
+            specialist_logits,
+            self.class_sets,
+            self.steps,
+            routes=routes,
+            max_active=self.max_active,
+            return_residual=return_residual,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "class_sets": self.class_sets,
+            "num_classes": self.num_classes,
+            "steps": self.steps,
+            "max_active": self.max_active,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_distill")
+class SpecialistEnsemble(keras.Model):
+    """A generalist and its specialists as one model that gives logits.
+
+    The generalist's most probable classes decide which specialists are asked: those whose set holds one of them.
+    A specialist that no example of a batch needs is not run; in an exported graph that is a conditional.
+
+    Args:
+        generalist: a built Keras model with one output, any head, `(batch, num_classes)`.
+        specialists: models over the same inputs, with outputs for their classes and the dustbin last.
+        class_sets: for each specialist its classes, in the order of its outputs.
+        num_routes: how many of the generalist's most probable classes choose specialists.
+        steps: see `merge`.
+        conditional: whether a graph skips specialists that a batch does not need; `False` runs all of them always,
+            for runtimes without conditionals.
+        name: the model's name.
+
+    Raises:
+        ValueError: as `merge` does; counts of specialists and class sets that differ.
+
+    Example:
+        >>> def net(units):
+        ...     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units)])
+        >>> ensemble = SpecialistEnsemble(net(5), [net(3), net(3)], class_sets=[[0, 1], [3, 4]])
+        >>> ensemble(np.ones((2, 4), "float32")).shape
+        TensorShape([2, 5])
+
+    Reference: Hinton et al., arXiv:1503.02531, section 5.4.
+    """
+
+    def __init__(
+        self,
+        generalist: keras.Model,
+        specialists: Sequence[keras.Model],
+        class_sets: Sequence[Sequence[int]],
+        num_routes: int = 1,
+        *,
+        steps: int = 10,
+        conditional: bool = True,
+        name: str | None = None,
+    ):
+        if not getattr(generalist, "inputs", None):
+            remedy = "Give it an Input: inputs = keras.Input(…); keras.Model(inputs, model(inputs))."
+            raise ValueError(complaint("generalist", "a model with known inputs", repr(generalist.name), remedy))
+        routed = RoutedSpecialists(generalist, specialists, class_sets, num_routes, steps, conditional, name="routed")
+        inputs = keras.tree.map_structure(
+            lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
+            getattr(generalist, "_inputs_struct", generalist.inputs[0]),
+        )
+        super().__init__(inputs=inputs, outputs=routed(inputs), name=name)
+
+    @property
+    def generalist(self) -> keras.Model:
+        """The generalist, as it was given."""
+        return self.get_layer("routed").generalist
+
+    @property
+    def specialists(self) -> list[keras.Model]:
+        """The specialists, as they were given."""
+        return list(self.get_layer("routed").specialists)
+
+    @property
+    def class_sets(self) -> list[list[int]]:
+        """The classes of each specialist."""
+        return [list(class_set) for class_set in self.get_layer("routed").class_sets]
+
+    def routes(self, generalist_logits: Any) -> Any:
+        """Which specialists each example asks: float32 `(batch, num_specialists)` of 0 and 1."""
+        return self.get_layer("routed").routes(generalist_logits)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        routed = self.get_layer("routed")
+        return {
+            "generalist": keras.saving.serialize_keras_object(self.generalist),
+            "specialists": [keras.saving.serialize_keras_object(specialist) for specialist in self.specialists],
+            "class_sets": self.class_sets,
+            "num_routes": routed.num_routes,
+            "steps": routed.steps,
+            "conditional": routed.conditional,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "SpecialistEnsemble":
+        """Builds the model that `get_config` described."""
+
+        def revive(model: dict[str, Any]) -> keras.Model:
+            return keras.saving.deserialize_keras_object(model, custom_objects)
+
+        models = {"generalist": revive(config["generalist"]), "specialists": list(map(revive, config["specialists"]))}
+        return cls(**{**config, **models})
+
+
+class RoutedSpecialists(keras.layers.Layer):
+    """The generalist, the specialists that it asks and their merge: one layer, since specialists may be namesakes.
+
+    Args: as those of `SpecialistEnsemble`.
+    """
+
+    def __init__(
+        self,
+        generalist: keras.Model,
+        specialists: Sequence[keras.Model],
+        class_sets: Sequence[Sequence[int]],
+        num_routes: int,
+        steps: int,
+        conditional: bool,
+        **kwargs: Any,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        num_classes = generalist.outputs[0].shape[-1]
+        self.class_sets = check_class_sets(class_sets, num_classes)
+        if len(specialists) != len(self.class_sets):
+            raise ValueError(complaint("specialists", f"{len(self.class_sets)}, one a class set", len(specialists)))
+        self.generalist = generalist
+        self.specialists = list(specialists)
+        # Saved files hold the models as they were given; what a function encloses Keras does not track.
+        stripped = [logits_model(model) for model in (generalist, *specialists)]
+        self._logits_of = lambda position, inputs, training: ops.cast(
+            stripped[position](inputs, training=training), "float32"
+        )
+        self.num_routes = check_count("num_routes", num_routes)
+        if self.num_routes > num_classes:
+            raise ValueError(complaint("num_routes", f"<= {num_classes}, the number of classes", num_routes))
+        self.steps = check_count("steps", steps)
+        self.conditional = bool(conditional)
+        for position, (specialist, class_set) in enumerate(zip(self.specialists, self.class_sets, strict=True)):
+            num_outputs = specialist.outputs[0].shape[-1]
+            if num_outputs != len(class_set) + 1:
+                expected = f"of {len(class_set) + 1} outputs, its {len(class_set)} classes and the dustbin"
+                raise ValueError(complaint(f"specialists[{position}]", expected, num_outputs))
+        covers = np.zeros((num_classes, len(self.class_sets)), "float32")
+        for position, class_set in enumerate(self.class_sets):
+            covers[class_set, position] = 1.0
+        self.covers = covers
+        # The most specialists that any `num_routes` classes can call: the solver's system need not be larger.
+        coverage = np.sort(covers.sum(axis=1))[::-1]
+        self.max_active = max(1, min(len(self.class_sets), int(coverage[: self.num_routes].sum())))
+
+    def build(self, input_shape: Any) -> None:
+        """The models were built before."""
+        self.built = True
+
+    def routes(self, generalist_logits: Any) -> Any:
+        """Which specialists each example asks: float32 `(batch, num_specialists)`."""
+        _, most_probable = ops.top_k(ops.cast(generalist_logits, "float32"), self.num_routes)
+        return ops.max(ops.take(self.covers, most_probable, axis=0), axis=1)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Merged logits, `(batch, num_classes)`."""
+        generalist_logits = self._logits_of(0, inputs, training)
+        if not self.specialists:
+            return ops.log_softmax(generalist_logits, axis=-1)
+        routes = self.routes(generalist_logits)
+        specialist_logits = [
+            self._ask(position, inputs, routes, generalist_logits, training)
+            for position in range(len(self.specialists))
+        ]
+        return merge(
+            generalist_logits, specialist_logits, self.class_sets, self.steps, routes=routes, max_active=self.max_active
+        )
+
+    def _ask(self, position: int, inputs: Any, routes: Any, generalist_logits: Any, training: bool | None) -> Any:
+        def run() -> Any:
+            return self._logits_of(1 + position, inputs, training)
+
+        def skip() -> Any:
+            return ops.zeros_like(generalist_logits[:, :1]) + np.zeros(
+                (1, len(self.class_sets[position]) + 1), "float32"
+            )
+
+        if not self.conditional:
+            return run()
+        return ops.cond(ops.max(routes[:, position]) > 0.5, run, skip)

@@ -1,0 +1,413 @@
+"""The merge against SciPy's optimum, closed forms and hand-worked cases; the layer and the model around it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.optimize import brentq, minimize
+from scipy.special import log_softmax, logsumexp, softmax
+
+from keras_distill.logits import logits_model
+from keras_distill.specialists import SpecialistCombiner, SpecialistEnsemble, merge
+
+
+def objective(q, generalist_logits, specialist_logits, class_sets):
+    """−KL(p_g‖q) − Σ KL(p_m‖q) without the terms that do not depend on q, float64, one example."""
+    with np.errstate(divide="ignore"):
+        log_q = np.maximum(np.log(q), -1e3)
+        total = softmax(generalist_logits) @ log_q
+        for logits, class_set in zip(specialist_logits, class_sets, strict=True):
+            mass = softmax(logits)
+            outside = np.delete(q, class_set).sum()
+            total += mass[:-1] @ log_q[class_set] + mass[-1] * max(np.log(outside), -1e3)
+    return total
+
+
+def scipy_optimum(start, generalist_logits, specialist_logits, class_sets):
+    """The best that L-BFGS finds over logits of q, from `start`."""
+    mass, outside, dustbins = softmax(generalist_logits), np.ones((len(class_sets), len(start)), bool), []
+    for position, (logits, class_set) in enumerate(zip(specialist_logits, class_sets, strict=True)):
+        mass[class_set] += softmax(logits)[:-1]
+        dustbins.append(softmax(logits)[-1])
+        outside[position, class_set] = False
+
+    def negative(logits):
+        log_q = log_softmax(logits)
+        log_outside = logsumexp(np.where(outside, log_q, -np.inf), axis=1)
+        shares = outside * np.exp(np.minimum(log_q - log_outside[:, None], 0.0))
+        gradient = mass + np.array(dustbins) @ shares
+        value = mass @ log_q + np.array(dustbins) @ log_outside
+        return -value, (1 + len(class_sets)) * np.exp(log_q) - gradient
+
+    options = {"maxiter": 1000, "ftol": 1e-16, "gtol": 1e-11}
+    return -minimize(negative, start, jac=True, method="L-BFGS-B", options=options).fun
+
+
+def random_case(seed, num_classes, num_specialists, scale):
+    generator = np.random.default_rng(seed)
+    generalist = generator.uniform(-scale, scale, num_classes).astype("float32")
+    class_sets, specialists = [], []
+    for _ in range(num_specialists):
+        size = int(generator.integers(1, max(2, num_classes // 2)))
+        class_sets.append(generator.choice(num_classes, size, replace=False).tolist())
+        specialists.append(generator.uniform(-scale, scale, size + 1).astype("float32"))
+    return generalist, specialists, class_sets
+
+
+def merge_one(generalist, specialists, class_sets, *args, **kwargs):
+    found = merge(generalist[None], [logits[None] for logits in specialists], class_sets, *args, **kwargs)
+    return keras.tree.map_structure(lambda value: np.asarray(value[0], "float64"), found)
+
+
+def distance_to_scipy(case, steps):
+    log_q = merge_one(*case, steps)
+    q = softmax(log_q)
+    wide = [part.astype("float64") for part in case[1]]
+    problem = (case[0].astype("float64"), wide, case[2])
+    starts = [log_q, 0.5 * np.log(0.5 * softmax(problem[0]) + 0.5 / len(q))]
+    return max(scipy_optimum(start, *problem) for start in starts) - objective(q, *problem)
+
+
+@pytest.mark.parametrize("num_specialists", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("scale", [3.0, 50.0])
+def test_ten_steps_come_within_a_millionth_of_a_nat_of_scipys_optimum(num_specialists, scale):
+    for seed in range(2):
+        case = random_case(seed, [6, 30][seed % 2], num_specialists, scale)
+        assert distance_to_scipy(case, 10) < 1e-6
+
+
+def test_specialists_that_all_disown_an_example_stay_within_a_ten_thousandth_of_a_nat_in_twelve_steps():
+    for seed in range(4):
+        generalist, specialists, class_sets = random_case(seed, 20, 5, 50.0)
+        for logits in specialists:
+            logits[-1] = 50.0
+        assert distance_to_scipy((generalist, specialists, class_sets), 12) < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_one_active_specialist_is_exact_whatever_the_steps(steps):
+    generalist = np.array([1.0, 0.3, -0.5, 0.0], "float32")
+    specialist = np.array([2.0, -1.0, 0.4], "float32")
+    p_generalist, p_specialist = softmax(generalist.astype("float64")), softmax(specialist.astype("float64"))
+    # Inside: the mean. Outside: the dustbin is shared in proportion to the generalist.
+    expected = np.zeros(4)
+    expected[[2, 0]] = (p_generalist[[2, 0]] + p_specialist[:2]) / 2
+    outside = p_generalist[[1, 3]]
+    expected[[1, 3]] = (outside + p_specialist[2] * outside / outside.sum()) / 2
+    np.testing.assert_allclose(np.exp(merge_one(generalist, [specialist], [[2, 0]], steps)), expected, rtol=3e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_one_active_specialist_among_several_is_exact(steps):
+    generalist, specialists, class_sets = random_case(3, 12, 4, 4.0)
+    alone = merge_one(generalist, specialists[2:3], class_sets[2:3], 1)
+    routed = merge_one(generalist, specialists, class_sets, steps, routes=np.array([[0, 0, 1, 0]]))
+    np.testing.assert_allclose(routed, alone, atol=1e-5)
+
+
+def test_two_sets_that_share_out_all_classes_have_a_closed_form():
+    generalist = np.array([0.2, 1.0, -1.0, 0.5, 0.0], "float32")
+    first, second = np.array([1.0, 0.0, 0.7], "float32"), np.array([0.1, 2.0, -0.3, 1.1], "float32")
+    p_generalist, p_first, p_second = softmax(generalist), softmax(first), softmax(second)
+    mass = p_generalist + np.r_[p_first[:2], p_second[:3]]
+    # Outside of one set is inside of the other, so each side's total is simply observed.
+    inside_first = (mass[:2].sum() + p_second[-1]) / 3
+    expected = np.r_[mass[:2] / mass[:2].sum() * inside_first, mass[2:] / mass[2:].sum() * (1 - inside_first)]
+    found = np.exp(merge_one(generalist, [first, second], [[0, 1], [2, 3, 4]]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_disjoint_sets_match_the_root_of_their_one_equation():
+    generator = np.random.default_rng(0)
+    class_sets = [[0, 1, 2], [3, 4], [5, 6, 7]]
+    generalist = generator.normal(size=10)
+    specialists = [generator.normal(size=len(class_set) + 1) for class_set in class_sets]
+    mass = softmax(generalist)
+    dustbins = []
+    for logits, class_set in zip(specialists, class_sets, strict=True):
+        mass[class_set] += softmax(logits)[:-1]
+        dustbins.append(softmax(logits)[-1])
+    named = [mass[class_set].sum() for class_set in class_sets]
+
+    def inside(rest_slack):
+        """Mass of each set where classes in none have slack `rest_slack`: a/u − d/(1 − u) = rest_slack."""
+        shares = []
+        for a, d in zip(named, dustbins, strict=True):
+            b = rest_slack + a + d
+            shares.append((b - np.sqrt(b * b - 4 * rest_slack * a)) / (2 * rest_slack))
+        return np.array(shares)
+
+    rest = mass[8:].sum()
+    slack = brentq(lambda value: inside(value).sum() + rest / value - 1, 1e-6, 100, xtol=1e-14)
+    expected = mass / slack
+    for class_set, share, a in zip(class_sets, inside(slack), named, strict=True):
+        expected[class_set] = mass[class_set] / a * share
+    np.testing.assert_allclose(np.exp(merge_one(generalist, specialists, class_sets)), expected, rtol=2e-5)
+
+
+def test_specialist_that_agrees_with_the_generalist_changes_nothing():
+    generalist = np.random.default_rng(0).normal(size=8).astype("float32") * 3
+    class_sets = [[0, 3], [3, 4, 5], [1]]
+    specialists = [np.r_[generalist[s], logsumexp(np.delete(generalist, s))].astype("float32") for s in class_sets]
+    np.testing.assert_allclose(merge_one(generalist, specialists, class_sets), log_softmax(generalist), atol=2e-5)
+
+
+def test_order_of_specialists_and_of_classes_in_a_set_changes_nothing():
+    generalist, specialists, class_sets = random_case(1, 15, 4, 5.0)
+    expected = merge_one(generalist, specialists, class_sets)
+    order = [2, 0, 3, 1]
+    backwards = [np.r_[logits[:-1][::-1], logits[-1]] for logits in specialists]
+    found = merge_one(generalist, [backwards[m] for m in order], [class_sets[m][::-1] for m in order])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_classes_in_no_set_keep_the_generalists_ratios():
+    generalist, specialists, class_sets = random_case(2, 20, 3, 5.0)
+    free = sorted(set(range(20)) - set().union(*class_sets))
+    assert len(free) > 2
+    log_q = merge_one(generalist, specialists, class_sets)
+    np.testing.assert_allclose(np.diff(log_q[free]), np.diff(generalist[free]), atol=2e-5)
+
+
+def test_merged_probabilities_sum_to_one_also_at_extreme_logits():
+    for scale in (1.0, 50.0, 1e4):
+        generalist, specialists, class_sets = random_case(5, 25, 6, scale)
+        log_q = merge_one(generalist, specialists, class_sets)
+        assert np.isfinite(log_q).all()
+        np.testing.assert_allclose(np.exp(log_q).sum(), 1.0, atol=3e-6)
+
+
+def test_no_active_specialist_leaves_the_generalist():
+    generalist, specialists, class_sets = random_case(4, 9, 3, 4.0)
+    found = merge_one(generalist, specialists, class_sets, routes=np.zeros((1, 3)))
+    np.testing.assert_allclose(found, log_softmax(generalist.astype("float64")), atol=1e-6)
+    np.testing.assert_allclose(merge_one(generalist, [], []), log_softmax(generalist.astype("float64")), atol=1e-6)
+
+
+def test_inactive_specialists_are_as_good_as_absent():
+    generalist, specialists, class_sets = random_case(6, 12, 5, 4.0)
+    routes = np.array([[1, 0, 1, 0, 1]])
+    expected = merge_one(generalist, specialists[::2], class_sets[::2])
+    np.testing.assert_allclose(merge_one(generalist, specialists, class_sets, routes=routes), expected, atol=2e-5)
+    few = merge_one(generalist, specialists, class_sets, routes=routes, max_active=3)
+    np.testing.assert_allclose(few, expected, atol=2e-5)
+
+
+def test_rows_of_a_batch_do_not_meet():
+    cases = [random_case(seed, 12, 3, 5.0) for seed in (7, 8)]
+    class_sets = [[0, 1, 2], [2, 3, 4, 5], [9]]
+    generator = np.random.default_rng(0)
+    generalist = np.stack([case[0] for case in cases])
+    specialists = [generator.normal(size=(2, len(class_set) + 1)).astype("float32") * 3 for class_set in class_sets]
+    routes = np.array([[1, 1, 0], [1, 1, 1]])
+    together = np.asarray(merge(generalist, specialists, class_sets, routes=routes))
+    for row in range(2):
+        alone = merge_one(
+            generalist[row], [part[row] for part in specialists], class_sets, routes=routes[row : row + 1]
+        )
+        np.testing.assert_allclose(together[row], alone, atol=2e-5)
+
+
+def test_residual_bounds_the_distance_to_the_optimum():
+    for seed in range(4):
+        case = random_case(seed, 20, 5, 4.0)
+        for steps in (1, 2, 4):
+            log_q, residual = merge_one(*case, steps, return_residual=True)
+            wide = (case[0].astype("float64"), [part.astype("float64") for part in case[1]], case[2])
+            distance = scipy_optimum(log_q, *wide) - objective(softmax(log_q), *wide)
+            assert distance <= residual + 1e-5
+        assert merge_one(*case, 12, return_residual=True)[1] < 1e-4
+
+
+def test_gradients_are_those_of_the_optimum():
+    generalist, specialists, class_sets = random_case(9, 8, 3, 2.0)
+    weights = np.random.default_rng(0).normal(size=8)
+
+    def optimum(generalist_logits, specialist_logits):
+        """float64 EM to convergence."""
+        mass, outside, dustbins = softmax(generalist_logits), np.ones((3, 8)), []
+        for m, (logits, class_set) in enumerate(zip(specialist_logits, class_sets, strict=True)):
+            mass[class_set] += softmax(logits)[:-1]
+            outside[m, class_set] = 0
+            dustbins.append(softmax(logits)[-1])
+        q = mass / mass.sum()
+        for _ in range(3000):
+            q = (mass + q * (outside.T @ (dustbins / (outside @ q)))) / 4
+        return weights @ np.log(q)
+
+    tensors = [tf.constant(part[None]) for part in (generalist, *specialists)]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        value = tf.reduce_sum(merge(tensors[0], tensors[1:], class_sets, 12) * weights.astype("float32"))
+    found = tape.gradient(value, tensors)
+    parts = [part.astype("float64") for part in (generalist, *specialists)]
+    for position, part in enumerate(parts):
+        for place in range(len(part)):
+            shifted = []
+            for step in (1e-5, -1e-5):
+                moved = [other.copy() for other in parts]
+                moved[position][place] += step
+                shifted.append(optimum(moved[0], moved[1:]))
+            np.testing.assert_allclose(found[position][0, place], (shifted[0] - shifted[1]) / 2e-5, atol=2e-3)
+
+
+def test_layer_gives_float32_under_a_mixed_policy_and_survives_its_config():
+    generalist, specialists, class_sets = random_case(1, 10, 3, 5.0)
+    inputs = [part[None] for part in (generalist, *specialists)]
+    layer = SpecialistCombiner(class_sets, 10, steps=8, max_active=2)
+    again = SpecialistCombiner.from_config(layer.get_config())
+    np.testing.assert_array_equal(layer(inputs), again(inputs))
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        mixed = SpecialistCombiner(class_sets, 10)
+        assert mixed(inputs).dtype == "float32"
+        np.testing.assert_allclose(mixed(inputs), SpecialistCombiner(class_sets, 10)(inputs), atol=1e-6)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_layer_runs_in_a_model_of_unknown_batch_size_and_under_xla():
+    generalist, specialists, class_sets = random_case(1, 10, 3, 5.0)
+    inputs = [keras.Input((len(part),)) for part in (generalist, *specialists)]
+    model = keras.Model(inputs, SpecialistCombiner(class_sets, 10, steps=3)(inputs))
+    assert model.output_shape == (None, 10)
+    batch = [np.repeat(part[None], 3, axis=0) for part in (generalist, *specialists)]
+    expected = np.repeat(merge_one(generalist, specialists, class_sets, 3)[None], 3, axis=0)
+    np.testing.assert_allclose(model.predict(batch, verbose=0), expected, atol=1e-5)
+    compiled = tf.function(lambda *parts: merge(parts[0], parts[1:], class_sets, 3), jit_compile=True)
+    np.testing.assert_allclose(compiled(*batch), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("class_sets", "words"),
+    [
+        ([[]], r"class_sets\[0\] must be at least one class"),
+        ([[0, 4]], r"in \[0, 4\); got 4"),
+        ([[0, -1]], ">= 0; got -1"),
+        ([[1, 2, 1]], "each class once; got 1 2 times"),
+        ([[0, 1, 2, 3]], "fewer than all 4"),
+    ],
+)
+def test_sets_that_are_none_are_refused(class_sets, words):
+    with pytest.raises(ValueError, match=words):
+        SpecialistCombiner(class_sets, 4)
+
+
+@pytest.mark.parametrize(
+    ("specialists", "words"),
+    [
+        ([np.zeros((1, 2))], "dustbin is missing"),
+        ([np.zeros((1, 5))], "of 3 outputs"),
+        ([], "1 tensors"),
+        ([np.array([[0.0, np.nan, 1.0]])], r"specialist_logits\[0\] must be finite; got 1 of 3"),
+    ],
+)
+def test_logits_that_do_not_fit_are_refused(specialists, words):
+    with pytest.raises(ValueError, match=words):
+        merge(np.zeros((1, 4)), specialists, [[0, 1]])
+
+
+def test_generalist_of_other_class_count_is_refused():
+    with pytest.raises(ValueError, match="of 5 classes; got 4"):
+        SpecialistCombiner([[0, 1]], 5)([np.zeros((1, 4)), np.zeros((1, 3))])
+
+
+def net(units, seed, activation=None, dtype=None):
+    kernel = keras.initializers.RandomNormal(stddev=2.0, seed=seed)
+    layer = keras.layers.Dense(units, activation, kernel_initializer=kernel, dtype=dtype)
+    return keras.Sequential([keras.Input((4,)), layer], name="namesake")
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    specialists = [net(3, 1), net(4, 2, "softmax"), net(2, 3)]
+    return SpecialistEnsemble(net(6, 0), specialists, [[0, 1], [1, 2, 3], [5]], num_routes=1, steps=6)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+
+
+def test_ensemble_asks_those_whose_set_holds_the_generalists_best_class(ensemble, examples):
+    generalist = np.asarray(logits_model(ensemble.generalist)(examples))
+    routes = np.asarray(ensemble.routes(generalist))
+    expected = [[float(best in class_set) for class_set in ensemble.class_sets] for best in generalist.argmax(-1)]
+    np.testing.assert_array_equal(routes, expected)
+    assert 0 < routes.mean() < 1
+    logits = [np.asarray(logits_model(specialist)(examples)) for specialist in ensemble.specialists]
+    merged = merge(generalist, logits, ensemble.class_sets, 6, routes=routes)
+    np.testing.assert_allclose(ensemble(examples), merged, atol=1e-5)
+    untouched = routes.sum(-1) == 0
+    assert untouched.any()
+    np.testing.assert_allclose(
+        np.asarray(ensemble(examples))[untouched], log_softmax(generalist[untouched], -1), atol=1e-5
+    )
+
+
+def test_two_routes_ask_for_the_second_class_too(ensemble, examples):
+    twice = SpecialistEnsemble(ensemble.generalist, ensemble.specialists, ensemble.class_sets, num_routes=2)
+    generalist = np.asarray(twice.generalist(examples))
+    best_two = np.argsort(-generalist, -1)[:, :2]
+    expected = [[float(bool(set(best) & set(s))) for s in twice.class_sets] for best in best_two]
+    np.testing.assert_array_equal(twice.routes(generalist), expected)
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often it really runs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.runs = self.add_weight(name="runs", shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        if not isinstance(inputs, keras.KerasTensor):
+            self.runs.assign_add(1.0)
+        return inputs
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_specialist_that_no_example_needs_is_not_run(compiled):
+    inputs = keras.Input((4,))
+    counting = Counting()
+    wanted, unwanted = net(2, 1), keras.Model(inputs, keras.layers.Dense(2)(counting(inputs)))
+    generalist = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, bias_initializer="zeros", kernel_initializer="zeros")]
+    )
+    generalist.layers[-1].bias.assign([5.0, 0.0, 0.0])
+    ensemble = SpecialistEnsemble(generalist, [wanted, unwanted], [[0], [1]])
+    counting.runs.assign(0.0)
+    run = tf.function(ensemble) if compiled else ensemble
+    run(np.zeros((3, 4), "float32"))
+    assert float(counting.runs.numpy()) == 0.0
+    generalist.layers[-1].bias.assign([0.0, 5.0, 0.0])
+    run(np.zeros((3, 4), "float32"))
+    assert float(counting.runs.numpy()) == 1.0
+
+
+def test_ensemble_survives_a_save_and_a_load(ensemble, examples, tmp_path):
+    ensemble.save(tmp_path / "ensemble.keras")
+    again = keras.saving.load_model(tmp_path / "ensemble.keras")
+    assert isinstance(again, SpecialistEnsemble)
+    assert again.class_sets == ensemble.class_sets
+    np.testing.assert_array_equal(again(examples), ensemble(examples))
+
+
+def test_ensemble_predicts_and_evaluates(ensemble, examples):
+    np.testing.assert_allclose(ensemble.predict(examples, verbose=0, batch_size=16), ensemble(examples), atol=1e-5)
+    ensemble.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    labels = np.arange(40) % 6
+    expected = -np.asarray(ensemble(examples), "float64")[np.arange(40), labels].mean()
+    np.testing.assert_allclose(ensemble.evaluate(examples, labels, verbose=0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("specialists", "class_sets", "words"),
+    [
+        ([net(3, 1)], [[0, 1], [2]], "specialists must be 2"),
+        ([net(2, 1)], [[0, 1]], "of 3 outputs, its 2 classes and the dustbin; got 2"),
+    ],
+)
+def test_ensembles_that_do_not_fit_are_refused(specialists, class_sets, words):
+    with pytest.raises(ValueError, match=words):
+        SpecialistEnsemble(net(6, 0), specialists, class_sets)

@@ -1,0 +1,188 @@
+"""Specialists on a small problem whose posterior is known."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pytest
+from scipy.special import logsumexp, softmax
+
+from keras_distill.specialists import train, train_control
+from keras_distill.specialists import training as training_module
+from keras_distill.specialists.training import collapse, dustbin_correction, specialist_model
+
+
+@dataclass
+class Examples:
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
+CENTRES = np.random.default_rng(7).normal(size=(6, 4))
+
+
+def drawn(num_items, seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.choice(6, num_items, p=[0.3, 0.3, 0.2, 0.1, 0.05, 0.05]).astype("int32")
+    return Examples((CENTRES[labels] + generator.normal(size=(num_items, 4))).astype("float32"), labels)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return drawn(4000, 0)
+
+
+@pytest.fixture(scope="module")
+def generalist(examples):
+    """Bayes's rule for equal spherical classes is linear: this is the optimum, not an estimate."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, "softmax")])
+    prior = np.log([0.3, 0.3, 0.2, 0.1, 0.05, 0.05])
+    model.layers[-1].set_weights([CENTRES.T, prior - 0.5 * (CENTRES**2).sum(1)])
+    return model
+
+
+def test_collapsed_logits_sum_the_generalists_probabilities():
+    logits = np.random.default_rng(0).normal(size=(5, 6)) * 10
+    found = softmax(collapse(logits, [4, 1]), axis=1)
+    probabilities = softmax(logits, axis=1)
+    expected = np.c_[probabilities[:, 4], probabilities[:, 1], probabilities[:, [0, 2, 3, 5]].sum(1)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_correction_is_bayess_rule_for_the_changed_prior():
+    share, special_share = 0.2, 0.5
+    likelihood_ratio = 3.0  # of the dustbin over the special class
+    in_training = np.log(likelihood_ratio * (1 - special_share) / special_share)
+    in_the_world = np.log(likelihood_ratio * (1 - share) / share)
+    assert in_training + dustbin_correction(share, special_share) == pytest.approx(in_the_world)
+
+
+def test_specialist_starts_as_the_generalist_on_its_own_classes(generalist):
+    specialist = specialist_model(generalist, [2, 0])
+    inputs = drawn(10, 1).inputs
+    logits = inputs @ generalist.layers[-1].kernel.numpy() + generalist.layers[-1].bias.numpy()
+    found = np.asarray(specialist(inputs))
+    np.testing.assert_allclose(found[:, 0] - found[:, 1], logits[:, 2] - logits[:, 0], atol=1e-5)
+    assert found.shape == (10, 3)
+
+
+@pytest.mark.parametrize("soft_target_weight", [0.0, 0.5, 1.0])
+def test_trained_specialist_gives_the_true_posterior_of_its_classes_and_the_dustbin(
+    generalist, examples, soft_target_weight
+):
+    specialist = train(
+        generalist, [3, 4], examples, num_steps=400, learning_rate=0.03, soft_target_weight=soft_target_weight
+    )
+    fresh = drawn(2000, 5)
+    found = softmax(np.asarray(specialist(fresh.inputs), "float64"), axis=1)
+    logits = fresh.inputs @ generalist.layers[-1].kernel.numpy() + generalist.layers[-1].bias.numpy()
+    expected = softmax(collapse(logits, [3, 4]), axis=1)
+    # The mean of each output is the prior; without the correction the dustbin's would be near one half.
+    np.testing.assert_allclose(found.mean(0), expected.mean(0), atol=0.03)
+    assert specialist.output_shape == (None, 3)
+
+
+def test_generalist_is_left_as_it_was_and_the_specialist_is_trainable(generalist, examples):
+    before = [weight.copy() for weight in generalist.get_weights()]
+    specialist = train(generalist, [0, 1], examples, trained="head", num_steps=3)
+    for weight, old in zip(generalist.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    assert all(layer.trainable for layer in specialist.layers)
+    assert generalist.trainable
+
+
+def deep():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(8, "relu", name="first")(inputs)
+    hidden = keras.layers.Dense(8, name="second")(hidden)
+    hidden = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(hidden))
+    return keras.Model(inputs, keras.layers.Dense(6)(hidden))
+
+
+@pytest.mark.parametrize(
+    ("trained", "changed"),
+    [("head", set()), ("last_block", {"second", "norm"}), ("all", {"first", "second", "norm"})],
+)
+def test_only_what_was_asked_for_is_trained(examples, trained, changed):
+    model = deep()
+    specialist = train(model, [0, 1], examples, trained=trained, num_steps=3, learning_rate=0.01)
+    moved = {
+        layer.name
+        for layer in model.layers[1:-1]
+        if layer.weights
+        and any(
+            not np.array_equal(new, old)
+            for new, old in zip(specialist.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True)
+        )
+    }
+    assert moved == changed
+
+
+def test_same_seed_trains_the_same_specialist(generalist, examples):
+    first, second = (train(generalist, [0, 1], examples, num_steps=5, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.get_weights()[0], second.get_weights()[0])
+
+
+def test_killed_training_goes_on_where_it_was(generalist, examples, tmp_path, monkeypatch):
+    settings = {"num_steps": 20, "learning_rate": 0.01, "seed": 1}
+    expected = train(generalist, [0, 1], examples, **settings)
+    backed_up = training_module._back_up
+
+    def back_up_and_die(distiller, backup_dir, num_done):
+        backed_up(distiller, backup_dir, num_done)
+        if num_done >= 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_module, "_back_up", back_up_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(generalist, [0, 1], examples, **settings, backup_dir=tmp_path / "backup")
+    monkeypatch.setattr(training_module, "_back_up", backed_up)
+    steps = []
+    whole = training_module._Batches.__getitem__
+    monkeypatch.setattr(
+        training_module._Batches, "__getitem__", lambda self, i: steps.append(self.first + i) or whole(self, i)
+    )
+    found = train(generalist, [0, 1], examples, **settings, backup_dir=tmp_path / "backup")
+    assert min(steps) == 8
+    for weight, old in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, old, atol=1e-6)
+    assert not (tmp_path / "backup").exists()
+
+
+def test_control_has_all_classes_and_takes_as_many_steps(generalist, examples):
+    control = train_control(generalist, examples, num_steps=5)
+    assert control.output_shape == (None, 6)
+    inputs = drawn(10, 1).inputs
+    untouched = train_control(generalist, examples, num_steps=1, learning_rate=1e-12)
+    logits = inputs @ generalist.layers[-1].kernel.numpy() + generalist.layers[-1].bias.numpy()
+    np.testing.assert_allclose(untouched(inputs), logits, atol=1e-4)
+    assert logsumexp(np.asarray(control(inputs)) - logits) != 0
+
+
+@pytest.mark.parametrize(
+    ("class_set", "arguments", "words"),
+    [
+        ([], {}, "at least one class"),
+        ([0, 6], {}, "got 6"),
+        ([0, 0], {}, "each class once"),
+        ([0, 1], {"trained": "body"}, "'head', 'last_block', 'all'"),
+        ([0, 1], {"special_share": 0.0}, "special_share must be > 0"),
+        ([0, 1], {"soft_target_weight": 1.5}, "soft_target_weight must be between 0 and 1"),
+        ([0, 1], {"num_steps": 0}, "num_steps must be >= 1"),
+    ],
+)
+def test_bad_arguments_are_refused(generalist, examples, class_set, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        train(generalist, class_set, examples, **{"num_steps": 1, **arguments})
+
+
+def test_set_without_an_example_is_refused(generalist, examples):
+    some = Examples(examples.inputs[examples.labels != 5], examples.labels[examples.labels != 5])
+    with pytest.raises(ValueError, match="0 inside"):
+        train(generalist, [5], some, num_steps=1)
+
+
+def test_generalist_without_a_dense_end_is_refused():
+    inputs = keras.Input((4,))
+    with pytest.raises(ValueError, match="last Dense layer"):
+        specialist_model(keras.Model(inputs, keras.layers.Rescaling(2.0)(inputs)), [0])
