@@ -1,0 +1,343 @@
+"""How faithful and how fast a bundle is on this machine. Needs numpy and onnxruntime or ai-edge-litert, nothing else.
+
+    python benchmark.py                    # the bundle that this file lies in
+    python benchmark.py BUNDLE --json      # another one, as JSON
+
+First every file is compared with its checksum, then every artifact's answers with the golden ones, and only then
+time is measured: one thread, one example a call, warm-up, interleaved rounds; a round's first calls do not count.
+
+What is not here: anything of Keras or TensorFlow. `keras-distill ship` measures with this very file.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+FORMAT_VERSION = 1
+WARM_UP_CALLS = 10
+DISCARDED_CALLS = 3
+
+
+# The bundle
+
+
+def read_manifest(bundle):
+    """Returns the manifest of the folder `bundle`; raises ValueError where the bundle cannot be trusted.
+
+    Of another version, a path that leaves the folder, a file that is missing or whose checksum differs.
+    """
+    bundle = Path(bundle).resolve()
+    path = bundle / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"a bundle must hold manifest.json; got {bundle}. Make one with keras-distill ship.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"manifest.json must be JSON; got {error}. Copy the bundle again.") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        remedy = "Ship the student again, or use the kit that came with this bundle."
+        raise ValueError(f"format_version must be {FORMAT_VERSION}; got {version!r}. {remedy}")
+    for key in ("artifacts", "files", "class_names", "inputs"):
+        if key not in manifest:
+            raise ValueError(
+                f"manifest.json must have the field {key!r}; got {sorted(manifest)}. Copy the bundle again."
+            )
+    for name, expected in manifest["files"].items():
+        checksum = file_checksum(path_inside(bundle, name))
+        if checksum != expected["sha256"]:
+            remedy = "The file was changed or damaged: copy the bundle again."
+            raise ValueError(
+                f"{name} must have the checksum {expected['sha256'][:12]}…; got {checksum[:12]}…. {remedy}"
+            )
+    for name, artifact in manifest["artifacts"].items():
+        if artifact["file"] not in manifest["files"]:
+            raise ValueError(
+                f"the artifact {name} must be in `files`; got {artifact['file']!r}. Copy the bundle again."
+            )
+    return manifest
+
+
+def path_inside(bundle, name):
+    """Returns the path of the file `name` of a bundle; raises ValueError where it lies outside or is missing."""
+    path = (Path(bundle) / name).resolve()
+    if not path.is_relative_to(Path(bundle).resolve()):
+        raise ValueError(f"a path of a manifest must stay inside the bundle; got {name!r}. Do not trust this bundle.")
+    if not path.is_file():
+        raise ValueError(f"{name} must be in the bundle; got none. Copy the bundle again, whole.")
+    return path
+
+
+def file_checksum(path):
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# The runtimes
+
+
+class OnnxArtifact:
+    """An .onnx file in onnxruntime: call it with `{input name: array}`, get logits `(batch, num_classes)`."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path, num_threads=1):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that wait by spinning take the time of the thread that works.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        self.input_names = [tensor.name for tensor in self.session.get_inputs()]
+        self.output_names = [tensor.name for tensor in self.session.get_outputs()]
+        self.input_shapes = {tensor.name: list(tensor.shape) for tensor in self.session.get_inputs()}
+        self.fixed_batch = next((s[0] for s in self.input_shapes.values() if s and isinstance(s[0], int)), None)
+
+    def __call__(self, inputs):
+        """Returns the logits of a batch."""
+        return in_batches(self.fixed_batch, inputs, lambda batch: self.session.run(self.output_names[:1], batch)[0])
+
+    def step(self, inputs):
+        """Returns a function of nothing that runs this batch once, for the stop-watch."""
+        session, outputs = self.session, self.output_names[:1]
+        return lambda: session.run(outputs, inputs)[0]
+
+
+class LitertArtifact:
+    """A .tflite file in LiteRT: call it with `{input name: array}`, get logits `(batch, num_classes)`."""
+
+    runtime = "ai-edge-litert"
+
+    def __init__(self, path, num_threads=1):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(model_path=os.fspath(path), num_threads=num_threads)
+        runner = self.interpreter.get_signature_runner()
+        self.inputs = runner.get_input_details()
+        outputs = runner.get_output_details()
+        self.input_names, self.output_names = list(self.inputs), list(outputs)
+        self.output = outputs[self.output_names[0]]["index"]
+        self.input_shapes = {name: detail["shape_signature"].tolist() for name, detail in self.inputs.items()}
+        self.fixed_batch = next((shape[0] for shape in self.input_shapes.values() if shape and shape[0] > 0), None)
+        self.shapes = {}
+
+    def __call__(self, inputs):
+        """Returns the logits of a batch."""
+        return in_batches(self.fixed_batch, inputs, lambda batch: self.step(batch)())
+
+    def step(self, inputs):
+        """Returns a function of nothing that runs this batch once, for the stop-watch."""
+        interpreter, output = self.interpreter, self.output
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if shapes != self.shapes:
+            for name, shape in shapes.items():
+                interpreter.resize_tensor_input(self.inputs[name]["index"], shape)
+            interpreter.allocate_tensors()
+            self.shapes = shapes
+        feed = [(self.inputs[name]["index"], array) for name, array in inputs.items()]
+
+        def run():
+            for index, array in feed:
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return interpreter.get_tensor(output)
+
+        return run
+
+
+def in_batches(fixed_batch, inputs, run):
+    """Runs all inputs at once, or in the batches of the one size that the artifact was built for."""
+    if fixed_batch is None:
+        return run(inputs)
+    num_items = len(next(iter(inputs.values())))
+    logits = []
+    for start in range(0, num_items, fixed_batch):
+        batch = {name: array[start : start + fixed_batch] for name, array in inputs.items()}
+        missing = fixed_batch - len(next(iter(batch.values())))
+        if missing:
+            batch = {name: np.concatenate([array, np.repeat(array[-1:], missing, 0)]) for name, array in batch.items()}
+        logits.append(run(batch)[: fixed_batch - missing])
+    return np.concatenate(logits)
+
+
+def open_artifact(path, num_threads=1):
+    """Opens an .onnx or .tflite file in its runtime."""
+    opener = {".onnx": OnnxArtifact, ".tflite": LitertArtifact}.get(Path(path).suffix)
+    if opener is None:
+        raise ValueError(f"an artifact must be an .onnx or a .tflite file; got {path}. Web bundles run in a browser.")
+    return opener(path, num_threads)
+
+
+# Parity
+
+
+def compare(expected_logits, logits):
+    """Returns how far `logits` are from `expected_logits`, both `(batch, ..., num_classes)`."""
+    if expected_logits.shape != logits.shape:
+        raise ValueError(
+            f"logits must have the shape {expected_logits.shape}; got {logits.shape}. Convert the model again."
+        )
+    difference = logits.astype("float64") - expected_logits
+    same = np.argmax(logits, -1) == np.argmax(expected_logits, -1)
+    return {
+        "max_abs_error": float(np.max(np.abs(difference), initial=0.0)),
+        "logit_rmse": float(np.sqrt(np.mean(difference**2))),
+        "argmax_agreement": float(np.mean(same)),
+    }
+
+
+# Latency
+
+
+def measure(steps, rounds=10, seconds_per_round=0.08):
+    """Times functions of nothing against each other, and returns `{name: figures}`, in milliseconds a call.
+
+    The rounds of all of them are interleaved and start with another one each time, so that a slow spell of the machine
+    hits all alike. `process_ms` is the processor time of all threads of this process.
+    """
+    calls_per_round = {}
+    for name, step in steps.items():
+        for _ in range(WARM_UP_CALLS):
+            step()
+        start = time.perf_counter()
+        step()
+        once = max(time.perf_counter() - start, 1e-7)
+        calls_per_round[name] = DISCARDED_CALLS + max(5, min(20_000, int(seconds_per_round / once)))
+    wall = {name: [] for name in steps}
+    process = {name: [] for name in steps}
+    names = list(steps)
+    for round_index in range(rounds):
+        first = round_index % len(names)
+        for name in names[first:] + names[:first]:
+            step, num_calls = steps[name], calls_per_round[name]
+            ticks = np.empty(num_calls + 1, np.int64)
+            for call in range(num_calls):
+                if call == DISCARDED_CALLS:
+                    process_start = time.process_time_ns()
+                ticks[call] = time.perf_counter_ns()
+                step()
+            ticks[num_calls] = time.perf_counter_ns()
+            process[name].append((time.process_time_ns() - process_start) / (num_calls - DISCARDED_CALLS))
+            wall[name].append(np.diff(ticks)[DISCARDED_CALLS:])
+    figures = {}
+    for name in names:
+        samples = np.concatenate(wall[name]) / 1e6
+        p50, p90, p99 = np.percentile(samples, (50, 90, 99))
+        figures[name] = {
+            "p50_ms": float(p50),
+            "p90_ms": float(p90),
+            "p99_ms": float(p99),
+            "process_ms": float(np.median(process[name]) / 1e6),
+            "num_calls": len(samples),
+        }
+    return figures
+
+
+# The command
+
+
+def golden_of(bundle):
+    """Returns the golden inputs `{name: array}` and the golden logits of every artifact `{name: array}`."""
+    with np.load(path_inside(bundle, "golden.npz"), allow_pickle=False) as golden:
+        arrays = {name: golden[name] for name in golden.files}
+    inputs = {name.removeprefix("input/"): array for name, array in arrays.items() if name.startswith("input/")}
+    logits = {name.removeprefix("logits/"): array for name, array in arrays.items() if name.startswith("logits/")}
+    return inputs, logits
+
+
+def benchmark(bundle, targets=None, rounds=10, num_threads=1):
+    """Checks and times the artifacts of a bundle whose runtime is installed; returns one dictionary."""
+    manifest = read_manifest(bundle)
+    inputs, golden_logits = golden_of(bundle)
+    unknown = sorted(set(targets or ()) - set(manifest["artifacts"]))
+    if unknown:
+        raise ValueError(f"targets must be among {sorted(manifest['artifacts'])}; got {unknown}.")
+    results, opened, skipped = {}, {}, {}
+    for name, entry in manifest["artifacts"].items():
+        if targets and name not in targets:
+            continue
+        try:
+            opened[name] = open_artifact(path_inside(bundle, entry["file"]), num_threads)
+        except ImportError as error:
+            skipped[name] = f"{error.name} is not installed"
+    if not opened:
+        remedy = "pip install -r requirements-onnx.txt, or requirements-litert.txt."
+        raise ValueError(f"a runtime must be installed for one of the artifacts; got {skipped}. {remedy}")
+    for name, artifact in opened.items():
+        parity = compare(golden_logits[name], artifact(inputs))
+        # Another processor may round otherwise; an int8 network's rounding moves a logit by a step or two.
+        tolerance = manifest["artifacts"][name]["golden_tolerance"]
+        results[name] = {**parity, "golden_tolerance": tolerance, "holds": parity["max_abs_error"] <= tolerance}
+        results[name] |= {"bytes": manifest["artifacts"][name]["bytes"], "runtime": artifact.runtime}
+    one = {name: {key: array[:1] for key, array in inputs.items()} for name in opened}
+    steps = {name: artifact.step(one[name]) for name, artifact in opened.items() if results[name]["holds"]}
+    for name, figures in measure(steps, rounds).items() if steps else ():
+        results[name] |= figures
+    return {
+        "bundle": manifest["name"],
+        "machine": {"processor": processor_name(), "system": platform.platform(), "num_threads": num_threads},
+        "artifacts": results,
+        "skipped": skipped,
+    }
+
+
+def processor_name():
+    """Returns the processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main(argv=None):
+    """Prints the table, or JSON. Exit code 0: every artifact answers as it did when it was shipped; 1: one does not."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("bundle", nargs="?", default=Path(__file__).resolve().parent, help="folder with manifest.json")
+    parser.add_argument("--targets", nargs="+", help="artifacts to run; default: all whose runtime is installed")
+    parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds of about 80 ms (default 10)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default 1)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.rounds < 1 or arguments.threads < 1:
+            raise ValueError("--rounds and --threads must be >= 1.")
+        result = benchmark(arguments.bundle, arguments.targets, arguments.rounds, arguments.threads)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        machine = result["machine"]
+        print(f"{result['bundle']} on {machine['processor']}, {machine['num_threads']} thread, one example a call")
+        columns = "".join(f"{title:>9}" for title in ("p50 ms", "p90 ms", "p99 ms", "cpu ms"))
+        print(f"{'artifact':<14}{'bytes':>10}{columns}{'max error':>11}  golden")
+        for name, row in result["artifacts"].items():
+            times = "".join(
+                f"{row.get(key, float('nan')):>9.4f}" for key in ("p50_ms", "p90_ms", "p99_ms", "process_ms")
+            )
+            verdict = "ok" if row["holds"] else f"DIFFERS (allowed {row['golden_tolerance']:.1e})"
+            print(f"{name:<14}{row['bytes']:>10}{times}{row['max_abs_error']:>11.1e}  {verdict}")
+        for name, reason in result["skipped"].items():
+            print(f"{name:<14}skipped: {reason}")
+    return 0 if all(row["holds"] for row in result["artifacts"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The smallest program that uses a bundle with onnxruntime: copy it, and put your own input where the file is read.
+
+python classify_onnx.py                # the golden inputs
+python classify_onnx.py EXAMPLES.npy   # (num_examples, …) in the student's own units: see `inputs` in manifest.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+BUNDLE = Path(__file__).resolve().parent
+
+
+def main():
+    """Prints the three most probable classes of every example."""
+    manifest = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+    artifacts = manifest["artifacts"]
+    artifact = artifacts.get("onnx-int8") or artifacts["onnx"]
+    session = onnxruntime.InferenceSession(BUNDLE / artifact["file"], providers=["CPUExecutionProvider"])
+    golden = np.load(BUNDLE / "golden.npz")
+    inputs = {entry["name"]: golden["input/" + entry["name"]] for entry in manifest["inputs"]}
+    if len(sys.argv) > 1:
+        name = manifest["inputs"][0]["name"]
+        inputs = {name: np.load(sys.argv[1]).astype(manifest["inputs"][0]["dtype"])}
+    logits = session.run(["logits"], inputs)[0] / manifest["temperature"]
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+    for row in probabilities:
+        best = np.argsort(-row)[:3]
+        print("   ".join(f"{manifest['class_names'][index]} {row[index]:.1%}" for index in best))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+// The page: golden inputs first, then whatever is drawn or dropped. onnxruntime-web runs it, from local files.
+
+import * as ort from "./runtime/ort.wasm.min.mjs";
+import { readFile, readManifest, readNpz } from "./bundle.js";
+
+const MS_PER_BLOCK = 60; // performance.now() ticks in 0.1 ms without isolation: only blocks of calls can be timed
+const MOST_CALLS = 20000; // a clock that stands still must not stop the page
+const root = new URL("../", import.meta.url);
+const find = (id) => document.getElementById(id);
+let manifest, session, golden, input;
+
+async function main() {
+  manifest = await readManifest(root);
+  if (manifest.inputs.length !== 1) throw new Error("the page takes students of one input; this one has more.");
+  [input] = manifest.inputs;
+  find("name").textContent = manifest.name;
+  ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
+  ort.env.wasm.numThreads = 1;
+  const model = await readFile(root, manifest, manifest.artifacts.onnx.file);
+  golden = readNpz(await readFile(root, manifest, "golden.npz"));
+  session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
+  find("about").textContent =
+    `${manifest.artifacts.onnx.file}, ${manifest.artifacts.onnx.bytes.toLocaleString("en")} bytes; ` +
+    `the input: ${manifest.preprocessing}. Everything runs on this device; nothing is sent.`;
+  const holds = await checkGolden();
+  showExamples();
+  if (isImage()) listen();
+  else find("canvas").hidden = find("clear").hidden = true;
+  const asked = Number(new URLSearchParams(location.search).get("example") ?? 0);
+  await answer(goldenExample(asked));
+  document.body.dataset.state = holds ? "ready" : "differs";
+}
+
+// Golden answers
+
+async function checkGolden() {
+  const inputs = golden[`input/${input.name}`];
+  const expected = golden["logits/onnx"];
+  const logits = await run(inputs.data, inputs.shape);
+  const worst = logits.reduce((largest, logit, index) => Math.max(largest, Math.abs(logit - expected.data[index])), 0);
+  const holds = worst <= manifest.artifacts.onnx.golden_tolerance;
+  find("golden").className = holds ? "good" : "bad";
+  find("golden").textContent = holds
+    ? `✓ ${inputs.shape[0]} golden inputs are answered as when the student was shipped (largest difference ${worst.toExponential(1)}).`
+    : `✗ The golden inputs are answered otherwise than when the student was shipped: by ${worst.toExponential(1)}. Do not use it.`;
+  return holds;
+}
+
+function goldenExample(index) {
+  const { shape, data } = golden[`input/${input.name}`];
+  const size = shape.slice(1).reduce((product, length) => product * length, 1);
+  const start = Math.min(Math.max(index, 0), shape[0] - 1) * size;
+  return data.slice(start, start + size);
+}
+
+// One answer
+
+async function run(data, shape) {
+  const outputs = await session.run({ [input.name]: new ort.Tensor(input.dtype, data, shape) });
+  return outputs.logits.data;
+}
+
+async function answer(example) {
+  const shape = [1, ...input.shape.slice(1)];
+  const logits = await run(example, shape);
+  let calls = 0;
+  const start = performance.now();
+  do {
+    await run(example, shape);
+    calls += 1;
+  } while (performance.now() - start < MS_PER_BLOCK && calls < MOST_CALLS);
+  const milliseconds = (performance.now() - start) / calls;
+  find("latency").textContent = `${milliseconds.toFixed(3)} ms an example (mean of ${calls} calls, one thread)`;
+  showProbabilities(softmax([...logits].map((logit) => logit / manifest.temperature)));
+}
+
+function softmax(logits) {
+  const largest = Math.max(...logits);
+  const exponentials = logits.map((logit) => Math.exp(logit - largest));
+  const sum = exponentials.reduce((total, value) => total + value, 0);
+  return exponentials.map((value) => value / sum);
+}
+
+function showProbabilities(probabilities) {
+  const ranked = probabilities.map((value, index) => ({ value, index })).sort((a, b) => b.value - a.value).slice(0, 10);
+  find("probabilities").replaceChildren(
+    ...ranked.map(({ value, index }) => {
+      const row = document.createElement("li");
+      for (const name of ["label", "bar", "value"]) row.append(Object.assign(document.createElement("span"), { className: name }));
+      row.children[0].textContent = manifest.class_names[index];
+      row.children[1].style.width = `${100 * value}%`;
+      row.children[2].textContent = `${(100 * value).toFixed(1)} %`;
+      return row;
+    }),
+  );
+}
+
+// Images
+
+function isImage() {
+  return input.shape.length === 4 && [1, 3].includes(input.shape[3]);
+}
+
+function showExamples() {
+  const count = Math.min(8, golden[`input/${input.name}`].shape[0]);
+  for (let index = 0; index < count; index += 1) {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: `example ${index}` });
+    button.append(isImage() ? picture(goldenExample(index)) : `${index}`);
+    button.onclick = () => {
+      if (isImage()) find("canvas").getContext("2d").drawImage(picture(goldenExample(index)), 0, 0, 280, 280);
+      answer(goldenExample(index)).catch(fail);
+    };
+    find("examples").append(button);
+  }
+}
+
+function picture(example) {
+  const [, height, width, channels] = input.shape;
+  const [low, high] = input.value_range;
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const pixels = new ImageData(width, height);
+  for (let pixel = 0; pixel < width * height; pixel += 1) {
+    for (let channel = 0; channel < 3; channel += 1) {
+      const value = Number(example[pixel * channels + (channels === 3 ? channel : 0)]);
+      pixels.data[4 * pixel + channel] = (255 * (value - low)) / (high - low);
+    }
+    pixels.data[4 * pixel + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+// A part of a canvas as the student's input: scaled to its size, its channels and its range of values.
+function asInput(source, left, top, side) {
+  const [, height, width, channels] = input.shape;
+  const [low, high] = input.value_range;
+  const scaled = Object.assign(document.createElement("canvas"), { width, height });
+  const context = scaled.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.fillRect(0, 0, width, height);
+  context.drawImage(source, left, top, side, side, 0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height).data;
+  const isInverted = find("invert").checked;
+  const example = input.dtype === "uint8" ? new Uint8Array(height * width * channels) : new Float32Array(height * width * channels);
+  for (let pixel = 0; pixel < width * height; pixel += 1) {
+    const colours = [0, 1, 2].map((channel) => pixels[4 * pixel + channel]);
+    const values = channels === 3 ? colours : [0.299 * colours[0] + 0.587 * colours[1] + 0.114 * colours[2]];
+    values.forEach((value, channel) => {
+      const share = (isInverted ? 255 - value : value) / 255;
+      example[pixel * channels + channel] = low + share * (high - low);
+    });
+  }
+  return example;
+}
+
+function listen() {
+  const canvas = find("canvas");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const clear = () => context.fillRect(0, 0, canvas.width, canvas.height);
+  clear();
+  let isDrawing = false;
+  const place = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
+  };
+  canvas.onpointerdown = (event) => {
+    isDrawing = true;
+    canvas.setPointerCapture(event.pointerId);
+    Object.assign(context, { strokeStyle: "#fff", lineWidth: canvas.width / 12, lineCap: "round", lineJoin: "round" });
+    context.beginPath();
+    context.moveTo(...place(event));
+    context.lineTo(...place(event));
+    context.stroke();
+  };
+  canvas.onpointermove = (event) => {
+    if (!isDrawing) return;
+    context.lineTo(...place(event));
+    context.stroke();
+  };
+  canvas.onpointerup = () => {
+    isDrawing = false;
+    answer(asInput(canvas, ...aroundStrokes(context))).catch(fail);
+  };
+  find("clear").onclick = clear;
+  const show = async (file) => {
+    const image = await createImageBitmap(file);
+    const side = Math.min(image.width, image.height);
+    clear();
+    const [left, top] = [(image.width - side) / 2, (image.height - side) / 2];
+    context.drawImage(image, left, top, side, side, 0, 0, canvas.width, canvas.height);
+    await answer(asInput(canvas, 0, 0, canvas.width));
+  };
+  find("file").onchange = (event) => event.target.files[0] && show(event.target.files[0]).catch(fail);
+  canvas.ondragover = (event) => event.preventDefault();
+  canvas.ondrop = (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) show(event.dataTransfer.files[0]).catch(fail);
+  };
+}
+
+// The square around the strokes with a margin: handwriting sets centre their digits, people do not.
+function aroundStrokes(context) {
+  const { width, height } = context.canvas;
+  const pixels = context.getImageData(0, 0, width, height).data;
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) {
+      if (pixels[4 * (y * width + x)] < 64) continue;
+      [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x), Math.max(bottom, y)];
+    }
+  }
+  if (right < left) return [0, 0, width];
+  const side = 1.4 * Math.max(right - left, bottom - top);
+  return [(left + right - side) / 2, (top + bottom - side) / 2, side];
+}
+
+function fail(error) {
+  find("golden").className = "bad";
+  find("golden").textContent = `✗ ${error.message}`;
+  document.body.dataset.state = "failed";
+}
+
+main().catch(fail);

@@ -1,0 +1,38 @@
+"""The examples that show a quantiser what values to expect: explicit, and never from the test set."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_distill._checks import check_finite, complaint
+
+ENOUGH_EXAMPLES = 256
+
+
+def choose_calibration(
+    feed: Mapping[str, np.ndarray], *, num_examples: int = ENOUGH_EXAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Returns up to `num_examples` random examples of `feed`, `{input name: array}`; a seed repeats its choice."""
+    num_items = len(next(iter(feed.values())))
+    chosen = np.sort(np.random.default_rng(seed).permutation(num_items)[:num_examples])
+    return {name: array[chosen] for name, array in feed.items()}
+
+
+def save_calibration(calibration: Mapping[str, Any] | None, folder: str | Path) -> str:
+    """Writes calibration examples, `{input name: array}`, to a file in `folder` for the worker; returns its path.
+
+    Raises:
+        ValueError: there are none, their counts differ, or one is NaN or infinite.
+    """
+    remedy = "Pass `calibration={input name: array}` of about 256 training or validation examples."
+    if not calibration:
+        raise ValueError(complaint("calibration", "given for int8", "none", remedy))
+    arrays = {name: check_finite(f"calibration[{name!r}]", array) for name, array in calibration.items()}
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(complaint("calibration", "equally many examples for every input", sorted(counts), remedy))
+    path = Path(folder) / "calibration.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes `allow_pickle` for one of the arrays
+    return str(path)

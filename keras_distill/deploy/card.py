@@ -1,0 +1,357 @@
+"""What a run says about a student: figures of every model side by side, `model_card.md` and `report.html`.
+
+Everything is computed from logits and the manifest: no phrase that would stand there for any other run too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_distill.report import metrics
+
+NUM_PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A model's answers to the test set, and what they cost.
+
+    Attributes:
+        name: `"teacher"`, `"student on labels"`, `"student"` or an artifact's.
+        logits: `(num_items, num_classes)`.
+        labels: `(num_items,)`.
+        temperature: the divisor of the logits that was best on the validation set.
+        num_parameters: how many numbers the model holds.
+        latency: `p50_ms`, `p90_ms`, `p99_ms`, `process_ms` of one example on one thread; empty if not measured.
+        num_bytes: size of the file; `None` for a model in Keras.
+        agreement: share of the test set that it answers as the teacher does; `None` without a teacher.
+    """
+
+    name: str
+    logits: np.ndarray
+    labels: np.ndarray
+    temperature: float
+    num_parameters: int
+    latency: Mapping[str, float]
+    num_bytes: int | None = None
+    agreement: float | None = None
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The most probable classes, `(num_items,)`."""
+        return np.argmax(self.logits, axis=-1)
+
+    @property
+    def num_errors(self) -> int:
+        """How many of the test set are answered wrongly."""
+        return int(np.count_nonzero(self.predictions != self.labels))
+
+    @property
+    def scaled_logits(self) -> np.ndarray:
+        """The logits after temperature scaling."""
+        return self.logits / self.temperature
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the file, or of the weights in float32 for a model in Keras."""
+        return self.num_bytes if self.num_bytes is not None else 4 * self.num_parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures without the logits, as the manifest keeps them."""
+        num_items = len(self.labels)
+        low, high = metrics.wilson_interval(self.num_errors, num_items)
+        return {
+            "name": self.name,
+            "num_items": num_items,
+            "num_errors": self.num_errors,
+            "error_rate": self.num_errors / num_items,
+            "error_rate_interval": [low, high],
+            "negative_log_likelihood": metrics.negative_log_likelihood(self.logits, self.labels),
+            "negative_log_likelihood_scaled": metrics.negative_log_likelihood(self.scaled_logits, self.labels),
+            "expected_calibration_error": metrics.expected_calibration_error(self.logits, self.labels),
+            "expected_calibration_error_scaled": metrics.expected_calibration_error(self.scaled_logits, self.labels),
+            "temperature": self.temperature,
+            "agreement_with_teacher": self.agreement,
+            "num_parameters": self.num_parameters,
+            "bytes": self.num_bytes,
+            "latency": dict(self.latency),
+        }
+
+
+def errors_by_class(figures: Figures, num_classes: int) -> np.ndarray:
+    """How many examples of each class are answered wrongly, `(num_classes,)`."""
+    wrong = figures.predictions != figures.labels
+    return np.bincount(figures.labels[wrong], minlength=num_classes)
+
+
+def lost_pairs(before: Figures, after: Figures, num_classes: int) -> list[tuple[int, int, int, int]]:
+    """Confusions that `after` makes more often than `before`, the worst first.
+
+    Returns:
+        `(label, answer, times before, times after)`.
+    """
+    tables = []
+    for figures in (before, after):
+        table = np.zeros((num_classes, num_classes), int)
+        np.add.at(table, (figures.labels, figures.predictions), 1)
+        np.fill_diagonal(table, 0)
+        tables.append(table)
+    gain = tables[1] - tables[0]
+    order = np.argsort(-gain, axis=None, kind="stable")[:NUM_PAIRS]
+    pairs = [divmod(int(position), num_classes) for position in order]
+    return [(i, j, int(tables[0][i, j]), int(tables[1][i, j])) for i, j in pairs if gain[i, j] > 0]
+
+
+HEADER = (
+    "model", "errors", "error rate (95 %)", "NLL, nats", "NLL scaled", "ECE", "ECE scaled", "as the teacher",
+    "parameters", "bytes", "p50 ms", "p99 ms",
+)  # fmt: skip
+
+
+def side_by_side(figures: Sequence[Figures]) -> list[list[str]]:
+    """A row of text for each model, under `HEADER`."""
+    rows = []
+    for model in figures:
+        entry = model.to_json()
+        low, high = entry["error_rate_interval"]
+        rows.append(
+            [
+                model.name,
+                f"{entry['num_errors']} of {entry['num_items']}",
+                f"{entry['error_rate']:.2%} ({low:.2%} to {high:.2%})",
+                f"{entry['negative_log_likelihood']:.4f}",
+                f"{entry['negative_log_likelihood_scaled']:.4f}",
+                f"{entry['expected_calibration_error']:.4f}",
+                f"{entry['expected_calibration_error_scaled']:.4f}",
+                "–" if model.agreement is None else f"{model.agreement:.2%}",
+                f"{model.num_parameters:,}",
+                "–" if model.num_bytes is None else f"{model.num_bytes:,}",
+                *(f"{model.latency[key]:.4f}" if key in model.latency else "–" for key in ("p50_ms", "p99_ms")),
+            ]
+        )
+    return rows
+
+
+def model_card(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> str:
+    """Returns `model_card.md`: what the student is, how good, where from, and what it must not be trusted with."""
+    provenance, machine = manifest["provenance"], manifest["machine"]
+    classes = manifest["class_names"]
+    shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all)" if len(classes) > 20 else "")
+    student = next(row for row in figures if row.name == "student").to_json()
+    inputs = "; ".join(f"`{entry['name']}`, {entry['dtype']}, {entry['shape']}" for entry in manifest["inputs"])
+    lines = [
+        f"# {manifest['name']}",
+        "",
+        f"A classifier of {len(classes)} classes ({shown}), made by {provenance['made_by']} on {manifest['created']}.",
+        "",
+        "## Use",
+        "",
+        f"- Input: {inputs}. Preprocessing: {manifest['preprocessing']}.",
+        f"- Output: `logits`, float32. Divide by {manifest['temperature']:.4g} before the softmax: the",
+        "  probabilities are calibrated then.",
+        "- `python benchmark.py` checks and times the artifacts on a device; `classify_*.py` are the smallest programs",
+        "  that use them.",
+        "",
+        "## Artifacts",
+        "",
+        "| artifact | file | bytes | precision | accuracy drop | answers as Keras | p50 ms |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for name, artifact in manifest["artifacts"].items():
+        check = artifact["verification"]
+        lines.append(
+            f"| {name} | `{artifact['file']}` | {artifact['bytes']:,} "
+            f"| {artifact['precision']} ({artifact['variant']}) "
+            f"| {check['accuracy_drop']:+.2%} | {check['argmax_agreement']:.2%} | {artifact['latency']['p50_ms']:.4f} |"
+        )
+    for name, reason in manifest["left_out"].items():
+        lines.append(f"\nLeft out: {name}. {reason}.")
+    lines += [
+        "",
+        f"Latency: one example a call, one thread of {machine['processor']}.",
+        "",
+        "## Evaluation",
+        "",
+        f"The test set of {provenance['data']}, {student['num_items']} examples. The ranges of int8 and the",
+        "temperature come from the validation set, so nothing that was fitted here has seen the test set.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|---" + "|---:" * (len(HEADER) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in side_by_side(figures)),
+        "",
+        "## Limits",
+        "",
+        *(f"- {sentence}" for sentence in _limits(manifest, figures)),
+        "",
+        "## Origin",
+        "",
+        f"- Source: {provenance['source'] or 'not stated'} (SHA-256 {provenance['source_sha256'] or 'not stated'}).",
+        f"- Data: {provenance['data']}; its licence: {provenance['data_licence']}.",
+        f"- Licence of the model: {manifest['licence'] or 'not stated: ask its author before you use it'}.",
+        f"- Keras {provenance['keras']}, TensorFlow {provenance['tensorflow']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _limits(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> list[str]:
+    classes = manifest["class_names"]
+    student = next(row for row in figures if row.name == "student")
+    counts = np.bincount(student.labels, minlength=len(classes))
+    rates = errors_by_class(student, len(classes)) / np.maximum(counts, 1)
+    worst = [index for index in np.argsort(-rates, kind="stable")[:3] if rates[index] > 0]
+    sentences = ["It answers with one of its classes whatever it is shown: it has no answer for «none of these»."]
+    if worst:
+        named = ", ".join(f"{classes[index]} ({rates[index]:.1%} of {counts[index]})" for index in worst)
+        sentences.append(f"Most errors by class: {named}.")
+    unseen = [classes[index] for index in np.flatnonzero(counts == 0)]
+    if unseen:
+        sentences.append(f"The test set has no example of: {', '.join(unseen[:20])}.")
+    sentences.append(f"Measured on {manifest['provenance']['data']} alone; other data may differ from it.")
+    return sentences
+
+
+def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs: np.ndarray, labels: np.ndarray) -> str:
+    """Returns `report.html`: one file, no network, readable on a phone.
+
+    Args:
+        manifest: of the bundle, before its files are listed.
+        figures: every model.
+        inputs: of the test set, for the pictures.
+        labels: of the test set.
+    """
+    from keras_distill.report.page import Code, Figure, Section, Table, Verdict, page
+    from keras_distill.report.plots import (
+        TradeOffPoint,
+        most_ambiguous,
+        reliability_diagrams,
+        temperature_picture,
+        trade_off,
+    )
+
+    by_name = {model.name: model for model in figures}
+    student = by_name["student"]
+    classes, machine = manifest["class_names"], manifest["machine"]
+    in_keras = [by_name[name] for name in ("teacher", "student on labels", "student") if name in by_name]
+    rows = side_by_side(figures)
+
+    verdicts: list[Any] = [
+        Verdict(f"{name}: {artifact['file']}, {artifact['bytes']:,} bytes", True)
+        for name, artifact in manifest["artifacts"].items()
+    ]
+    verdicts += [Verdict(f"{name} is left out. {reason}.") for name, reason in manifest["left_out"].items()]
+    sections = [
+        Section("What ships", verdicts),
+        Section(
+            "Side by side",
+            [
+                Table(
+                    HEADER,
+                    rows,
+                    f"The test set of {manifest['provenance']['data']}",
+                    [row[0] for row in rows].index("student"),
+                ),
+                "NLL is the negative log-likelihood and ECE the expected calibration error (15 bins); «scaled» is "
+                "after the logits were divided by the temperature that is best on the validation set.",
+            ],
+        ),
+    ]
+    points = [
+        TradeOffPoint(
+            model.name,
+            model.weight_bytes,
+            model.latency["p50_ms"],
+            100 * model.num_errors / len(labels),
+            "Keras" if model.num_bytes is None else model.name.split("-")[0],
+        )
+        for model in figures
+        if model.latency
+    ]
+    caption = f"One example on one thread of {machine['processor']}. Size in Keras: the weights in float32."
+    sections.append(Section("Accuracy, latency, size", [Figure(trade_off(points), caption)]))
+
+    source = by_name.get("teacher", student)
+    chosen = most_ambiguous(source.logits, labels)
+    picture = temperature_picture(
+        inputs[chosen], source.logits[chosen], [int(label) for label in labels[chosen]], classes
+    )
+    caption = (
+        f"The {source.name}'s probabilities for the examples that it finds most ambiguous, at several temperatures."
+    )
+    sections.append(Section("What temperature uncovers", [Figure(picture, caption)]))
+
+    before = reliability_diagrams({model.name: metrics.reliability(model.logits, labels) for model in in_keras})
+    after = reliability_diagrams({model.name: metrics.reliability(model.scaled_logits, labels) for model in in_keras})
+    sections.append(
+        Section(
+            "Is it as sure as it is right?",
+            [
+                Figure(before, "As the models answer. On the dashed line confidence is accuracy."),
+                Figure(after, "After temperature scaling, each with its own temperature from the validation set."),
+            ],
+        )
+    )
+    compared = by_name.get("student on labels") or by_name.get("teacher")
+    if compared is not None:
+        sections.append(_by_class(compared, student, classes))
+        sections.append(_pairs(compared, student, classes))
+    tried = [
+        [
+            f"{entry['target']}: {entry['variant']}",
+            "–" if entry["bytes"] is None else f"{entry['bytes']:,}",
+            "–" if entry["p50_ms"] is None else f"{entry['p50_ms']:.4f}",
+            "–" if entry["accuracy_drop"] is None else f"{entry['accuracy_drop']:+.2%}",
+            "–" if entry["logit_rmse"] is None else f"{entry['logit_rmse']:.2g}",
+            Verdict(entry["verdict"], entry["holds"]),
+        ]
+        for entry in manifest["tried"]
+    ]
+    header = ("variant", "bytes", "p50 ms", "accuracy drop", "logit RMSE", "verdict")
+    sections.append(
+        Section(
+            "Everything that was tried",
+            [
+                Table(header, tried, "Against the float32 Keras model, on the whole test set, in its own runtime"),
+                Code("python benchmark.py          # in the bundle: the same checks and times on your device"),
+            ],
+        )
+    )
+    summary = (
+        f"{len(manifest['artifacts'])} artifact(s) answer as the Keras student does; it makes {student.num_errors} "
+        f"errors in {len(labels)}."
+    )
+    footer = (
+        f"{manifest['provenance']['made_by']}, Keras {manifest['provenance']['keras']}, TensorFlow "
+        f"{manifest['provenance']['tensorflow']}; {machine['processor']}, {machine['system']}; {manifest['created']}."
+    )
+    return page(manifest["name"], sections, summary=summary, footer=footer)
+
+
+def _by_class(compared: Figures, student: Figures, classes: Sequence[str]) -> Any:
+    from keras_distill.report.page import Section, Table, Verdict
+
+    counts = np.bincount(student.labels, minlength=len(classes))
+    before, after = (errors_by_class(model, len(classes)) for model in (compared, student))
+    change = after - before
+    order = np.argsort(change, kind="stable")
+    shown = [*order[:10], *order[-10:]] if len(order) > 20 else order
+    rows = []
+    for index in shown:
+        holds = None if change[index] == 0 else bool(change[index] < 0)
+        rows.append([classes[index], counts[index], before[index], after[index], Verdict(f"{change[index]:+d}", holds)])
+    header = ("class", "examples", f"errors of the {compared.name}", "errors of the student", "change")
+    caption = "Sorted from gain to loss" + ("; the ten best and the ten worst" if len(order) > 20 else "")
+    return Section(f"Gains and losses by class against the {compared.name}", [Table(header, rows, caption)])
+
+
+def _pairs(compared: Figures, student: Figures, classes: Sequence[str]) -> Any:
+    from keras_distill.report.page import Section, Table
+
+    pairs = lost_pairs(compared, student, len(classes))
+    title = f"Confusions that the student makes more often than the {compared.name}"
+    if not pairs:
+        return Section(title, ["None."])
+    rows = [[f"{classes[i]} taken for {classes[j]}", before, after] for i, j, before, after in pairs]
+    return Section(title, [Table(("confusion", f"{compared.name}", "student"), rows)])

@@ -1,0 +1,115 @@
+"""A Keras model as an ONNX file: named tensors, open batch, metadata inside, valid or not written at all."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_distill._checks import check_choice, complaint
+from keras_distill._files import whole_file
+from keras_distill.deploy.calibration import save_calibration
+from keras_distill.deploy.conversion import convert
+from keras_distill.deploy.metadata import describe
+from keras_distill.deploy.trace import save_traced, signature_of
+
+if TYPE_CHECKING:
+    import keras
+
+OPSET = 18
+
+
+def to_onnx(
+    model: "keras.Model",
+    path: str | os.PathLike,
+    *,
+    example: Any = None,
+    batch: int | None = None,
+    from_logits: bool = True,
+    class_names: Sequence[str] | None = None,
+    preprocessing: str | None = None,
+    temperature: float | None = None,
+    licence: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `model` as an ONNX file that gives float32 logits.
+
+    A softmax or sigmoid head is left out of the artifact; the model itself keeps it. Mixed policies are
+    exported in float32. The conversion runs in a process of its own and its result is checked before it appears.
+
+    Args:
+        model: a built Keras model: Sequential, Functional or subclassed.
+        path: where the file goes; must end in `.onnx`.
+        example: a batch of inputs; needed for subclassed models whose inputs are not float32.
+        batch: examples a call; `None` leaves the dimension open, under the name `batch`.
+        from_logits: whether a subclassed model gives logits; if not, the logarithm of its output is exported.
+        class_names: names of the classes, in the order of the logits.
+        preprocessing: what the caller does to an example first, in words.
+        temperature: divisor of the logits before the softmax, for calibrated probabilities.
+        licence: the licence of the model.
+        provenance: where the model comes from, any JSON object.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConversionError: a layer cannot be converted; the message names it and the remedy.
+        ValueError: the model was never built, or `path` does not end in `.onnx`.
+    """
+    if Path(path).suffix != ".onnx":
+        raise ValueError(complaint("the path of an ONNX file", "a name that ends in .onnx", repr(os.fspath(path))))
+    from keras_distill.logits import logits_model
+
+    metadata = describe(class_names, preprocessing, temperature, licence, provenance)
+    signature = signature_of(model, example)
+    with tempfile.TemporaryDirectory(prefix="keras-distill-onnx-") as folder, whole_file(path) as aside:
+        traced = save_traced(logits_model(model, from_logits=from_logits), folder, signature, batch=batch)
+        request = {
+            "saved_model": folder,
+            "path": os.path.abspath(aside),
+            "opset": OPSET,
+            "input_names": list(signature.names),
+            "output_names": list(traced.output_names),
+            "metadata": metadata,
+        }
+        convert("to_onnx", request, traced.layer_names)
+    return Path(path)
+
+
+def quantize_onnx(
+    source: str | os.PathLike,
+    path: str | os.PathLike,
+    *,
+    mode: str = "static",
+    calibration: Mapping[str, Any] | None = None,
+    operations: Sequence[str] | None = None,
+) -> Path:
+    """Writes the float32 ONNX file `source` as an int8 one, its metadata kept.
+
+    Args:
+        source: the float32 file.
+        path: where the int8 file goes; must end in `.onnx`.
+        mode: `"static"` (signed activations) or `"static-uint8"`: ranges calibrated beforehand, QDQ, weights per
+            channel, the logits not clipped; or `"dynamic"`: ranges found at every call, which suits dense layers alone
+            (a dynamic convolution is several times slower than float32).
+        calibration: `{input name: array}`, for the static modes; never from the test set.
+        operations: the ONNX operations to quantise; `None` means all that onnxruntime can.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConversionError: the quantiser failed.
+        ValueError: a static mode without calibration data.
+    """
+    check_choice("mode", mode, ("static", "static-uint8", "dynamic"))
+    with tempfile.TemporaryDirectory(prefix="keras-distill-quantize-") as folder, whole_file(path) as aside:
+        request = {
+            "source": os.path.abspath(source),
+            "path": os.path.abspath(aside),
+            "mode": mode,
+            "calibration": save_calibration(calibration, folder) if mode != "dynamic" else None,
+            "operations": list(operations) if operations is not None else None,
+        }
+        convert("quantize_onnx", request)
+    return Path(path)

@@ -1,0 +1,516 @@
+"""The ship gate: a student becomes a bundle that was checked in the runtimes that will serve it, or it becomes nothing.
+
+convert → quantise → reload in the runtime → parity on real data → latency → budgets → bundle.
+"""
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import keras_distill
+from keras_distill._checks import check_fraction, check_positive, complaint
+from keras_distill._files import whole_folder
+from keras_distill.deploy import bundle, quantize
+from keras_distill.deploy.calibration import choose_calibration
+from keras_distill.deploy.card import Figures, model_card, report_page
+from keras_distill.deploy.kit import kit_module
+from keras_distill.deploy.litert import to_litert
+from keras_distill.deploy.onnx import to_onnx
+from keras_distill.deploy.quantize import Variant, choose
+from keras_distill.deploy.trace import Signature, float32_logits, signature_of, single_call
+from keras_distill.deploy.verify import run_in_batches, verify
+from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
+from keras_distill.report import metrics
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_distill.data import Dataset
+
+TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
+# Without a wish, the float32 files must hold, and what is quantised comes along where it is worth it.
+DEFAULT_TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8")
+REQUIRED_BY_DEFAULT = ("onnx", "litert")
+NUM_GOLDEN = 16
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What every shipped artifact must keep to.
+
+    Attributes:
+        max_accuracy_drop: loss of test accuracy against the Keras student, as a fraction.
+        max_size: bytes of one artifact; `None` for no limit.
+        max_latency_ms: p50 of one example on one thread of this machine; `None` for no limit.
+    """
+
+    max_accuracy_drop: float = 0.005
+    max_size: int | None = None
+    max_latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fraction("max_accuracy_drop", self.max_accuracy_drop)
+        for name in ("max_size", "max_latency_ms"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+
+    def broken_by(self, variant: Variant) -> list[str]:
+        """How far a verified and measured variant is past each budget; empty if it keeps to all."""
+        assert variant.verification is not None
+        broken = []
+        drop, size, latency = variant.verification.accuracy_drop, variant.num_bytes, variant.latency["p50_ms"]
+        if drop is not None and drop > self.max_accuracy_drop:
+            excess = drop - self.max_accuracy_drop
+            broken.append(f"accuracy drops by {drop:.2%}: {excess:.2%} past the budget of {self.max_accuracy_drop:.2%}")
+        if self.max_size is not None and size > self.max_size:
+            broken.append(f"takes {size:,} bytes: {size - self.max_size:,} past the budget of {self.max_size:,}")
+        if self.max_latency_ms is not None and latency > self.max_latency_ms:
+            excess = latency - self.max_latency_ms
+            broken.append(f"takes {latency:.3f} ms: {excess:.3f} ms past the budget of {self.max_latency_ms:g} ms")
+        return broken
+
+
+@dataclass
+class Outcome:
+    """What became of one target.
+
+    Attributes:
+        target: its name.
+        required: whether the bundle depends on it.
+        variant: the artifact that ships; `None` where none does.
+        reasons: why it does not ship.
+    """
+
+    target: str
+    required: bool
+    variant: Variant | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the artifact ships."""
+        return self.variant is not None and not self.reasons
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What `ship` found.
+
+    Attributes:
+        outcomes: one a target.
+        variants: everything that was made, shipped or not.
+        figures: accuracy, calibration, size and latency of every model, side by side.
+        out: the bundle; `None` where a required target does not hold and there is none.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    variants: tuple[Variant, ...]
+    figures: tuple[Figures, ...]
+    out: Path | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the student comes from, for the manifest, the artifacts and the card.
+
+    Attributes:
+        name: the student's name.
+        source: the student's file.
+        source_sha256: its checksum.
+        licence: the licence of the student, in words; `None` where nobody said.
+        preprocessing: what happens to an example before the student sees it; `None` describes the data's own values.
+    """
+
+    name: str
+    source: str | None = None
+    source_sha256: str | None = None
+    licence: str | None = None
+    preprocessing: str | None = None
+
+
+def ship(
+    student: "keras.Model",
+    dataset: "Dataset",
+    out: str | Path,
+    *,
+    provenance: Provenance,
+    targets: Sequence[str] | None = None,
+    budgets: Budgets | None = None,
+    teacher: "keras.Model | None" = None,
+    baseline: "keras.Model | None" = None,
+    web_runtime_folder: str | Path | None = None,
+    rounds: int = 10,
+    say: Callable[[str], None] = lambda _: None,
+) -> Shipment:
+    """Takes a student to a bundle at `out`, if every required target holds.
+
+    Args:
+        student: a built Keras classifier; a softmax head is left out of the artifacts.
+        dataset: verified on its test split, calibrated on its validation split, and never the other way round.
+        out: the bundle's folder; appears whole or not at all.
+        provenance: where the student comes from.
+        targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
+            variants where they are faster and accurate.
+        budgets: limits for every artifact.
+        teacher: the student's teacher, for the report.
+        baseline: the same student trained on labels alone, for the report.
+        web_runtime_folder: where the files of onnxruntime-web lie; `None` lets npm bring them.
+        rounds: interleaved rounds of the latency measurement, about 80 ms each for each model.
+        say: called with a sentence about each step.
+
+    Raises:
+        ValueError: unknown targets, or data that the student cannot take.
+    """
+    budgets = budgets or Budgets()
+    wanted = list(dict.fromkeys(targets or DEFAULT_TARGETS))
+    unknown = sorted(set(wanted) - set(TARGETS))
+    if unknown or not wanted:
+        raise ValueError(complaint("targets", f"among {', '.join(TARGETS)}", ", ".join(unknown) or "none"))
+    outcomes = [Outcome(name, required=targets is not None or name in REQUIRED_BY_DEFAULT) for name in wanted]
+    # Found missing now rather than after a minute of work.
+    web_files = web_runtime(web_runtime_folder) if "web" in wanted else None
+
+    say("the student's own answers")
+    signature = signature_of(student, dataset.test.inputs[:1])
+    feed = signature.feed(dataset.test.inputs)
+    reference = _logits_of(student, feed, signature, dataset.num_classes)
+    validation_feed = signature.feed(dataset.validation.inputs)
+    validation_logits = _logits_of(student, validation_feed, signature, dataset.num_classes)
+    temperature = metrics.best_temperature(validation_logits, dataset.validation.labels)
+    calibration = choose_calibration(validation_feed)
+    facts = _facts(provenance, dataset, signature, feed)
+    options: dict[str, Any] = {
+        "example": dataset.test.inputs[:1],
+        "class_names": dataset.class_names,
+        "preprocessing": facts["preprocessing"],
+        "temperature": temperature,
+        "licence": provenance.licence,
+        "provenance": facts["provenance"],
+    }
+
+    with tempfile.TemporaryDirectory(prefix="keras-distill-ship-") as temporary:
+        folder = Path(temporary)
+        variants = _make_variants(student, folder, wanted, calibration, options, say)
+        for variant in variants:
+            if variant.path is not None:
+                say(f"{variant.target} ({variant.name}): answers to {len(reference):,} test examples")
+                _verify(variant, reference, feed, dataset.test.labels, budgets)
+        say("latency, one thread, one example a call")
+        keras_latency = _measure(variants, {"student": student, "teacher": teacher}, feed, signature, rounds)
+        for outcome in outcomes:
+            _settle(outcome, variants, budgets)
+        held = all(outcome.holds for outcome in outcomes if outcome.required)
+        say("figures of every model, side by side")
+        figures = _figures(
+            student, teacher, baseline, reference, outcomes, dataset, feed, signature, temperature, keras_latency
+        )
+        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), Path(out) if held else None)
+        if held:
+            say("the bundle")
+            with whole_folder(out) as aside:
+                _write_bundle(aside, shipment, facts, dataset, feed, reference, temperature, budgets, web_files)
+    return shipment
+
+
+def _logits_of(
+    model: "keras.Model", feed: Mapping[str, np.ndarray], signature: Signature, num_classes: int
+) -> np.ndarray:
+    from keras_distill.logits import logits_model, looks_like_probabilities
+
+    logits = float32_logits(logits_model(model), dict(feed), signature)
+    if logits.ndim != 2 or logits.shape[-1] != num_classes:
+        remedy = "Name the data that the model was trained for."
+        expected = f"one of {num_classes} logits an example, as the data has {num_classes} classes"
+        raise ValueError(complaint(f"the output of {model.name!r}", expected, f"shape {logits.shape}", remedy))
+    if float(looks_like_probabilities(logits[:256])) == 1.0:
+        remedy = (
+            "Let its call return the logits, without softmax; only a Functional or Sequential head can be taken off."
+        )
+        raise ValueError(complaint(f"the output of {model.name!r}", "logits", "probabilities", remedy))
+    if not np.isfinite(logits).all():
+        raise ValueError(complaint(f"the output of {model.name!r}", "finite", "NaN or infinite logits"))
+    return logits
+
+
+def _facts(
+    provenance: Provenance, dataset: "Dataset", signature: Signature, feed: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """What the manifest and the artifacts say about the student's making."""
+    import keras
+    import tensorflow as tf
+
+    inputs = []
+    for name, spec in zip(signature.names, signature.specs, strict=True):
+        values = feed[name]
+        inputs.append(
+            {
+                "name": name,
+                "shape": [None, *spec.shape[1:]],
+                "dtype": str(spec.dtype),
+                "value_range": [float(values.min()), float(values.max())],
+            }
+        )
+    first = inputs[0]
+    low, high = first["value_range"]
+    described = (
+        f"{first['dtype']} of shape {tuple(first['shape'][1:])} per example, values from {low:g} to {high:g}, "
+        f"as keras_distill.data.load({dataset.name!r}) gives them"
+    )
+    return {
+        "name": provenance.name,
+        "inputs": inputs,
+        "preprocessing": provenance.preprocessing or described,
+        "licence": provenance.licence,
+        "provenance": {
+            "source": provenance.source,
+            "source_sha256": provenance.source_sha256,
+            "data": dataset.name,
+            "data_licence": dataset.licence,
+            "made_by": f"keras-distill {keras_distill.__version__}",
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+        },
+    }
+
+
+def _make_variants(
+    student: "keras.Model",
+    folder: Path,
+    wanted: Sequence[str],
+    calibration: Mapping[str, np.ndarray],
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> list[Variant]:
+    def make_onnx() -> list[Variant]:
+        if not {"onnx", "onnx-int8", "web"} & set(wanted):
+            return []
+        say("onnx: converting")
+        source = to_onnx(student, folder / "float32.onnx", **options)
+        variants = [Variant("onnx", "float32", "float32", source)]
+        if "onnx-int8" in wanted:
+            say("onnx-int8: quantising")
+            variants += quantize.onnx_int8_variants(source, folder, calibration)
+        return variants
+
+    def make_litert() -> list[Variant]:
+        if not {"litert", "litert-int8", "litert-float16"} & set(wanted):
+            return []
+        say("litert: converting")
+        source = to_litert(student, folder / "float32.tflite", **options)
+        return [Variant("litert", "float32", "float32", source)]
+
+    def make_small_litert() -> list[Variant]:
+        variants = []
+        if "litert-int8" in wanted:
+            say("litert-int8: quantising")
+            variants += quantize.litert_int8_variants(student, folder, calibration, options)
+        if "litert-float16" in wanted:
+            say("litert-float16: converting")
+            variants += quantize.litert_float16_variants(student, folder, options)
+        return variants
+
+    # Each conversion waits for a process of its own, so two at a time halve the wait on two cores.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        parts = [pool.submit(make) for make in (make_small_litert, make_onnx, make_litert)]
+        small_litert, onnx, litert = [part.result() for part in parts]
+    return [*onnx, *litert, *small_litert]
+
+
+def _verify(
+    variant: Variant, reference: np.ndarray, feed: Mapping[str, np.ndarray], labels: np.ndarray, budgets: Budgets
+) -> None:
+    assert variant.path is not None
+    try:
+        variant.verification = verify(
+            reference,
+            variant.path,
+            feed,
+            labels,
+            precision=variant.precision,
+            max_accuracy_drop=budgets.max_accuracy_drop,
+        )
+    except ValueError as error:
+        variant.failure = str(error)
+
+
+def _measure(
+    variants: Sequence[Variant],
+    models: Mapping[str, "keras.Model | None"],
+    feed: Mapping[str, np.ndarray],
+    signature: Signature,
+    rounds: int,
+) -> dict[str, dict[str, float]]:
+    """Times all variants and the Keras models in one run; returns the Keras models' figures."""
+    from keras_distill.logits import logits_model
+
+    kit = kit_module()
+    one = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
+    steps, opened = {}, []
+    for index, variant in enumerate(variants):
+        if variant.path is not None and variant.failure is None:
+            artifact = kit.open_artifact(variant.path)
+            opened.append(artifact)
+            steps[str(index)] = artifact.step(one)
+    for name, model in models.items():
+        if model is not None:
+            steps[name] = single_call(logits_model(model), one, signature)
+    latencies = kit.measure(steps, rounds)
+    for index, variant in enumerate(variants):
+        variant.latency = latencies.get(str(index), {})
+    return {name: latencies[name] for name in models if name in latencies}
+
+
+def _settle(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> None:
+    """Decides on one target."""
+    wanted = "onnx" if outcome.target == "web" else outcome.target
+    candidates = [variant for variant in variants if variant.target == wanted]
+    if outcome.target.endswith(("-int8", "-float16")):
+        runtime = outcome.target.rsplit("-", 1)[0]
+        float32 = next(variant for variant in variants if variant.target == runtime)
+        within = [v for v in candidates if not v.usable or not budgets.broken_by(v)]
+        beyond = [f"{v.name} {reason}" for v in candidates if v.usable for reason in budgets.broken_by(v)]
+        chosen, why_not = choose(within, float32, must_be_faster=outcome.target.endswith("-int8"))
+        outcome.variant = chosen
+        if chosen is None:
+            outcome.reasons = [reason for reason in (why_not, *beyond) if reason]
+        return
+    outcome.variant = candidates[0]
+    if outcome.variant.failure:
+        outcome.reasons.append(outcome.variant.failure)
+    elif outcome.variant.verification is not None:
+        outcome.reasons += outcome.variant.verification.problems
+        outcome.reasons += budgets.broken_by(outcome.variant)
+
+
+def _figures(
+    student: "keras.Model",
+    teacher: "keras.Model | None",
+    baseline: "keras.Model | None",
+    reference: np.ndarray,
+    outcomes: Sequence[Outcome],
+    dataset: "Dataset",
+    feed: Mapping[str, np.ndarray],
+    signature: Signature,
+    temperature: float,
+    latency: Mapping[str, Mapping[str, float]],
+) -> list[Figures]:
+    """Every model's answers to the test set, with what it costs."""
+    labels = dataset.test.labels
+    rows: list[Figures] = []
+
+    def add(
+        name: str, logits: np.ndarray, temperature: float, num_parameters: int, latency: Mapping, size: Any
+    ) -> None:
+        agreement = metrics.agreement(rows[0].logits, logits) if rows and rows[0].name == "teacher" else None
+        rows.append(Figures(name, logits, labels, temperature, num_parameters, latency, size, agreement))
+
+    for name, model in (("teacher", teacher), ("student on labels", baseline)):
+        if model is None:
+            continue
+        own = signature_of(model, dataset.test.inputs[:1])
+        logits = _logits_of(model, own.feed(dataset.test.inputs), own, dataset.num_classes)
+        held_out = _logits_of(model, own.feed(dataset.validation.inputs), own, dataset.num_classes)
+        own_temperature = metrics.best_temperature(held_out, dataset.validation.labels)
+        add(name, logits, own_temperature, model.count_params(), latency.get(name, {}), None)
+    add("student", reference, temperature, student.count_params(), latency.get("student", {}), None)
+    kit = kit_module()
+    for outcome in outcomes:
+        variant = outcome.variant
+        if not outcome.holds or variant is None or variant.path is None or outcome.target == "web":
+            continue
+        logits = run_in_batches(kit.open_artifact(variant.path), feed)
+        add(outcome.target, logits, temperature, student.count_params(), variant.latency, variant.num_bytes)
+    return rows
+
+
+def _write_bundle(
+    folder: Path,
+    shipment: Shipment,
+    facts: Mapping[str, Any],
+    dataset: "Dataset",
+    feed: Mapping[str, np.ndarray],
+    reference: np.ndarray,
+    temperature: float,
+    budgets: Budgets,
+    web_files: Path | None,
+) -> None:
+    kit = kit_module()
+    golden_inputs = {name: np.ascontiguousarray(array[:NUM_GOLDEN]) for name, array in feed.items()}
+    golden_logits = {"keras": reference[:NUM_GOLDEN]}
+    artifacts = {}
+    shipped = [outcome for outcome in shipment.outcomes if outcome.holds]
+    for outcome in shipped:
+        variant = outcome.variant
+        assert variant is not None
+        assert variant.path is not None
+        assert variant.verification is not None
+        # The page runs the float32 ONNX file: int8 is slower in a browser.
+        target = "onnx" if outcome.target == "web" else outcome.target
+        if target in artifacts:
+            continue
+        name = target.replace("onnx", "student", 1).replace("litert", "student", 1) + variant.path.suffix
+        shutil.copyfile(variant.path, folder / name)
+        artifact = kit.open_artifact(folder / name)
+        golden_logits[target] = artifact(golden_inputs)
+        artifacts[target] = {
+            "file": name,
+            "runtime": artifact.runtime,
+            "bytes": variant.num_bytes,
+            "precision": variant.precision,
+            "variant": variant.name,
+            "batch": artifact.fixed_batch,
+            "golden_tolerance": bundle.golden_tolerance(variant.precision, golden_logits[target]),
+            "verification": variant.verification.to_json(),
+            "latency": variant.latency,
+        }
+    bundle.write_golden(folder, golden_inputs, dataset.test.labels[:NUM_GOLDEN], golden_logits)
+    has_page = any(outcome.target == "web" for outcome in shipped)
+    bundle.write_kit(folder, web=has_page)
+    if has_page and web_files is not None:
+        copy_web_runtime(web_files, folder / "web" / "runtime")
+    manifest = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+        "class_names": list(dataset.class_names),
+        "outputs": ["logits"],
+        "temperature": temperature,
+        "artifacts": artifacts,
+        "web": has_page,
+        "left_out": {o.target: "; ".join(o.reasons) for o in shipment.outcomes if not o.holds},
+        "budgets": {
+            "max_accuracy_drop": budgets.max_accuracy_drop,
+            "max_size": budgets.max_size,
+            "max_latency_ms": budgets.max_latency_ms,
+        },
+        "tried": [_tried(variant, shipment.outcomes) for variant in shipment.variants],
+        "figures": [figures.to_json() for figures in shipment.figures],
+        "machine": {"processor": kit.processor_name(), "system": platform.platform(), "num_threads": 1},
+    }
+    (folder / "model_card.md").write_text(model_card(manifest, shipment.figures), encoding="utf-8")
+    page = report_page(manifest, shipment.figures, dataset.test.inputs, dataset.test.labels)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    bundle.write_manifest(folder, manifest)
+
+
+def _tried(variant: Variant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    ships = any(outcome.variant is variant and outcome.holds for outcome in outcomes)
+    check = variant.verification
+    reasons = [variant.failure] if variant.failure else list(check.problems if check else ())
+    return {
+        "target": variant.target,
+        "variant": variant.name,
+        "bytes": variant.num_bytes if variant.path else None,
+        "p50_ms": variant.latency.get("p50_ms"),
+        "accuracy_drop": check.accuracy_drop if check else None,
+        "logit_rmse": check.logit_rmse if check else None,
+        "holds": True if ships else (False if reasons else None),
+        "verdict": "ships" if ships else "; ".join(reasons) or "another is better",
+    }

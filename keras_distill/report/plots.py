@@ -1,0 +1,262 @@
+"""The figures of our reports, as SVG text that a page can hold inline.
+
+No figure touches pyplot or its global state. Lines and letters are drawn in the colour of the text
+around the figure (`currentColor`), so a figure is readable on a light and on a dark page.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_distill._checks import complaint
+from keras_distill.report.metrics import Reliability, softmax
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Matplotlib cannot say `currentColor`; this stands for it until the SVG is text.
+_INK = "#010203"
+_GREY = "#8b93a1"
+# Distinguishable with every common colour blindness, on white and on near-black (after Okabe and Ito).
+COLOURS = ("#e69f00", "#0f8fd0", "#12a876", "#cc79a7", "#d55e00", "#7a86e8")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class TradeOffPoint:
+    """A model in the plot of size, latency and error.
+
+    Attributes:
+        label: the model's name.
+        num_bytes: size on disk, in bytes.
+        latency_ms: median latency of one example, in ms.
+        error_percent: test errors, in per cent.
+        group: points of one group share a colour.
+    """
+
+    label: str
+    num_bytes: int
+    latency_ms: float
+    error_percent: float
+    group: str = ""
+
+
+def temperature_picture(
+    images: np.ndarray,
+    teacher_logits: np.ndarray,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    temperatures: Sequence[float] = (1.0, 2.0, 5.0, 20.0),
+) -> str:
+    """What temperature uncovers: examples, and the teacher's probabilities for them at each temperature.
+
+    Args:
+        images: `(num_examples, height, width, channels)` in [0, 1], one row of the figure each. Inputs of
+            another kind are drawn as a heat map where they have two axes, else left out.
+        teacher_logits: `(num_examples, num_classes)`, or an ensemble's `(num_examples, members,
+            num_classes)`, whose softened target is the mean of the members' at that temperature.
+        labels: the right class of each example, highlighted.
+        class_names: at most the first 12 classes by the teacher's probability are drawn.
+        temperatures: one column each.
+
+    Returns:
+        SVG text.
+
+    Reference:
+        Hinton, Vinyals, Dean, arXiv:1503.02531, section 2.
+    """
+    if not len(images) == len(teacher_logits) == len(labels):
+        received = f"{len(images)} images, {len(teacher_logits)} rows of logits, {len(labels)} labels"
+        raise ValueError(complaint("a temperature picture", "of as many images as logits and labels", received))
+    figure = _figure(9.0, 0.45 + 1.45 * len(images))
+    grid = figure.subplots(
+        len(images), 1 + len(temperatures), squeeze=False, width_ratios=[0.8] + [1.0] * len(temperatures)
+    )
+    for row, (image, logits, label) in enumerate(zip(images, teacher_logits, labels, strict=True)):
+        _draw_input(grid[row, 0], image)
+        grid[row, 0].set_title(f"label: {class_names[label]}", fontsize=9)
+        targets = [_target(logits, temperature) for temperature in temperatures]
+        shown = np.sort(np.argsort(-targets[-1], kind="stable")[:12])
+        for column, (temperature, target) in enumerate(zip(temperatures, targets, strict=True), start=1):
+            axes = grid[row, column]
+            colours = [COLOURS[0] if index == label else COLOURS[1] for index in shown]
+            axes.bar(range(len(shown)), target[shown], color=colours, width=0.8)
+            axes.set_xticks(range(len(shown)), [_short(class_names[index]) for index in shown], fontsize=7)
+            axes.set_ylim(0.0, 1.0)
+            axes.set_yticks([0.0, 0.5, 1.0], ["0", "½", "1"] if column == 1 else [], fontsize=7)
+            if row == 0:
+                axes.set_title(f"T = {temperature:g}", fontsize=10)
+    return _svg(figure)
+
+
+def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
+    """Confidence against accuracy, one small diagram a model; on the diagonal a model is as sure as it is right.
+
+    Args:
+        reliabilities: model's name → what `metrics.reliability` gave. Dots grow with the items in their bin.
+
+    Returns:
+        SVG text.
+
+    Reference:
+        Guo et al., On Calibration of Modern Neural Networks, 2017, figure 1.
+    """
+    figure = _figure(3.0 * len(reliabilities), 3.1)
+    grid = figure.subplots(1, len(reliabilities), squeeze=False, sharey=True)[0]
+    for index, (axes, (name, bins)) in enumerate(zip(grid, reliabilities.items(), strict=True)):
+        filled = bins.counts > 0
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+        axes.plot(bins.confidences[filled], bins.accuracies[filled], color=colour, linewidth=1.2)
+        area = 12.0 + 140.0 * bins.counts[filled] / bins.counts.sum()
+        axes.scatter(bins.confidences[filled], bins.accuracies[filled], s=area, color=colour, alpha=0.8)
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="confidence")
+        axes.set_title(name, fontsize=10)
+    grid[0].set_ylabel("accuracy")
+    return _svg(figure)
+
+
+def trade_off(points: Sequence[TradeOffPoint]) -> str:
+    """Errors against latency and against size, both on a log scale: down and to the left is better.
+
+    Args:
+        points: the models.
+
+    Returns:
+        SVG text.
+    """
+    figure = _figure(9.0, 3.8)
+    left, right = figure.subplots(1, 2, sharey=True)
+    groups = list(dict.fromkeys(point.group for point in points))
+    for axes, attribute, scale in ((left, "latency_ms", 1.0), (right, "num_bytes", 1e-3)):
+        for group in groups:
+            members = [point for point in points if point.group == group]
+            style = groups.index(group)
+            axes.scatter(
+                [getattr(point, attribute) * scale for point in members],
+                [point.error_percent for point in members],
+                color=COLOURS[style % len(COLOURS)],
+                marker=MARKERS[style % len(MARKERS)],
+                s=48,
+                label=group,
+            )
+        for point in points:
+            position = (getattr(point, attribute) * scale, point.error_percent)
+            axes.annotate(point.label, position, xytext=(0, 7), textcoords="offset points", fontsize=8, ha="center")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        axes.margins(x=0.22, y=0.25)
+        axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    left.set(xlabel="latency of one example, p50 (ms)", ylabel="test errors (%)")
+    right.set(xlabel="size (kB)")
+    if any(groups):
+        left.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
+    """Plain lines over one axis: training curves, sweeps.
+
+    Args:
+        lines: name → its x and its y values.
+        x_label: what x is, with its unit.
+        y_label: what y is, with its unit.
+
+    Returns:
+        SVG text.
+    """
+    figure = _figure(7.0, 3.4)
+    axes = figure.subplots()
+    for index, (name, (x, y)) in enumerate(lines.items()):
+        axes.plot(x, y, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=name)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def most_ambiguous(teacher_logits: np.ndarray, labels: np.ndarray, num_examples: int = 3) -> np.ndarray:
+    """Positions of the examples whose picture teaches most: the teacher is right, with the least margin.
+
+    Examples are of different classes where there are enough of them.
+
+    Args:
+        teacher_logits: `(num_items, num_classes)`.
+        labels: `(num_items,)`.
+        num_examples: how many to choose.
+
+    Returns:
+        Integers, at most `(num_examples,)`.
+    """
+    probabilities = np.sort(softmax(teacher_logits), axis=-1)
+    margins = probabilities[:, -1] - probabilities[:, -2]
+    is_right = teacher_logits.argmax(axis=-1) == labels
+    order = np.argsort(np.where(is_right, margins, margins + 2.0), kind="stable")
+    chosen: list[int] = []
+    seen: set[int] = set()
+    for position in order:
+        if int(labels[position]) not in seen:
+            chosen.append(int(position))
+            seen.add(int(labels[position]))
+        if len(chosen) == num_examples:
+            break
+    return np.array(chosen, dtype=int)
+
+
+def _target(logits: np.ndarray, temperature: float) -> np.ndarray:
+    probabilities = softmax(logits, temperature)
+    return probabilities.mean(axis=0) if probabilities.ndim == 2 else probabilities
+
+
+def _draw_input(axes: "Axes", image: np.ndarray) -> None:
+    axes.set_axis_off()
+    if image.ndim == 3 and image.shape[-1] in (1, 3):
+        picture = image[..., 0] if image.shape[-1] == 1 else np.clip(image, 0.0, 1.0)
+        axes.imshow(picture, cmap="gray", interpolation="nearest")
+    elif image.ndim == 2:
+        axes.imshow(image.T, cmap="gray", origin="lower", aspect="auto")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 4 else f"{name[:3]}…"
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of `width` × `height` inches that belongs to nobody but the caller."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: "Figure") -> str:
+    """The figure as SVG text, its letters as text and its ink as the page's own."""
+    import matplotlib
+
+    for axes in figure.axes:
+        _ink(axes)
+    content = BytesIO()
+    # Letters as text: sharp, searchable and a tenth of the bytes of outlines. A fixed salt and no date:
+    # the same figure gives the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras_distill"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = content.getvalue().decode("utf-8")
+    # From `<svg` on: an XML declaration has no place inside HTML.
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _ink(axes: "Axes") -> None:
+    axes.tick_params(which="both", colors=_INK, labelsize=8)
+    for spine in axes.spines.values():
+        spine.set_color(_GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = axes.get_legend()
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts, *(legend.get_texts() if legend else [])]
+    for text in [*texts, *axes.get_xticklabels(), *axes.get_yticklabels()]:
+        text.set_color(_INK)
+        # A class called «$x_1$» is a name, not mathematics.
+        text.set_parse_math(False)

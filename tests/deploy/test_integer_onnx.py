@@ -1,0 +1,131 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from keras_distill.deploy.integer_onnx import finish, kernel_types
+
+
+def on_grid(shape, channel_axis, seed=0):
+    """A float32 kernel of 255 values a channel, and the integers that it stands for."""
+    generator = np.random.default_rng(seed)
+    integers = generator.integers(-127, 128, shape)
+    np.moveaxis(integers, channel_axis, -1)[(0,) * (len(shape) - 1)] = 127
+    scales = generator.uniform(0.001, 0.02, shape[channel_axis])
+    return (integers * np.expand_dims(scales, [a for a in range(len(shape)) if a != channel_axis])).astype(
+        "float32"
+    ), integers
+
+
+def rounded_graph(nodes, constants, input_shape, output_shape):
+    """A model that rounds its input to 8 bits, then `nodes`, from "rounded" to "output"."""
+    constants = {"scale": np.float32(0.02), "zero": np.uint8(128), **constants}
+    rounding = [
+        helper.make_node("QuantizeLinear", ["inputs", "scale", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["rounded"]),
+    ]
+    graph = helper.make_graph(
+        [*rounding, *nodes],
+        "graph",
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, input_shape)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, output_shape)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def run(model, inputs):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return session.run(None, {"inputs": inputs})[0]
+
+
+def initializers(model):
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def test_convolution_becomes_its_integers_and_computes_the_same(tmp_path):
+    kernel, integers = on_grid((4, 3, 3, 3), 0)
+    bias = np.array([0.5, -1.0, 0.0, 2.0], "float32")
+    nodes = [
+        helper.make_node("Transpose", ["rounded"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["first", "kernel", "bias"], ["output"], name="conv"),
+    ]
+    model = rounded_graph(nodes, {"kernel": kernel, "bias": bias}, [2, 8, 8, 3], [2, 4, 6, 6])
+    inputs = np.random.default_rng(1).uniform(-3, 3, (2, 8, 8, 3)).astype("float32")
+    before = run(model, inputs)
+    assert finish(model) == ["conv"]
+    onnx.checker.check_model(model, full_check=True)
+    # A bias may move by half a step of the accumulator, 0.02 · 0.02 / 2.
+    np.testing.assert_allclose(run(model, inputs), before, atol=3e-4)
+    constants = initializers(model)
+    np.testing.assert_array_equal(constants["conv_kernel_integers"].astype(int) - 128, integers)
+    np.testing.assert_allclose(
+        constants["conv_kernel_bias_integers"], np.round(bias / (0.02 * constants["conv_kernel_scales"].astype(float)))
+    )
+    assert "kernel" not in constants
+    onnx.save(model, tmp_path / "model.onnx")
+    assert kernel_types(tmp_path / "model.onnx") == {"conv": "uint8"}
+
+
+def test_dense_layer_and_its_bias_become_one_integer_gemm():
+    kernel, integers = on_grid((6, 4), 1)
+    bias = np.arange(4, dtype="float32")
+    nodes = [
+        helper.make_node("MatMul", ["rounded", "kernel"], ["product"], name="dense"),
+        helper.make_node("Add", ["product", "bias"], ["output"]),
+    ]
+    model = rounded_graph(nodes, {"kernel": kernel, "bias": bias}, ["batch", 6], ["batch", 4])
+    inputs = np.random.default_rng(1).uniform(-3, 3, (5, 6)).astype("float32")
+    before = run(model, inputs)
+    assert finish(model) == ["dense"]
+    assert [node.op_type for node in model.graph.node][-1] == "Gemm"
+    np.testing.assert_allclose(run(model, inputs), before, atol=3e-4)
+    np.testing.assert_array_equal(initializers(model)["dense_kernel_integers"].astype(int) - 128, integers)
+
+
+def test_dense_layer_over_sequences_stays_a_product():
+    kernel, _ = on_grid((6, 4), 1)
+    nodes = [
+        helper.make_node("MatMul", ["rounded", "kernel"], ["product"], name="dense"),
+        helper.make_node("Add", ["product", "bias"], ["output"]),
+    ]
+    model = rounded_graph(nodes, {"kernel": kernel, "bias": np.ones(4, "float32")}, [2, 3, 6], [2, 3, 4])
+    inputs = np.random.default_rng(1).uniform(-3, 3, (2, 3, 6)).astype("float32")
+    before = run(model, inputs)
+    finish(model)
+    assert [node.op_type for node in model.graph.node][-2:] == ["MatMul", "Add"]
+    np.testing.assert_allclose(run(model, inputs), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("reason", ["kernel off the grid", "float input"])
+def test_float_layers_stay_as_they_are(reason, tmp_path):
+    kernel, _ = on_grid((6, 4), 1)
+    source = "rounded"
+    if reason == "kernel off the grid":
+        kernel = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    else:
+        source = "sine"
+    nodes = [
+        helper.make_node("Sin", ["rounded"], ["sine"]),
+        helper.make_node("MatMul", [source, "kernel"], ["output"], name="dense"),
+    ]
+    model = rounded_graph(nodes, {"kernel": kernel}, ["batch", 6], ["batch", 4])
+    assert finish(model) == []
+    onnx.save(model, tmp_path / "model.onnx")
+    assert kernel_types(tmp_path / "model.onnx") == {"dense": "float32"}
+
+
+def test_channel_of_zeros_stays_zero():
+    kernel, _ = on_grid((6, 4), 1)
+    kernel[:, 2] = 0.0
+    model = rounded_graph(
+        [helper.make_node("MatMul", ["rounded", "kernel"], ["output"], name="dense")],
+        {"kernel": kernel},
+        [1, 6],
+        [1, 4],
+    )
+    finish(model)
+    assert run(model, np.ones((1, 6), "float32"))[0, 2] == 0.0

@@ -1,0 +1,243 @@
+"""The kit: needs no Keras, refuses what was changed, compares before it measures."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_distill.deploy import bundle as deploy_bundle
+from keras_distill.deploy.kit import kit_folder, kit_module
+
+KIT = kit_folder()
+ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert"}
+kit = kit_module()
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in KIT.rglob("*.py")))
+def test_a_file_of_the_kit_imports_numpy_and_a_runtime_at_most(file):
+    imported = set()
+    for node in ast.walk(ast.parse((KIT / file).read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported - set(sys.stdlib_module_names) <= ALLOWED
+
+
+@pytest.mark.parametrize("name", ["classify_onnx.py", "classify_litert.py"])
+def test_a_consumer_is_at_most_forty_lines(name):
+    assert len((KIT / name).read_text().splitlines()) <= 40
+
+
+def test_every_field_of_a_manifest_is_documented(bundle):
+    documented = (KIT / "README.md").read_text()
+    manifest = json.loads((bundle[0] / "manifest.json").read_text())
+    fields = {*manifest, *manifest["artifacts"]["onnx"], *manifest["inputs"][0]}
+    assert [field for field in fields if f"`{field}`" not in documented] == []
+
+
+# Trust
+
+
+def change(folder, **fields):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_whole_bundle_is_read(bundle):
+    assert deploy_bundle.read_bundle(bundle[0])["name"] == "linear"
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "golden.npz", "benchmark.py", "README.md"])
+def test_one_changed_byte_is_refused_by_name(bundle, name):
+    content = bytearray((bundle[0] / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle[0] / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} must have the checksum"):
+        kit.read_manifest(bundle[0])
+
+
+def test_a_missing_file_is_refused(bundle):
+    (bundle[0] / "golden.npz").unlink()
+    with pytest.raises(ValueError, match=r"golden\.npz must be in the bundle"):
+        kit.read_manifest(bundle[0])
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_is_refused(bundle, version):
+    change(bundle[0], format_version=version)
+    with pytest.raises(ValueError, match="format_version must be 1"):
+        kit.read_manifest(bundle[0])
+
+
+@pytest.mark.parametrize("path", ["../outside.onnx", "/etc/hostname", "web/../../outside.onnx"])
+def test_a_path_that_leaves_the_bundle_is_refused(bundle, path):
+    (bundle[0].parent / "outside.onnx").write_bytes(b"")
+    change(bundle[0], files={path: {"bytes": 0, "sha256": ""}})
+    with pytest.raises(ValueError, match="must stay inside the bundle"):
+        kit.read_manifest(bundle[0])
+
+
+def test_a_link_that_leaves_the_bundle_is_refused(bundle):
+    outside = bundle[0].parent / "outside.onnx"
+    outside.write_bytes((bundle[0] / "student.onnx").read_bytes())
+    (bundle[0] / "student.onnx").unlink()
+    (bundle[0] / "student.onnx").symlink_to(outside)
+    with pytest.raises(ValueError, match="must stay inside the bundle"):
+        kit.read_manifest(bundle[0])
+
+
+def test_an_artifact_without_a_checksum_is_refused(bundle):
+    manifest = json.loads((bundle[0] / "manifest.json").read_text())
+    del manifest["files"]["student.onnx"]
+    (bundle[0] / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="must be in `files`"):
+        kit.read_manifest(bundle[0])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 1}'])
+def test_a_garbled_manifest_is_refused(bundle, text):
+    (bundle[0] / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"Copy the bundle again|Ship the student again"):
+        kit.read_manifest(bundle[0])
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold manifest\.json"):
+        kit.read_manifest(tmp_path)
+    with pytest.raises(ValueError, match="a bundle must be a folder"):
+        deploy_bundle.read_bundle(tmp_path / "none")
+
+
+# Parity and latency
+
+
+def test_comparison_is_that_of_numpy():
+    expected = np.array([[1.0, 2.0], [3.0, 0.0]])
+    found = kit.compare(expected, np.array([[1.0, 2.5], [1.0, 2.0]], "float32"))
+    assert found == {
+        "max_abs_error": 2.0,
+        "logit_rmse": pytest.approx(np.sqrt((0.25 + 4.0 + 4.0) / 4)),
+        "argmax_agreement": 0.5,
+    }
+    with pytest.raises(ValueError, match="must have the shape"):
+        kit.compare(expected, expected[:1])
+
+
+def test_measure_never_calls_a_sleep_shorter_than_it_is_and_counts_only_what_it_keeps():
+    calls = {"short": 0, "long": 0}
+
+    def sleeper(name, seconds):
+        def step():
+            calls[name] += 1
+            time.sleep(seconds)
+
+        return step
+
+    figures = kit.measure({"short": sleeper("short", 1e-3), "long": sleeper("long", 4e-3)}, rounds=2)
+    for name, milliseconds in (("short", 1.0), ("long", 4.0)):
+        row = figures[name]
+        # A sleep is never shorter than asked; how much longer depends on the machine.
+        assert milliseconds <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["process_ms"] < row["p50_ms"]
+        assert row["num_calls"] == calls[name] - kit.WARM_UP_CALLS - 1 - 2 * kit.DISCARDED_CALLS
+
+
+def test_the_golden_tolerance_grows_with_the_range_of_the_logits_and_with_coarseness():
+    logits = np.array([[-10.0, 10.0]])
+    assert deploy_bundle.golden_tolerance("float32", logits) == pytest.approx(2e-3)
+    assert deploy_bundle.golden_tolerance("int8", logits) == pytest.approx(1.0)
+    assert deploy_bundle.golden_tolerance("float32", 0 * logits) == pytest.approx(1e-4)
+
+
+# The commands
+
+
+def run(folder, script, *arguments, python=sys.executable):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [python, str(folder / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent, check=False)
+
+
+def test_benchmark_of_an_honest_bundle_prints_json_with_its_parity(bundle):
+    done = run(bundle[0], "benchmark.py", "--json", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)["artifacts"]["onnx"]
+    assert row["holds"]
+    assert row["max_abs_error"] < 1e-4
+    assert 0.0 < row["p50_ms"] <= row["p99_ms"]
+
+
+def test_benchmark_of_other_answers_exits_one_and_measures_nothing(bundle):
+    folder, images, logits = bundle
+    deploy_bundle.write_golden(folder, {"image": images}, logits.argmax(-1), {"keras": logits, "onnx": logits + 0.5})
+    deploy_bundle.write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
+    done = run(folder, "benchmark.py", "--json", "--rounds", "1")
+    assert done.returncode == 1
+    row = json.loads(done.stdout)["artifacts"]["onnx"]
+    assert row["max_abs_error"] == pytest.approx(0.5, abs=1e-3)
+    assert "p50_ms" not in row
+    assert "DIFFERS" in run(folder, "benchmark.py").stdout
+
+
+def test_benchmark_of_a_changed_bundle_exits_two_without_a_traceback(bundle):
+    (bundle[0] / "student.onnx").write_bytes(b"changed")
+    done = run(bundle[0], "benchmark.py")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: student.onnx must have the checksum")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--targets", "tpu"), ("--rounds", "0"), ("--threads", "0")])
+def test_benchmark_refuses_bad_arguments_in_one_sentence(bundle, arguments):
+    done = run(bundle[0], "benchmark.py", *arguments)
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_consumer_prints_the_softmax_at_the_manifest_s_temperature(bundle):
+    folder, _, logits = bundle
+    done = run(folder, "classify_onnx.py")
+    assert done.returncode == 0, done.stderr
+    exponentials = np.exp(np.float64(logits[0]) / 2.0)
+    best = int(logits[0].argmax())
+    expected = f"{['ant', 'bee', 'cow'][best]} {exponentials[best] / exponentials.sum():.1%}"
+    assert done.stdout.splitlines()[0].startswith(expected)
+    assert len(done.stdout.splitlines()) == 16
+
+
+def test_the_consumer_takes_a_file_of_examples(bundle, tmp_path):
+    np.save(tmp_path / "examples.npy", bundle[1][:3])
+    done = run(bundle[0], "classify_onnx.py", str(tmp_path / "examples.npy"))
+    assert len(done.stdout.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_copied_bundle_runs_where_there_is_only_numpy_and_onnxruntime(bundle, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    requirements = bundle[0] / "requirements-onnx.txt"
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
+    installed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"pip cannot install numpy and onnxruntime here: {installed.stderr.strip()[-200:]}")
+    probe = "import importlib.util as u; print([n for n in ('keras', 'tensorflow', 'keras_distill') if u.find_spec(n)])"
+    found = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert found.stdout.strip() == "[]"
+    copy = tmp_path / "elsewhere" / "bundle"
+    copy.parent.mkdir()
+    Path(bundle[0]).rename(copy)
+    done = run(copy, "benchmark.py", "--json", "--rounds", "1", python=python)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["artifacts"]["onnx"]["holds"]
+    done = run(copy, "classify_onnx.py", python=python)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 16

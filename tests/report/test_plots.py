@@ -1,0 +1,104 @@
+"""Figures: what is drawn is what was measured, and nothing is left behind in Matplotlib."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from keras_distill.report import metrics, plots
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg):
+    return ["".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def bars(svg):
+    """Heights of the bars, in drawing units, by colour, in order of drawing."""
+    found = []
+    for node in ElementTree.fromstring(svg).iter(f"{SVG}path"):
+        style, points = node.get("style", ""), re.findall(r"[ML] ([\d.]+) ([\d.]+)", node.get("d", ""))
+        colour = re.search(r"fill: (#[0-9a-f]{6})", style)
+        if colour and colour[1] in plots.COLOURS and len(points) == 4 and node.get("clip-path"):
+            heights = [float(y) for _, y in points]
+            found.append((colour[1], max(heights) - min(heights)))
+    return found
+
+
+def test_temperature_picture_draws_the_softened_probabilities():
+    logits = np.array([[4.0, 2.0, 0.0]])
+    images = np.random.default_rng(0).random((1, 4, 4, 1))
+    svg = plots.temperature_picture(images, logits, [0], ("cat", "dog", "elephant"), (1.0, 5.0))
+    drawn = bars(svg)
+    expected = np.concatenate([np.exp(logits[0] / t) / np.exp(logits[0] / t).sum() for t in (1.0, 5.0)])
+    assert len(drawn) == 6
+    heights = np.array([height for _, height in drawn])
+    np.testing.assert_allclose(heights / heights[0], expected / expected[0], rtol=1e-3)
+    # The label's bar has its own colour, in both columns.
+    assert [colour == plots.COLOURS[0] for colour, _ in drawn] == [True, False, False] * 2
+    assert {"label: cat", "T = 1", "T = 5", "ele…"} <= set(texts(svg))
+
+
+def test_temperature_picture_of_an_ensemble_is_the_mean_at_each_temperature():
+    members = np.array([[[6.0, 0.0], [0.0, 6.0]]])
+    svg = plots.temperature_picture(np.zeros((1, 4, 4, 1)), members, [0], ("a", "b"), (1.0,))
+    heights = [height for _, height in bars(svg)]
+    assert heights[0] == pytest.approx(heights[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 3), (5, 7), (9,), (20, 8, 1)])
+def test_temperature_picture_takes_inputs_of_any_kind(shape):
+    svg = plots.temperature_picture(np.full((2, *shape), 0.5), np.eye(2, 3), [0, 1], ("a", "b", "c"))
+    assert len(texts(svg)) > 5
+
+
+def test_temperature_picture_wants_a_label_for_every_image():
+    with pytest.raises(ValueError, match="2 images, 1 rows of logits, 1 labels"):
+        plots.temperature_picture(np.zeros((2, 3, 3, 1)), np.zeros((1, 2)), [0], ("a", "b"))
+
+
+def test_names_are_text_and_neither_markup_nor_mathematics():
+    bins = metrics.reliability(np.eye(3), np.arange(3))
+    svg = plots.reliability_diagrams({"a <b> & $x_1$": bins, "$\\broken{": bins})
+    assert "a <b> & $x_1$" in texts(svg)
+    assert "<b>" not in svg
+
+
+def test_trade_off_orders_points_as_their_figures():
+    points = [
+        plots.TradeOffPoint("teacher", 500_000, 1.0, 1.0, "Keras"),
+        plots.TradeOffPoint("student", 5_000, 0.01, 3.0, "LiteRT"),
+    ]
+    svg = plots.trade_off(points)
+    labels = {
+        "".join(node.itertext()): float(node.get("x"))
+        for node in ElementTree.fromstring(svg).iter(f"{SVG}text")
+        if "".join(node.itertext()) in ("teacher", "student")
+    }
+    assert labels["student"] < labels["teacher"]
+    assert {"Keras", "LiteRT", "test errors (%)", "size (kB)"} <= set(texts(svg))
+
+
+def test_figures_follow_the_pages_colour_and_are_the_same_every_time():
+    draw = lambda: plots.curves({"a": ([1, 2], [3, 4])}, "epoch", "errors (%)")  # noqa: E731
+    svg = draw()
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert "#000000" not in svg.replace("stroke: #000000; stroke-width: 0", "")
+    assert svg == draw()
+
+
+def test_drawing_starts_no_window_system():
+    import sys
+
+    plots.curves({"a": ([1, 2], [3, 4])}, "epoch", "errors (%)")
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_most_ambiguous_are_right_narrow_and_of_different_classes():
+    logits = np.array([[2.0, 1.9, 0.0], [5.0, 0.0, 0.0], [2.0, 1.8, 0.0], [1.0, 1.0001, 0.0], [0.0, 3.0, 2.0]])
+    labels = np.array([0, 0, 0, 0, 1])
+    # Position 3 is the narrowest but wrong; 0 and 2 share a class, so 4 comes second.
+    assert plots.most_ambiguous(logits, labels, 2).tolist() == [0, 4]
