@@ -1,0 +1,160 @@
+"""The range of every tensor of activations: first seen in the float model, in the end left alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_distill._checks import check_count, check_finite, complaint
+from keras_distill.quantize_aware.fake_quantization import FakeQuantize
+from keras_distill.quantize_aware.kernel import Int8Kernel
+
+NO_DATA = "Pass some hundreds of training examples, as the model takes them; labels are not needed."
+
+
+def calibrate(model: keras.Model, calibration_data: Any, *, batch_size: int = 64) -> None:
+    """Sets every range of a quantised `model` from its float activations on `calibration_data`.
+
+    A range is the mean over batches of the batches' extremes: one outlier in one batch should not cost all other values
+    resolution. Where peaks are held (logits, shared ranges) it is the extreme of all.
+
+    Args:
+        model: what `quantize_aware` gave.
+        calibration_data: inputs as the model takes them (an array, or a structure of arrays), or a `tf.data.Dataset` of
+            batches, with or without labels. Training examples; never the test set.
+        batch_size: examples a batch, where arrays are given.
+
+    Raises:
+        ValueError: no data, NaN or infinite inputs or activations, a constant activation.
+    """
+    layers = _layers(model, FakeQuantize)
+    seen: dict[str, list[tuple[float, float]]] = {layer.name: [] for layer in layers}
+    with in_float(model):
+        recorders = _recorders(model, layers)
+        for inputs in _batches(calibration_data, batch_size):
+            for name, (low, high) in recorders(inputs).items():
+                seen[name].append((float(low), float(high)))
+    if not layers or not seen[layers[0].name]:
+        raise ValueError(complaint("calibration_data", "at least one example", "none", NO_DATA))
+    for layer in layers:
+        lows, highs = np.array(seen[layer.name]).T
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+            remedy = "Look at the student's weights and at the scaling of the calibration data."
+            expected = "finite for finite inputs"
+            raise ValueError(complaint(f"the activations at {layer.name!r}", expected, "NaN or infinite", remedy))
+        low, high = (lows.min(), highs.max()) if layer.holds_peaks else (lows.mean(), highs.mean())
+        layer.set_range(float(low), float(high))
+
+
+@contextmanager
+def in_float(model: keras.Model) -> Iterator[keras.Model]:
+    """Lets eager calls of a quantised `model` compute without any rounding: BatchNorm folded, all else as the student.
+
+    Example:
+        >>> from keras_distill.quantize_aware import quantize_aware
+        >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> with in_float(quantize_aware(student, x)) as model:
+        ...     bool(np.allclose(model(x), student(x), atol=1e-5))
+        True
+    """
+    layers = _layers(model, (FakeQuantize, Int8Kernel))
+    try:
+        for layer in layers:
+            layer.is_active = False
+        yield model
+    finally:
+        for layer in layers:
+            layer.is_active = True
+
+
+def freeze(model: keras.Model) -> None:
+    """Leaves every range and every BatchNorm statistic of `model` as it is: training then computes what ships.
+
+    Args:
+        model: a quantised model, or one that holds one, such as a `Distiller`. Compile it again, or call
+            `make_train_function(force=True)`, if it has already trained.
+
+    Raises:
+        ValueError: nothing in it is quantised.
+    """
+    layers = _layers(model, (FakeQuantize, Int8Kernel))
+    if not layers:
+        remedy = "Make it with keras_distill.quantize_aware.quantize_aware(student, calibration_data)."
+        raise ValueError(complaint(f"the model {model.name!r}", "quantised", "a float model", remedy))
+    for layer in layers:
+        layer.freeze()
+
+
+class FreezeRanges(keras.callbacks.Callback):
+    """Freezes ranges and BatchNorm statistics for the last epochs: the weights settle on the network that ships.
+
+    Args:
+        num_last_epochs: how many epochs train with everything frozen.
+
+    Example:
+        >>> callback = FreezeRanges(num_last_epochs=2)
+
+    Reference:
+        Krishnamoorthi, 2018, section 3.2.2: freezing the statistics removes the jitter that batches bring.
+    """
+
+    def __init__(self, num_last_epochs: int = 1):
+        super().__init__()
+        self.num_last_epochs = check_count("num_last_epochs", num_last_epochs)
+        self._is_done = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Freezes at the beginning of the first of the last epochs, also where training resumes later than that."""
+        if self._is_done or epoch < self.params["epochs"] - self.num_last_epochs:
+            return
+        freeze(self.model)
+        # What is frozen is part of the traced step; the next batch runs the new one.
+        self.model.make_train_function(force=True)
+        self._is_done = True
+
+
+def _recorders(model: keras.Model, layers: list[FakeQuantize]) -> Any:
+    """A function from a batch to `{layer name: (smallest, largest) value}` of what reaches each layer."""
+    tensors: dict[str, list[Any]] = {layer.name: [] for layer in layers}
+    for nodes in model._nodes_by_depth.values():
+        for node in nodes:
+            if node.operation.name in tensors:
+                tensors[node.operation.name] += node.input_tensors
+    taps = keras.Model(model._inputs_struct, tensors)
+
+    def record(inputs: Any) -> dict[str, tuple[Any, Any]]:
+        values = taps(inputs, training=False)
+        return {
+            name: (min(ops.min(value) for value in group), max(ops.max(value) for value in group))
+            for name, group in values.items()
+        }
+
+    return record
+
+
+def _batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
+    if calibration_data is None:
+        raise ValueError(complaint("calibration_data", "at least one example", None, NO_DATA))
+    if hasattr(calibration_data, "element_spec"):
+        for batch in calibration_data:
+            inputs = batch[0] if isinstance(batch, tuple) else batch
+            keras.tree.map_structure(lambda array: check_finite("calibration_data", array), inputs)
+            yield inputs
+        return
+    arrays = keras.tree.map_structure(lambda array: check_finite("calibration_data", array), calibration_data)
+    counts = {len(array) if array.ndim else 0 for array in keras.tree.flatten(arrays)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            complaint("calibration_data", "equally many examples for every input", sorted(counts), NO_DATA)
+        )
+    for start in range(0, counts.pop(), batch_size):
+        yield keras.tree.map_structure(lambda array: array[start : start + batch_size], arrays)  # noqa: B023
+
+
+def _layers(model: keras.Model, kinds: Any) -> list[Any]:
+    # Keras has no public walk through layers of layers.
+    return [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]

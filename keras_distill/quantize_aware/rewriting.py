@@ -1,0 +1,422 @@
+"""`quantize_aware`: a float student becomes the int8 network that it will be.
+
+The rules are those of the integer runtimes. Every tensor between integer layers is int8, with one scale and
+zero point; pooling, padding and reshaping keep both, so their input and output share a range, and so do
+all tensors that are concatenated. An addition has three scales of its own in every runtime that we export to.
+"""
+
+import warnings
+from typing import Any
+
+import keras
+
+from keras_distill._checks import complaint
+from keras_distill.quantize_aware.calibration import calibrate
+from keras_distill.quantize_aware.fake_quantization import FakeQuantize
+from keras_distill.quantize_aware.graph import Call, Graph, ends
+from keras_distill.quantize_aware.kernel import Int8Kernel
+
+# Logits beyond everything that calibration and training saw must not be clipped into a tie.
+LOGITS_MARGIN = 0.1
+
+_KERNELS = {
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+}
+_SAME_SCALE = {
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+    keras.layers.MaxPooling1D,
+    keras.layers.MaxPooling2D,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.ZeroPadding1D,
+    keras.layers.ZeroPadding2D,
+}
+_AVERAGES = {keras.layers.AveragePooling1D, keras.layers.AveragePooling2D}
+_MEANS = {keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D}
+_HEADS = {"softmax", "sigmoid", "log_softmax"}
+
+
+def quantize_aware(
+    student: keras.Model,
+    calibration_data: Any,
+    *,
+    ranges: str = "tracked",
+    momentum: float = 0.99,
+    batch_size: int = 64,
+) -> keras.Model:
+    """A Keras model with the student's weights that rounds wherever an integer runtime does.
+
+    Dense, Conv1D, Conv2D, DepthwiseConv2D and SeparableConv2D get int8 kernels, BatchNorm is folded into the layer
+    before it, ReLU and ReLU6 are fused; hard-swish, addition, concatenation, pooling, padding and reshaping stay
+    in int8. Everything else stays float, and a warning names it. Logits get a range that does not clip. Train the
+    result like any Keras model, as the student of a `Distiller` above all; `FreezeRanges` settles it in the
+    last epochs. A softmax at the end is kept, in float.
+
+    Args:
+        student: a built Functional or Sequential model in float32, best one that is already trained. Not changed.
+        calibration_data: some hundreds of training examples as the model takes them, or a `tf.data.Dataset` of batches.
+        ranges: what training does with the ranges: `"tracked"` (they follow the batches), `"learnt"` (the loss moves
+            them) or `"frozen"` (they stay as calibrated).
+        momentum: how much of a tracked range is kept at each batch, in [0, 1].
+        batch_size: examples of a batch of calibration.
+
+    Returns:
+        A Functional model of the student's inputs and outputs; it saves and loads as any.
+
+    Raises:
+        TypeError: `student` is no Keras model.
+        ValueError: a model that cannot be read, is already quantised, is not float32 or has nothing to quantise; no
+            calibration data, NaN in them or in a range, or a constant activation.
+
+    Example:
+        >>> import numpy as np
+        >>> layers = [keras.layers.Dense(8, "relu", name="hidden"), keras.layers.Dense(3, name="logits")]
+        >>> student = keras.Sequential([keras.Input((4,), name="inputs"), *layers])
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> [layer.name for layer in quantize_aware(student, x).layers]
+        ['inputs', 'inputs_int8', 'hidden', 'hidden_int8', 'logits', 'logits_int8']
+
+    Reference:
+        Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference, CVPR 2018.
+    """
+    symbolic_inputs, symbolic_outputs = ends(student)
+    _check(student)
+    graph = Graph(student, splits=_KERNELS)
+    plan = _Plan(graph)
+    if not plan.kernels:
+        remedy = "It needs a Dense, Conv1D, Conv2D, DepthwiseConv2D or SeparableConv2D with channels last."
+        raise ValueError(complaint("student", "a model with a layer that int8 can speed up", student.name, remedy))
+    if plan.float_calls:
+        names = ", ".join(f"{call.operation.name!r} ({type(call.operation).__name__})" for call in plan.float_calls)
+        warnings.warn(
+            f"These stay float32: {names}. An integer runtime dequantises before each of them and quantises after it, "
+            "so their weights stay four times as big and their arithmetic gets no faster.",
+            stacklevel=2,
+        )
+    inputs = keras.tree.map_structure(
+        lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), symbolic_inputs
+    )
+    outputs = _Emission(graph, plan, {"ranges": ranges, "momentum": momentum}).run(keras.tree.flatten(inputs))
+    model = keras.Model(inputs, keras.tree.pack_sequence_as(symbolic_outputs, outputs), name=student.name)
+    calibrate(model, calibration_data, batch_size=batch_size)
+    return model
+
+
+class _Plan:
+    """What becomes of each call.
+
+    Attributes:
+        kinds: one word a call: kernel, add, mean, activation, hard_swish, same, average, concatenate, head, float,
+            or absorbed into the call before it.
+        kernels: position of a kernel → (its BatchNorm or `None`, its activation's name).
+        range_of: key → the representative of all keys that share its range.
+        results: position → the key that holds the call's value once what follows is absorbed.
+        quantized: the representatives of the ranges that an integer layer reads or writes.
+        logits: the representatives of the ranges of the model's logits.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.kinds = [_kind(call, graph) for call in graph.calls]
+        self.kernels: dict[int, tuple[Any, str]] = {}
+        self.additions: dict[int, str] = {}
+        self.results: dict[int, int] = {}
+        for position, kind in enumerate(self.kinds):
+            if kind in ("kernel", "add"):
+                self._absorb(position, kind)
+        self.kinds = ["float" if kind == "norm" else kind for kind in self.kinds]
+        self._parents: dict[int, int] = {}
+        for call, kind in zip(graph.calls, self.kinds, strict=True):
+            if kind in ("same", "average", "concatenate"):
+                for key in call.inputs:
+                    self._parents[self.range_of(key)] = self.range_of(call.outputs[0])
+        self.quantized = self._quantized()
+        heads = [call.inputs[0] for call, kind in zip(graph.calls, self.kinds, strict=True) if kind == "head"]
+        self.logits = {self.range_of(key) for key in (*graph.outputs, *heads)}
+
+    @property
+    def float_calls(self) -> list[Call]:
+        """The calls that stay float, but for a head: exports end in logits."""
+        return [call for call, kind in zip(self.graph.calls, self.kinds, strict=True) if kind == "float"]
+
+    def range_of(self, key: int) -> int:
+        """The representative of all keys that share the range of `key`."""
+        while key in self._parents and self._parents[key] != key:
+            key = self._parents[key]
+        return key
+
+    def num_sources(self, representative: int) -> int:
+        """How many computed tensors share a range: 1 unless they are concatenated."""
+        carried = ("same", "average", "concatenate", "absorbed")
+        computed = [
+            self.results.get(position, call.outputs[0])
+            for position, (call, kind) in enumerate(zip(self.graph.calls, self.kinds, strict=True))
+            if kind not in carried
+        ]
+        return sum(self.range_of(key) == representative for key in (*self.graph.inputs, *computed))
+
+    def _absorb(self, position: int, kind: str) -> None:
+        """Takes BatchNorm and a rectifier that follow, and nobody else reads, into the call at `position`."""
+        graph, call = self.graph, self.graph.calls[position]
+        norm, activation, result = None, "linear", call.outputs[0]
+        following = graph.only_consumer(result)
+        is_single = graph.num_calls[id(call.operation)] == 1
+        if kind == "kernel" and following is not None and self.kinds[following] == "norm" and is_single:
+            candidate = graph.calls[following]
+            if graph.num_calls[id(candidate.operation)] == 1:
+                norm, result = candidate.operation, candidate.outputs[0]
+                self.kinds[following] = "absorbed"
+                following = graph.only_consumer(result)
+        if following is not None and self.kinds[following] == "activation" and is_single:
+            activation, result = _activation(graph.calls[following].operation), graph.calls[following].outputs[0]
+            self.kinds[following] = "absorbed"
+        self.results[position] = result
+        if kind == "kernel":
+            self.kernels[position] = (norm, activation)
+        else:
+            self.additions[position] = activation
+
+    def _quantized(self) -> set[int]:
+        found = set()
+        for position, (call, kind) in enumerate(zip(self.graph.calls, self.kinds, strict=True)):
+            if kind in ("kernel", "add", "mean", "activation", "hard_swish"):
+                keys = (*call.inputs, self.results.get(position, call.outputs[0]))
+                found |= {self.range_of(key) for key in keys}
+        return found
+
+
+class _Emission:
+    """Builds the new graph, call after call, and copies the weights."""
+
+    def __init__(self, graph: Graph, plan: _Plan, options: dict[str, Any]):
+        self.graph, self.plan, self.options = graph, plan, options
+        self.values: dict[int, Any] = {}
+        self._layers: dict[Any, Any] = {}
+        self._names: set[str] = set()
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """The new model's flat outputs for its flat symbolic `inputs`."""
+        for key, tensor in zip(self.graph.inputs, inputs, strict=True):
+            self.values[key] = self._rounded(key, tensor, tensor.name)
+        for position, (call, kind) in enumerate(zip(self.graph.calls, self.plan.kinds, strict=True)):
+            if kind == "absorbed":
+                continue
+            key = self.plan.results.get(position, call.outputs[0])
+            if kind == "kernel":
+                self.values[key] = self._rounded(key, self._kernel(position), call.operation.name)
+            elif kind == "add":
+                total = self._copy(call)
+                if self.plan.additions[position] != "linear":
+                    name = self._unique(f"{call.operation.name}_{self.plan.additions[position]}")
+                    total = keras.layers.Activation(self.plan.additions[position], name=name, dtype="float32")(total)
+                self.values[key] = self._rounded(key, total, call.operation.name)
+            elif kind in ("same", "concatenate"):
+                self.values[key] = self._copy(call)
+            else:
+                outputs = keras.tree.flatten(self._copy(call))
+                for key, tensor in zip(call.outputs, outputs, strict=True):
+                    self.values[key] = tensor if kind == "head" else self._rounded(key, tensor, call.operation.name)
+        return [self.values[key] for key in self.graph.outputs]
+
+    def _kernel(self, position: int) -> Any:
+        call = self.graph.calls[position]
+        layer = call.operation
+        norm, activation = self.plan.kernels[position]
+        (tensor,), _ = call.filled(self.values)
+        if type(layer) is keras.layers.SeparableConv2D:
+            depthwise, layer = _separated(layer)
+            tensor = self._int8_kernel((id(call.operation), "depthwise"), depthwise)(tensor)
+            tensor = self._fake_quantize((id(call), "depthwise"), depthwise.name)(tensor)
+        return self._int8_kernel(id(call.operation), layer, norm, activation)(tensor)
+
+    def _int8_kernel(self, identity: Any, layer: Any, norm: Any = None, activation: str = "linear") -> Int8Kernel:
+        """A built `Int8Kernel` with copies of `layer` and `norm`, both built, and of their weights."""
+
+        def make() -> Int8Kernel:
+            weights = layer.get_weights()
+            options: dict[str, Any] = {"activation": "linear"}
+            shape = layer.get_build_config()["input_shape"]
+            norm_copy = None
+            if norm is not None:
+                norm_copy = _built(norm, layer.compute_output_shape(shape), norm.get_weights())
+                if layer.use_bias:
+                    options["use_bias"] = False
+                    norm_copy.moving_mean.assign(norm_copy.moving_mean - weights.pop())
+            copy = _built(layer, shape, weights, **options)
+            return Int8Kernel(copy, norm_copy, activation, name=self._unique(layer.name), dtype="float32")
+
+        return self._once(identity, make)
+
+    def _copy(self, call: Call) -> Any:
+        """The call on the new values, of a copy of its layer with the same weights."""
+        arguments, keywords = call.filled(self.values)
+        operation = call.operation
+        if not isinstance(operation, keras.layers.Layer):
+            return self._once(id(operation), lambda: type(operation).from_config(operation.get_config()))(
+                *arguments, **keywords
+            )
+
+        def clone() -> Any:
+            return type(operation).from_config(operation.get_config() | {"name": self._unique(operation.name)})
+
+        layer = self._once(id(operation), clone)
+        outputs = layer(*arguments, **keywords)
+        layer.set_weights(operation.get_weights())
+        return outputs
+
+    def _rounded(self, key: int, tensor: Any, name: str) -> Any:
+        representative = self.plan.range_of(key)
+        if representative not in self.plan.quantized:
+            return tensor
+        is_logits = representative in self.plan.logits
+        return self._fake_quantize(
+            representative,
+            name,
+            holds_peaks=is_logits or self.plan.num_sources(representative) > 1,
+            margin=LOGITS_MARGIN if is_logits else 0.0,
+        )(tensor)
+
+    def _fake_quantize(self, identity: Any, name: str, **options: Any) -> FakeQuantize:
+        return self._once(
+            ("range", identity),
+            lambda: FakeQuantize(name=self._unique(f"{name}_int8"), dtype="float32", **self.options, **options),
+        )
+
+    def _once(self, identity: Any, make: Any) -> Any:
+        if identity not in self._layers:
+            self._layers[identity] = make()
+        return self._layers[identity]
+
+    def _unique(self, name: str) -> str:
+        candidate, number = name, 1
+        while candidate in self._names:
+            candidate, number = f"{name}_{number}", number + 1
+        self._names.add(candidate)
+        return candidate
+
+
+def _check(student: keras.Model) -> None:
+    for layer in student._flatten_layers():
+        if isinstance(layer, (FakeQuantize, Int8Kernel)) or getattr(layer, "quantization_mode", None) is not None:
+            remedy = "Quantise the float model that it was made from."
+            raise ValueError(complaint("student", "a float model", f"layer {layer.name!r}, quantised already", remedy))
+        if layer.compute_dtype in ("float16", "bfloat16", "float64"):
+            remedy = "Rebuild the student with keras.config.set_dtype_policy('float32') and set_weights."
+            received = f"layer {layer.name!r} with {layer.dtype_policy.name}"
+            raise ValueError(complaint("student", "a model of the policy float32", received, remedy))
+
+
+def _kind(call: Call, graph: Graph) -> str:
+    operation, kind = call.operation, type(call.operation)
+    num_inputs = len(call.inputs)
+    is_operation = kind.__module__.startswith("keras.src.ops") and not isinstance(operation, keras.layers.Layer)
+    if kind in _KERNELS and num_inputs == 1 and _is_plain_kernel(operation):
+        return "kernel"
+    if kind is keras.layers.BatchNormalization and num_inputs == 1 and _is_plain_norm(call):
+        return "norm"
+    if (kind is keras.layers.Add or (is_operation and kind.__name__ == "Add")) and num_inputs == 2:
+        return "add"
+    if kind is keras.layers.Concatenate or (is_operation and kind.__name__ == "Concatenate"):
+        return "concatenate"
+    if kind in _SAME_SCALE and num_inputs == 1:
+        return "same"
+    if kind in _AVERAGES:
+        return "average"
+    if kind in _MEANS and num_inputs == 1:
+        return "mean"
+    activation = _activation(operation)
+    is_activation = kind in (keras.layers.Activation, keras.layers.ReLU, keras.layers.Softmax) or is_operation
+    if is_activation and activation in ("relu", "relu6"):
+        return "activation"
+    if is_activation and activation == "hard_silu":
+        return "hard_swish"
+    if is_activation and activation in _HEADS and call.outputs[0] in graph.outputs:
+        return "head"
+    return "float"
+
+
+def _activation(operation: Any) -> str:
+    """The name of what `operation` applies: linear, relu, relu6, hard_silu, softmax, …; "other" where it is unknown."""
+    if isinstance(operation, keras.layers.ReLU):
+        plain = not operation.negative_slope and not operation.threshold
+        return {None: "relu", 6.0: "relu6"}.get(operation.max_value, "other") if plain else "other"
+    if isinstance(operation, keras.layers.Softmax):
+        return "softmax"
+    if not isinstance(operation, keras.layers.Layer):
+        names = {"Relu": "relu", "Relu6": "relu6", "HardSilu": "hard_silu", "Softmax": "softmax", "Sigmoid": "sigmoid"}
+        return names.get(type(operation).__name__, "other")
+    function = getattr(operation, "activation", None)
+    known = ("linear", "relu", "relu6", "hard_silu", *_HEADS)
+    return next((name for name in known if function is keras.activations.get(name)), "other")
+
+
+def _is_plain_kernel(layer: Any) -> bool:
+    """Whether integer runtimes have this kernel: channels last, no groups, no dilation, nothing beside it."""
+    return (
+        getattr(layer, "data_format", "channels_last") == "channels_last"
+        and getattr(layer, "groups", 1) == 1
+        and all(rate == 1 for rate in keras.tree.flatten(getattr(layer, "dilation_rate", 1)))
+        and layer.activity_regularizer is None
+        and not getattr(layer, "lora_enabled", False)
+    )
+
+
+def _is_plain_norm(call: Call) -> bool:
+    layer = call.operation
+    rank = len(call.arguments.keras_tensors[0].shape)
+    is_last = layer.axis in (-1, rank - 1)
+    return is_last and not getattr(layer, "renorm", False) and not getattr(layer, "synchronized", False)
+
+
+def _built(layer: Any, input_shape: Any, weights: list[Any], **options: Any) -> Any:
+    """A layer like `layer` but for `options`, with `weights`."""
+    copy = type(layer).from_config(layer.get_config() | options)
+    copy.build(input_shape)
+    copy.set_weights(weights)
+    return copy
+
+
+def _separated(layer: keras.layers.SeparableConv2D) -> tuple[Any, Any]:
+    """A separable convolution as the two that a runtime computes."""
+    depthwise = keras.layers.DepthwiseConv2D(
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        use_bias=False,
+        depthwise_regularizer=layer.depthwise_regularizer,
+        depthwise_constraint=layer.depthwise_constraint,
+        trainable=layer.trainable,
+        name=f"{layer.name}_depthwise",
+    )
+    pointwise = keras.layers.Conv2D(
+        layer.filters,
+        1,
+        use_bias=layer.use_bias,
+        kernel_regularizer=layer.pointwise_regularizer,
+        bias_regularizer=layer.bias_regularizer,
+        kernel_constraint=layer.pointwise_constraint,
+        bias_constraint=layer.bias_constraint,
+        trainable=layer.trainable,
+        name=layer.name,
+    )
+    input_shape = layer.get_build_config()["input_shape"]
+    depthwise.build(input_shape)
+    pointwise.build(depthwise.compute_output_shape(input_shape))
+    weights = layer.get_weights()
+    depthwise.set_weights(weights[:1])
+    pointwise.set_weights(weights[1:])
+    return depthwise, pointwise
