@@ -1,0 +1,156 @@
+"""Train your student on what your teacher knows, and save it as a plain Keras model.
+
+Several teachers are averaged (arithmetic mean of their softened predictions). The student's weights are
+where its file left them; give it fresh ones to train from nothing.
+"""
+
+import argparse
+
+from keras_distill.cli import model_file
+
+SUMMARY = "distil your teacher into your student"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--teacher", nargs="+", metavar="T.keras", help="one teacher, or several to average")
+    source.add_argument("--store", metavar="STORE", help="soft targets that `keras-distill label` stored")
+    add("--student", required=True, metavar="S.keras", help="the model to train; the file itself is not changed")
+    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    add("--out", required=True, metavar="OUT.keras", help="where the trained student goes")
+    add("--temperature", type=float, default=4.0, help="how soft the targets are; 1 to 20 (default: %(default)s)")
+    add("--student-loss-weight", type=float, default=0.1, help="weight of the hard labels (default: %(default)s)")
+    add("--epochs", type=int, default=20, help="passes over the training set (default: %(default)s)")
+    add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
+    add("--learning-rate", type=float, default=1e-3, help="Adam's, with cosine decay to zero (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the shuffling and of dropout (default: %(default)s)")
+    model_file.add_loading_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, saves and prints the table."""
+    from keras_distill._checks import check_count, check_fraction, check_positive
+
+    check_positive("--temperature", arguments.temperature, "Hinton et al. use 1 to 20.")
+    check_positive("--learning-rate", arguments.learning_rate, "Adam is used to 1e-3.")
+    check_fraction("--student-loss-weight", arguments.student_loss_weight)
+    check_count("--epochs", arguments.epochs)
+    check_count("--batch-size", arguments.batch_size)
+
+    import keras
+    from rich.console import Console
+
+    from keras_distill import data
+    from keras_distill._files import whole_file
+    from keras_distill.distiller import Distiller
+    from keras_distill.losses import SoftTargets
+
+    console = Console()
+    keras.utils.set_random_seed(arguments.seed)
+    # Opened before hours of training, so that an output that cannot be written is said now.
+    with whole_file(_keras_file(arguments.out)) as aside:
+        student = model_file.load(arguments.student, arguments)
+        dataset = data.load(arguments.data)
+        _check_fit(student, dataset, "student")
+        teacher = _load_teacher(arguments, dataset) if arguments.teacher else None
+        before = _measure(student, dataset.test)
+
+        distiller = Distiller(
+            teacher,
+            student,
+            SoftTargets(arguments.temperature),
+            student_loss_weight=arguments.student_loss_weight,
+        )
+        num_steps = arguments.epochs * -(-len(dataset.train) // arguments.batch_size)
+        schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, num_steps)
+        distiller.compile(keras.optimizers.Adam(schedule), loss=_hard_loss(student), metrics=["accuracy"])
+        if teacher is None:
+            batches = _stored_batches(arguments, dataset)
+            distiller.fit(batches, epochs=arguments.epochs, shuffle=False, validation_data=_pair(dataset.validation))
+        else:
+            distiller.fit(
+                *_pair(dataset.train),
+                batch_size=arguments.batch_size,
+                epochs=arguments.epochs,
+                validation_data=_pair(dataset.validation),
+            )
+        student.save(aside)
+        rows = [("student, as given", before), ("student, distilled", _measure(student, dataset.test))]
+        if teacher is not None:
+            rows.insert(0, ("teacher", _measure(teacher, dataset.test)))
+
+    console.print(_table(rows, dataset))
+    console.print(f"saved {arguments.out}")
+    return 0
+
+
+def _keras_file(path: str) -> str:
+    if not path.endswith(".keras"):
+        raise ValueError(f"--out must be a .keras file; got {path}. For other formats run keras-distill export on it.")
+    return path
+
+
+def _load_teacher(arguments, dataset):
+    from keras_distill.teachers import Ensemble
+
+    teachers = [model_file.load(path, arguments) for path in arguments.teacher]
+    for teacher in teachers:
+        _check_fit(teacher, dataset, "teacher")
+    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+
+
+def _stored_batches(arguments, dataset):
+    from keras_distill import targets
+
+    store = targets.SoftTargetStore.open(arguments.store)
+    return targets.attach(
+        (dataset.train.inputs, dataset.train.labels), store, batch_size=arguments.batch_size, seed=arguments.seed
+    )
+
+
+def _check_fit(model, dataset, who):
+    from keras_distill._checks import complaint
+
+    expected = dataset.train.inputs.shape[1:]
+    received = tuple(model.input_shape[1:])
+    if len(expected) != len(received) or any(b not in (None, a) for a, b in zip(expected, received, strict=True)):
+        remedy = f"The {who} must take what {dataset.name} holds; see keras_distill.data."
+        raise ValueError(complaint(f"the {who}'s input", f"of shape {expected}", received, remedy))
+    if model.output_shape[-1] != dataset.num_classes:
+        expected = f"of {dataset.num_classes} classes, as {dataset.name} has"
+        raise ValueError(complaint(f"the {who}'s output", expected, f"{model.output_shape[-1]} classes"))
+
+
+def _hard_loss(student):
+    from keras import losses
+
+    from keras_distill.logits import head_activation
+
+    return losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
+
+
+def _pair(split):
+    return split.inputs, split.labels
+
+
+def _measure(model, split):
+    """(errors, negative log-likelihood in nats) of a model on a split."""
+    from keras_distill.logits import logits_model
+    from keras_distill.report import metrics
+
+    logits = logits_model(model).predict(split.inputs, batch_size=512, verbose=0)
+    return metrics.error_rate(logits, split.labels), metrics.negative_log_likelihood(logits, split.labels)
+
+
+def _table(rows, dataset):
+    from rich.table import Table
+
+    table = Table(title=f"{dataset.name}, {len(dataset.test)} test items")
+    for column in ("model", "errors", "error rate", "NLL (nats)"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, (error_rate, likelihood) in rows:
+        errors = round(error_rate * len(dataset.test))
+        table.add_row(name, str(errors), f"{100 * error_rate:.2f} %", f"{likelihood:.4f}")
+    return table

@@ -1,0 +1,99 @@
+"""Write a Keras model as ONNX and LiteRT files, each reloaded in its runtime and compared with the model."""
+
+import argparse
+
+from keras_distill.cli import model_file
+
+SUMMARY = "write a Keras model as ONNX and LiteRT files"
+FORMATS = ("onnx", "litert")
+NUM_RANDOM_INPUTS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("model", metavar="MODEL.keras", help="the model to write")
+    parser.add_argument("--to", nargs="+", choices=FORMATS, default=list(FORMATS), help="formats (default: all)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files, named after the model")
+    parser.add_argument("--data", metavar="NAME", help="dataset to compare on, and whose class names go into the files")
+    parser.add_argument("--from-probabilities", action="store_true", help="a subclassed model gives probabilities")
+    parser.add_argument("--batch", type=int, help="examples a call, fixed (default: open where the model allows)")
+    model_file.add_loading_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports, verifies, and moves into place what holds. Exit code 1 where a file does not answer as the model."""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from keras_distill import __version__
+    from keras_distill._files import whole_file
+    from keras_distill.deploy import to_litert, to_onnx, verify
+    from keras_distill.deploy.trace import signature_of
+
+    model = model_file.load(arguments.model, arguments)
+    dataset = None
+    if arguments.data:
+        from keras_distill import data
+
+        dataset = data.load(arguments.data)
+    example = dataset.test.inputs[:1] if dataset else None
+    signature = signature_of(model, example)
+    if dataset:
+        feed = signature.feed(dataset.test.inputs)
+    else:
+        generator = np.random.default_rng(0)
+        # What lies outside the model, such as the size of a vocabulary, is unknown: 0 and 1 are safe indices.
+        feed = {
+            name: generator.random((NUM_RANDOM_INPUTS, *(size or 8 for size in spec.shape[1:]))).astype(spec.dtype)
+            if "float" in spec.dtype
+            else generator.integers(0, 2, (NUM_RANDOM_INPUTS, *(size or 8 for size in spec.shape[1:]))).astype(
+                spec.dtype
+            )
+            for name, spec in zip(signature.names, signature.specs, strict=True)
+        }
+    options = {
+        "example": example,
+        "batch": arguments.batch,
+        "from_logits": not arguments.from_probabilities,
+        "class_names": dataset.class_names if dataset else None,
+        "provenance": {"source": Path(arguments.model).name, "made_by": f"keras-distill {__version__}"},
+    }
+    makers = {"onnx": (to_onnx, ".onnx"), "litert": (to_litert, ".tflite")}
+    compared_on = f"the test set of {dataset.name}" if dataset else "random inputs"
+    table = Table(title=f"{Path(arguments.model).name}, compared on {compared_on}")
+    for column in ("file", "bytes", "largest error", "same answers", "verdict"):
+        table.add_column(column, justify="left" if column in ("file", "verdict") else "right")
+    held = True
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="keras-distill-export-") as folder:
+        made = []
+        for format_name in dict.fromkeys(arguments.to):
+            make, suffix = makers[format_name]
+            name = Path(arguments.model).stem + suffix
+            with console.status(f"converting to {name}"):
+                path = make(model, Path(folder) / name, **options)
+                report = verify(
+                    model,
+                    path,
+                    feed,
+                    dataset.test.labels if dataset else None,
+                    from_logits=not arguments.from_probabilities,
+                )
+            held &= report.holds
+            made.append(path)
+            verdict = "; ".join(report.problems or report.remarks) or "ok"
+            size, error, agreement = path.stat().st_size, report.max_abs_error, report.argmax_agreement
+            table.add_row(name, f"{size:,}", f"{error:.1e}", f"{agreement:.2%}", verdict)
+        if held:
+            for path in made:
+                with whole_file(Path(arguments.out) / path.name) as aside:
+                    shutil.copyfile(path, aside)
+    console.print(table)
+    if not held:
+        console.print("Nothing was written: a file does not answer as the model does.")
+    return 0 if held else 1

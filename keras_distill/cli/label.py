@@ -1,0 +1,70 @@
+"""Run your teacher over a dataset once and store its soft targets; training then reads them in its place.
+
+The training split is labelled; an item's id is its place in it. A killed run goes on where it stopped: give the
+same command again. Several processes share the work with --worker 0/4, 1/4, …
+"""
+
+import argparse
+
+from keras_distill.cli import model_file
+
+SUMMARY = "store your teacher's soft targets, once"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("--teacher", nargs="+", required=True, metavar="T.keras", help="one teacher, or several to average")
+    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    add("--out", required=True, metavar="STORE", help="the store's folder; new, or one to go on with")
+    add("--top-k", type=int, metavar="K", help="keep only the K largest logits of each item")
+    add("--dtype", choices=("float16", "float32"), default="float16", help="of the logits (default: %(default)s)")
+    add("--shift", type=int, metavar="PIXELS", help="label every shift of the images by up to so many pixels")
+    add("--members", action="store_true", help="keep each of several teachers, for any temperature")
+    add("--temperature", type=float, help="merge several teachers at this temperature, the only one then")
+    add("--batch-size", type=int, default=256, help="items a forward pass (default: %(default)s)")
+    add("--worker", default="0/1", metavar="I/N", help="label the I-th of N shares, I from 0 (default: %(default)s)")
+    model_file.add_loading_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Labels, and says what is there."""
+    worker, num_workers = _share(arguments.worker)
+
+    from rich.console import Console
+
+    from keras_distill import data, targets
+    from keras_distill.teachers import Ensemble
+
+    teachers = [model_file.load(path, arguments) for path in arguments.teacher]
+    teacher = teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+    dataset = data.load(arguments.data)
+    shift = None if arguments.shift is None else targets.Shift(arguments.shift, exhaustive=True)
+    store = targets.label(
+        teacher,
+        dataset.train,
+        arguments.out,
+        top_k=arguments.top_k,
+        dtype=arguments.dtype,
+        augmentation=None if shift is None else targets.Augmentation(shift),
+        members=arguments.members,
+        temperature=arguments.temperature,
+        batch_size=arguments.batch_size,
+        worker=worker,
+        num_workers=num_workers,
+        progress=True,
+    )
+    # No markup: a folder's name may hold brackets.
+    if store is None:
+        Console().print(f"share {arguments.worker} of {arguments.out} is done; others are yet to finish", markup=False)
+    else:
+        num_bytes = store.manifest.num_bytes
+        Console().print(f"{store} finished, {num_bytes / 1e6:,.1f} MB", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _share(text: str) -> tuple[int, int]:
+    worker, slash, num_workers = text.partition("/")
+    if not (slash and worker.isdigit() and num_workers.isdigit() and int(worker) < int(num_workers)):
+        raise ValueError(f"--worker must be I/N with 0 <= I < N; got {text}. For one of four processes: 0/4.")
+    return int(worker), int(num_workers)

@@ -1,0 +1,343 @@
+"""From a generalist to specialists, their exact merge, and back into one net: section 5 of the paper.
+
+Groups the classes that the generalist confuses, trains a specialist for each group, merges them, and compares with a
+control: the generalist trained on for as many steps as all specialists together. Everything is kept in --out; run the
+same command again and it goes on where it was. Train single specialists elsewhere with --only, in any number of
+processes, then run once without it.
+"""
+
+import argparse
+
+from keras_distill.cli import model_file
+
+SUMMARY = "train specialists for confusable classes and merge them exactly"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("--generalist", required=True, metavar="G.keras", help="a trained classifier of all classes")
+    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    add("--num-clusters", type=int, required=True, metavar="N", help="how many specialists")
+    add("--out", required=True, metavar="DIR", help="a folder for everything that is made")
+    add("--cluster-size", type=int, metavar="K", help="classes a specialist has; may overlap (default: a partition)")
+    add("--method", default="correlation", help="correlation or covariance (default: %(default)s)")
+    add("--cluster-temperature", type=float, default=2.0, help="softens what is clustered (default: %(default)s)")
+    add("--num-routes", type=int, default=1, help="best classes that choose specialists (default: %(default)s)")
+    add("--trained", default="all", help="what is trained: head, last_block or all (default: %(default)s)")
+    add("--steps", type=int, default=300, help="updates of each specialist (default: %(default)s)")
+    add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
+    add("--learning-rate", type=float, default=3e-4, help="Adam's, with cosine decay (default: %(default)s)")
+    add("--soft-target-weight", type=float, default=0.5, help="of the generalist's predictions (default: %(default)s)")
+    add("--temperature", type=float, default=2.0, help="of those predictions (default: %(default)s)")
+    add("--only", type=int, nargs="+", metavar="I", help="train these specialists alone, then stop")
+    add("--distill-back", type=int, default=0, metavar="EPOCHS", help="also distil the merge into one fresh net")
+    add("--distill-temperature", type=float, default=4.0, help="of that (default: %(default)s)")
+    add("--distill-learning-rate", type=float, default=1e-3, help="of that (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    model_file.add_loading_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Clusters, trains, merges, compares."""
+    from pathlib import Path
+
+    from keras_distill._checks import check_count, check_fraction, check_positive
+
+    check_count("--num-clusters", arguments.num_clusters)
+    check_count("--steps", arguments.steps)
+    check_count("--batch-size", arguments.batch_size, 2)
+    check_count("--num-routes", arguments.num_routes)
+    check_count("--distill-back", arguments.distill_back, 0)
+    for name in ("learning_rate", "temperature", "cluster_temperature", "distill_temperature", "distill_learning_rate"):
+        check_positive(f"--{name.replace('_', '-')}", getattr(arguments, name))
+    check_fraction("--soft-target-weight", arguments.soft_target_weight)
+
+    from rich.console import Console
+
+    from keras_distill import data, specialists
+
+    console = Console()
+    out = Path(arguments.out)
+    generalist = model_file.load(arguments.generalist, arguments)
+    dataset = data.load(arguments.data)
+    _check_fit(generalist, dataset)
+    _keep_settings(arguments, out)
+    logits = _cached_logits(generalist, dataset.train, out / "generalist_logits.npy")
+    clusters = _clusters(arguments, logits, dataset, out)
+    console.print(specialists.table(clusters, dataset.class_names))
+    chosen = range(len(clusters.class_sets)) if arguments.only is None else arguments.only
+    for position in chosen:
+        if not 0 <= position < len(clusters.class_sets):
+            last = len(clusters.class_sets) - 1
+            raise ValueError(f"--only must be specialists in [0, {last}]; got {position}.")
+        _specialist(arguments, position, generalist, clusters, dataset, logits, out)
+        console.print(f"specialist {position}: {out / f'specialist-{position:03d}.keras'}")
+    if arguments.only is not None:
+        return 0
+
+    models = _models(arguments, generalist, clusters, dataset, logits, out)
+    if arguments.distill_back:
+        models |= _distilled_back(arguments, models, dataset, out)
+    measured = {name: _predict(model, dataset.test) for name, model in models.items()}
+    rows = {name: _row(predicted, dataset.test.labels) for name, predicted in measured.items()}
+    coverage = _by_coverage(clusters, measured, dataset.test.labels)
+    _write_json(out / "results.json", {"models": rows, "by_coverage": coverage})
+    console.print(_models_table(rows, dataset), _coverage_table(coverage))
+    console.print(f"saved {out / 'ensemble.keras'} and the rest of {out}")
+    return 0
+
+
+def _check_fit(generalist, dataset):
+    from keras_distill._checks import complaint
+
+    expected, received = dataset.input_shape, tuple(generalist.input_shape[1:])
+    if len(expected) != len(received) or any(b not in (None, a) for a, b in zip(expected, received, strict=True)):
+        raise ValueError(complaint("the generalist's input", f"of shape {expected}, as {dataset.name} has", received))
+    if generalist.output_shape[-1] != dataset.num_classes:
+        expected = f"of {dataset.num_classes} classes, as {dataset.name} has"
+        raise ValueError(complaint("the generalist's output", expected, f"{generalist.output_shape[-1]} classes"))
+
+
+def _keep_settings(arguments, out):
+    """Writes down what this folder is the result of; refuses to mix two."""
+    import json
+    from hashlib import sha256
+    from pathlib import Path
+
+    free = {"only", "out", "run", "command", "traceback", "modules", "trust_code", "generalist"}
+    free |= {name for name in vars(arguments) if name.startswith("distill")}
+    settings = {name: value for name, value in sorted(vars(arguments).items()) if name not in free}
+    settings["generalist"] = sha256(Path(arguments.generalist).read_bytes()).hexdigest()
+    path = out / "settings.json"
+    if path.exists():
+        older = json.loads(path.read_text())
+        differ = [name for name in settings if older.get(name) != settings[name]]
+        if differ:
+            changed = ", ".join(f"{name} {older.get(name)!r} → {settings[name]!r}" for name in differ)
+            raise ValueError(f"{out} must hold a run with these settings; got {changed}. Choose another --out.")
+    else:
+        _write_json(path, settings)
+
+
+def _write_json(path, content):
+    import json
+
+    from keras_distill._files import whole_file
+
+    with whole_file(path) as aside:
+        aside.write_text(json.dumps(content, indent=1))
+
+
+def _cached_logits(generalist, split, path):
+    """The generalist's logits on a split, computed once; float32 `(num_items, num_classes)`."""
+    import numpy as np
+
+    from keras_distill._files import whole_file
+
+    if not path.exists():
+        logits = _predict(generalist, split)
+        with whole_file(path) as aside:
+            np.save(aside, logits)
+    return np.load(path)
+
+
+def _clusters(arguments, logits, dataset, out):
+    import numpy as np
+
+    from keras_distill import specialists
+    from keras_distill._files import whole_file
+
+    clusters = specialists.cluster_classes(
+        (logits[start : start + 4096] for start in range(0, len(logits), 4096)),
+        arguments.num_clusters,
+        size=arguments.cluster_size,
+        temperature=arguments.cluster_temperature,
+        method=arguments.method,
+        seed=arguments.seed,
+    )
+    path = out / "clusters.json"
+    if path.exists():
+        # What specialists were trained for stays, also where another machine's k-means would differ.
+        import json
+
+        kept = json.loads(path.read_text())
+        return specialists.Clusters(kept["class_sets"], kept["uncovered"], clusters.similarity)
+    with whole_file(out / "confusable.png") as aside:
+        specialists.heat_map(clusters, dataset.class_names, aside)
+    names = [[dataset.class_names[label] for label in np.atleast_1d(part)] for part in clusters.class_sets]
+    _write_json(path, {"class_sets": clusters.class_sets, "uncovered": clusters.uncovered, "names": names})
+    return clusters
+
+
+def _recipe(arguments, logits, seed):
+    return {
+        "trained": arguments.trained,
+        "batch_size": arguments.batch_size,
+        "learning_rate": arguments.learning_rate,
+        "soft_target_weight": arguments.soft_target_weight,
+        "temperature": arguments.temperature,
+        "generalist_logits": logits,
+        "seed": seed,
+    }
+
+
+def _specialist(arguments, position, generalist, clusters, dataset, logits, out):
+    from keras_distill import specialists
+
+    name = f"specialist-{position:03d}"
+    return _made_once(
+        out / f"{name}.keras",
+        lambda: specialists.train(
+            generalist,
+            clusters.class_sets[position],
+            dataset.train,
+            num_steps=arguments.steps,
+            backup_dir=out / f".{name}",
+            **_recipe(arguments, logits, arguments.seed + position),
+        ),
+    )
+
+
+def _made_once(path, make):
+    """The model at `path`; made and saved, whole, where there is none."""
+    from keras_distill._files import whole_file
+    from keras_distill.saving import load_model
+
+    if not path.exists():
+        model = make()
+        with whole_file(path) as aside:
+            model.save(aside)
+    return load_model(path, compile=False)
+
+
+def _models(arguments, generalist, clusters, dataset, logits, out):
+    from keras_distill import specialists
+
+    experts = [
+        _specialist(arguments, position, generalist, clusters, dataset, logits, out)
+        for position in range(len(clusters.class_sets))
+    ]
+    num_steps = arguments.steps * len(experts)
+    control = _made_once(
+        out / "control.keras",
+        lambda: specialists.train_control(
+            generalist,
+            dataset.train,
+            num_steps=num_steps,
+            backup_dir=out / ".control",
+            **_recipe(arguments, logits, arguments.seed),
+        ),
+    )
+    merged = _made_once(
+        out / "ensemble.keras",
+        lambda: specialists.SpecialistEnsemble(
+            generalist, experts, clusters.class_sets, num_routes=arguments.num_routes
+        ),
+    )
+    return {"generalist": generalist, "control": control, "merged": merged}
+
+
+def _distilled_back(arguments, models, dataset, out):
+    """Fresh nets of the generalist's architecture, taught by each of the three."""
+    found = {}
+    for name, teacher in (
+        ("self-distilled", "generalist"),
+        ("control, distilled", "control"),
+        ("merged, distilled", "merged"),
+    ):
+        file = f"distilled-from-{teacher}-{arguments.seed}.keras"
+        found[name] = _made_once(out / file, lambda teacher=teacher: _taught(arguments, models, teacher, dataset))
+    return found
+
+
+def _taught(arguments, models, teacher, dataset):
+    import keras
+
+    from keras_distill import Distiller
+    from keras_distill.losses import SoftTargets
+
+    # The same fresh weights and the same batches whoever teaches.
+    keras.utils.set_random_seed(arguments.seed + 1000)
+    student = keras.models.clone_model(models["generalist"])
+    soft_targets = _predict(models[teacher], dataset.train)
+    distiller = Distiller(None, student, SoftTargets(arguments.distill_temperature), student_loss_weight=0.5)
+    num_steps = arguments.distill_back * -(-len(dataset.train) // arguments.batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(arguments.distill_learning_rate, num_steps)
+    distiller.compile(
+        keras.optimizers.Adam(schedule),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=_gives_logits(student)),
+    )
+    distiller.fit(
+        dataset.train.inputs,
+        {"labels": dataset.train.labels, "soft_targets": soft_targets},
+        batch_size=arguments.batch_size,
+        epochs=arguments.distill_back,
+        verbose=0,
+    )
+    return student
+
+
+def _gives_logits(model):
+    from keras_distill.logits import head_activation
+
+    return head_activation(model) != "softmax"
+
+
+def _predict(model, split):
+    from keras_distill.logits import logits_model
+
+    return logits_model(model).predict(split.inputs, batch_size=512, verbose=0)
+
+
+def _row(logits, labels):
+    from keras_distill.report import metrics
+
+    errors = round(metrics.error_rate(logits, labels) * len(labels))
+    low, high = metrics.wilson_interval(errors, len(labels))
+    likelihood = metrics.negative_log_likelihood(logits, labels)
+    return {"errors": errors, "low": low, "high": high, "nll": likelihood}
+
+
+def _by_coverage(clusters, measured, labels):
+    """The paper's table 4: what changes, by how many specialists cover the true class."""
+    import numpy as np
+
+    coverage = clusters.coverage
+    rows = []
+    for count in sorted(set(coverage.tolist())):
+        here = coverage[labels] == count
+        row = {"specialists": count, "classes": int((coverage == count).sum()), "items": int(here.sum())}
+        for name in ("generalist", "control", "merged"):
+            row[name] = int((np.argmax(measured[name][here], axis=-1) == labels[here]).sum())
+        rows.append(row)
+    return rows
+
+
+def _models_table(rows, dataset):
+    from rich.table import Table
+
+    num_items = len(dataset.test)
+    table = Table(title=f"{dataset.name}, {num_items} test items")
+    for column in ("model", "errors", "error rate", "95 % interval", "NLL (nats)"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, row in rows.items():
+        interval = f"{100 * row['low']:.2f}–{100 * row['high']:.2f} %"
+        rate = f"{100 * row['errors'] / num_items:.2f} %"
+        table.add_row(name, str(row["errors"]), rate, interval, f"{row['nll']:.4f}")
+    return table
+
+
+def _coverage_table(rows):
+    from rich.table import Table
+
+    table = Table(title="by how many specialists cover the true class: items classified rightly")
+    columns = ("specialists", "classes", "test items", "generalist", "control", "merged", "change", "relative")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        change = row["merged"] - row["generalist"]
+        relative = f"{100 * change / row['generalist']:+.1f} %" if row["generalist"] else "–"
+        counts = [str(row[name]) for name in ("specialists", "classes", "items", "generalist", "control", "merged")]
+        table.add_row(*counts, f"{change:+d}", relative)
+    return table

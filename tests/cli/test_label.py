@@ -1,0 +1,77 @@
+"""`keras-distill label`: a finished store, told in one line; bad input is one clear error."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_distill import data
+from keras_distill.cli import main
+from keras_distill.targets import SoftTargetStore
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    for name in ("a", "b"):
+        keras.utils.set_random_seed(ord(name))
+        model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+        model.save(folder / f"{name}.keras")
+    return folder
+
+
+def run(teachers, tmp_path, *options, names=("a",)):
+    paths = [str(teachers / f"{name}.keras") for name in names]
+    return main(["label", "--teacher", *paths, "--data", "digits", "--out", str(tmp_path / "store"), *options])
+
+
+def test_label_writes_the_training_splits_targets(teachers, tmp_path, capsys):
+    assert run(teachers, tmp_path, "--dtype", "float32") == 0
+    store = SoftTargetStore.open(tmp_path / "store")
+    split = data.load("digits").train
+    teacher = keras.models.load_model(teachers / "a.keras")
+    np.testing.assert_allclose(
+        store.soft_targets(np.arange(len(split)), 1.0), teacher(split.inputs), rtol=1e-4, atol=1e-6
+    )
+    captured = capsys.readouterr()
+    assert "dense 10, float32) finished" in captured.out
+    assert f"{len(split)} rows × 40 bytes" in " ".join(captured.err.split())
+
+
+def test_top_k_shift_and_workers_reach_the_store(teachers, tmp_path, capsys):
+    options = ("--top-k", "3", "--shift", "1")
+    assert run(teachers, tmp_path, *options, "--worker", "1/2") == 0
+    assert "others are yet to finish" in capsys.readouterr().out
+    assert run(teachers, tmp_path, *options, "--worker", "0/2") == 0
+    manifest = SoftTargetStore.open(tmp_path / "store").manifest
+    assert (manifest.kind, manifest.top_k, manifest.num_views) == ("top_k", 3, 9)
+
+
+def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
+    assert run(teachers, tmp_path, "--members", names=("a", "b")) == 0
+    assert SoftTargetStore.open(tmp_path / "store").manifest.member_weights == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--worker", "2/2"), "--worker must be I/N"),
+        (("--worker", "half"), "--worker must be I/N"),
+        (("--top-k", "11"), "top_k must be <= 10"),
+        (("--temperature", "2"), "arithmetic ensemble alone"),
+    ],
+)
+def test_bad_options_are_one_clear_error(teachers, tmp_path, capsys, options, message):
+    assert run(teachers, tmp_path, *options) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("keras-distill label: error: ")
+    assert message in printed
+    assert "user code" not in printed
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_several_teachers_without_a_choice_and_another_teacher_are_refused(teachers, tmp_path, capsys):
+    assert run(teachers, tmp_path, names=("a", "b")) == 2
+    assert "members=True, or the temperature" in capsys.readouterr().err
+    assert run(teachers, tmp_path) == 0
+    assert run(teachers, tmp_path, names=("b",)) == 2
+    assert "The teacher has changed since" in capsys.readouterr().err

@@ -1,0 +1,43 @@
+"""The command line as a whole: quick help, exit codes, no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from keras_distill.cli import COMMANDS, main
+
+
+def test_help_names_every_command_without_starting_tensorflow():
+    code = "import sys, keras_distill.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print({'tensorflow', 'keras', 'numpy', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: keras-distill" in capsys.readouterr().out
+
+
+def test_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["no-such-command"])
+    assert stopped.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_interrupt_ends_without_a_traceback(monkeypatch, capsys):
+    import keras_distill.cli.distill as command
+
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run", interrupted)
+    argv = ["distill", "--teacher", "t", "--student", "s", "--data", "digits", "--out", "o.keras"]
+    assert main(argv) == 130
+    assert "nothing half-written" in capsys.readouterr().err
