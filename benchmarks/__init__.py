@@ -1,0 +1,1 @@
+"""Ratios against peers and limits, each with its parity check: `python -m benchmarks [NAME …]`."""

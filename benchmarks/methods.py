@@ -1,0 +1,370 @@
+"""Every method on one fixed task: what it costs beside plain soft targets, and what it brings. Makes docs/methods.md.
+
+    python -m benchmarks.methods [--write] [--json] [--seeds 3] [--rounds 9]
+
+The task: 8 × 8 digits (embedded in scikit-learn), of which the student has a label for the first 100 only and the
+teacher's word for all. Teacher: a ConvNet trained on every label. Student: a quarter of its filters. Everybody trains
+the same number of steps with the same optimizer, the test accuracy is the last epoch's, and the baseline is the same
+student on the 100 labels. Weights are the papers', or ours where the papers' belong to other scales; none was tuned on
+the test set.
+
+The cost is that of a step of the method over that of a step of `SoftTargets`, the median of interleaved rounds. With
+`FeatureDistillation` the same objective also runs in `keras.distillation.Distiller`, for a ratio and its parity check.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rounds import interleave, machine, median_ratio
+
+PAGE = Path(__file__).parents[1] / "docs/methods.md"
+NUM_LABELLED, BATCH_SIZE, NUM_EPOCHS = 100, 64, 30
+FEATURE_GOAL = 1.3
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: what it is called, who wrote it, when to take it, and how the losses and weights are made."""
+
+    name: str
+    paper: str
+    when: str
+    make: Callable[[], dict[str, Any]]
+
+
+def methods() -> list[Method]:
+    """The rows, `SoftTargets` first: all others' costs are relative to it."""
+    from keras_distill import losses, schedules
+
+    def plus(loss: Any, weight: float) -> dict[str, Any]:
+        """A feature loss beside soft targets, as the papers of most of them have it."""
+        return {"distillation_losses": [losses.SoftTargets(4.0), loss], "distillation_loss_weights": [1.0, weight]}
+
+    def only(loss: Any, weight: Any = 1.0) -> dict[str, Any]:
+        return {"distillation_losses": loss, "distillation_loss_weights": weight}
+
+    return [
+        Method(
+            "`SoftTargets(4.0)`",
+            "Hinton et al., [1503.02531](https://arxiv.org/abs/1503.02531), 2",
+            "first, always; also from a store",
+            lambda: only(losses.SoftTargets(4.0)),
+        ),
+        Method(
+            "… temperature `Linear(8, 2)`",
+            "–",
+            "a soft beginning, a sharp end",
+            lambda: only(losses.SoftTargets(schedules.Linear(8.0, 2.0, NUM_EPOCHS))),
+        ),
+        Method(
+            "… `LearntTemperature()`",
+            "CTKD, Li et al., [2211.16231](https://arxiv.org/abs/2211.16231), 3",
+            "no time to search a temperature",
+            lambda: only(losses.SoftTargets(schedules.LearntTemperature())),
+        ),
+        Method(
+            "`LogitMatching()`",
+            "Hinton et al., 2.1; Ba, Caruana, [1312.6184](https://arxiv.org/abs/1312.6184)",
+            "students strong enough to match the noise too",
+            lambda: only(losses.LogitMatching()),
+        ),
+        Method(
+            "`DecoupledKD(4.0)`",
+            "Zhao et al., [2203.08679](https://arxiv.org/abs/2203.08679), 3",
+            "sure teachers, many classes, labels at hand",
+            lambda: only(losses.DecoupledKD(4.0, warm_up_epochs=5)),
+        ),
+        Method(
+            "`DIST(4.0)`",
+            "Huang et al., [2205.10536](https://arxiv.org/abs/2205.10536), 4",
+            "teachers far stronger than the student",
+            lambda: only(losses.DIST(4.0)),
+        ),
+        Method(
+            "`LogitStandardization()`",
+            "Sun et al., [2403.01427](https://arxiv.org/abs/2403.01427), 4",
+            "logits of very different size; wraps any of these",
+            lambda: only(losses.LogitStandardization(), 9.0),
+        ),
+        Method(
+            "`BinarySoftTargets(4.0)`",
+            "Hinton et al., 2, with sigmoids",
+            "several labels an item, or one sigmoid unit",
+            lambda: only(losses.BinarySoftTargets(4.0), 10.0),
+        ),
+        Method(
+            "`RegressionTargets()`",
+            "Chen et al., NeurIPS 2017, 3.3",
+            "quantities, not classes (here: of the logits)",
+            lambda: only(losses.RegressionTargets()),
+        ),
+        Method(
+            "`Hint` + soft targets",
+            "Romero et al., [1412.6550](https://arxiv.org/abs/1412.6550), 2.2",
+            "thin and deep students",
+            lambda: plus(losses.Hint("block2"), 1.0),
+        ),
+        Method(
+            "`AttentionTransfer` + soft targets",
+            "Zagoruyko, Komodakis, [1612.03928](https://arxiv.org/abs/1612.03928), 3.1",
+            "images, where the place matters",
+            lambda: plus(losses.AttentionTransfer("block2"), 500.0),
+        ),
+        Method(
+            "`RelationalKD` + soft targets",
+            "Park et al., [1904.05068](https://arxiv.org/abs/1904.05068), 3.2",
+            "embeddings and retrieval; memory grows with the batch's cube",
+            lambda: plus(losses.RelationalKD("embedding"), 0.1),
+        ),
+        Method(
+            "`SimilarityPreserving` + soft targets",
+            "Tung, Mori, [1907.09682](https://arxiv.org/abs/1907.09682), 3",
+            "other architectures than the teacher's",
+            lambda: plus(losses.SimilarityPreserving("block2"), 3000.0),
+        ),
+    ]
+
+
+def network(width: int, seed: int, name: str) -> Any:
+    """A ConvNet of two blocks, `width` filters wide, with layers to tap."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(seed)
+    inputs = hidden = keras.Input((8, 8, 1))
+    for number, factor in ((1, 1), (2, 2)):
+        hidden = layers.Conv2D(factor * width, 3, strides=number, padding="same", use_bias=False)(hidden)
+        hidden = layers.BatchNormalization()(hidden)
+        hidden = layers.ReLU(name=f"block{number}")(hidden)
+    embedding = layers.Dense(4 * width, activation="relu", name="embedding")(layers.Flatten()(hidden))
+    return keras.Model(inputs, layers.Dense(10, name="logits")(embedding), name=name)
+
+
+def student_net(seed: int) -> Any:
+    return network(8, seed, "student")
+
+
+def task() -> dict[str, np.ndarray]:
+    """Training images with all labels and with the first hundred, test images and labels."""
+    from keras_distill.data import load
+
+    digits = load("digits")
+    x, y = (
+        np.concatenate([getattr(digits.train, part), getattr(digits.validation, part)]) for part in ("inputs", "labels")
+    )
+    few = np.where(np.arange(len(y)) < NUM_LABELLED, y, -1)
+    to_images = lambda inputs: (inputs.reshape(-1, 8, 8, 1) / inputs.max()).astype("float32")  # noqa: E731
+    return {
+        "x": to_images(x),
+        "y": y.astype("int32"),
+        "few": few.astype("int32"),
+        "test_x": to_images(digits.test.inputs),
+        "test_y": digits.test.labels,
+    }
+
+
+def hard_loss() -> Any:
+    import keras
+
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+
+
+def train(model: Any, x: np.ndarray, y: np.ndarray, seed: int, num_epochs: int = NUM_EPOCHS, loss: Any = None) -> None:
+    """Adam with a cosine to zero, the same number of steps for everybody."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    num_steps = num_epochs * -(-len(x) // BATCH_SIZE)
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, num_steps)
+    model.compile(keras.optimizers.Adam(rate), hard_loss() if loss is None else loss, jit_compile=False)
+    model.fit(x, y, batch_size=BATCH_SIZE, epochs=num_epochs, verbose=0)
+
+
+def accuracy(model: Any, data: dict[str, np.ndarray]) -> float:
+    logits = np.asarray(model(data["test_x"], training=False))
+    return float(np.mean(logits.argmax(-1) == data["test_y"]))
+
+
+def measure_effects(num_seeds: int) -> dict[str, list[float]]:
+    """Test accuracies of the teacher, the controls and every method, one a seed."""
+    import keras_distill as kd
+    from keras_distill.losses import SmoothedLabels
+    from keras_distill.teachers import MovingAverage
+
+    data = task()
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, model: Any) -> None:
+        found.setdefault(name, []).append(accuracy(model, data))
+
+    repeats = -(-len(data["x"]) // NUM_LABELLED)
+    hundred = [np.concatenate([data[key][:NUM_LABELLED]] * repeats)[: len(data["x"])] for key in ("x", "few")]
+    for seed in range(num_seeds):
+        teacher = network(32, 100 + seed, "teacher")
+        train(teacher, data["x"], data["y"], seed)
+        note("teacher", teacher)
+        alone, smoothed = student_net(seed), student_net(seed)
+        train(alone, *hundred, seed)
+        note("student alone", alone)
+        train(smoothed, *hundred, seed, loss=SmoothedLabels(0.1))
+        note("student alone, smoothed labels", smoothed)
+        for method in methods():
+            student = student_net(seed)
+            train(kd.Distiller(teacher, student, **method.make()), data["x"], data["few"], seed)
+            note(method.name, student)
+        student = student_net(seed)
+        train(
+            kd.Distiller(MovingAverage(student, 0.99), student, kd.losses.SoftTargets(1.0)),
+            data["x"],
+            data["few"],
+            seed,
+        )
+        note("MovingAverage", student)
+        students = [student_net(seed), student_net(50 + seed)]
+        train(kd.DeepMutualLearning(students), data["x"], data["few"], seed)
+        note("DeepMutualLearning", students[0])
+    return found
+
+
+def measure_costs(num_rounds: int) -> dict[str, float]:
+    """Each method's time a step over that of plain soft targets."""
+    import keras_distill as kd
+    from keras_distill.teachers import MovingAverage
+
+    data, teacher = task(), network(32, 0, "teacher")
+
+    def epoch(model: Any) -> Callable[[], Any]:
+        model.compile("adam", hard_loss(), jit_compile=False)
+        return lambda: model.fit(data["x"], data["few"], batch_size=BATCH_SIZE, epochs=1, verbose=0)
+
+    variants = {method.name: epoch(kd.Distiller(teacher, student_net(0), **method.make())) for method in methods()}
+    student = student_net(0)
+    variants["MovingAverage"] = epoch(kd.Distiller(MovingAverage(student, 0.99), student, kd.losses.SoftTargets(1.0)))
+    variants["DeepMutualLearning"] = epoch(kd.DeepMutualLearning([student_net(0), student_net(1)]))
+    seconds = interleave(variants, num_rounds=num_rounds)
+    first = methods()[0].name
+    return {name: median_ratio(seconds, name, first) for name in variants}
+
+
+def measure_against_keras(num_rounds: int, num_steps: int = 20) -> dict[str, float]:
+    """Keras's Distiller with `FeatureDistillation` over ours with the same losses, and how far their losses differ."""
+    import keras
+
+    import keras_distill as kd
+
+    generator = np.random.default_rng(0)
+    x = generator.random((BATCH_SIZE * num_steps, 8, 8, 1), dtype=np.float32)
+    y = generator.integers(0, 10, len(x))
+    # A student that is most of the step, as students are beside a teacher in inference; equal features for both sides.
+    teacher, first = network(32, 0, "teacher"), network(32, 1, "student")
+    histories, variants = {}, {}
+    for name, distiller_class in (("keras", keras.distillation.Distiller), ("ours", kd.Distiller)):
+        student = keras.models.clone_model(first)
+        student.set_weights(first.get_weights())
+        losses = [
+            kd.losses.SoftTargets(4.0),
+            keras.distillation.FeatureDistillation("mse", teacher_layer_name="block2", student_layer_name="block2"),
+        ]
+        model = distiller_class(teacher, student, losses, [1.0, 1.0], student_loss_weight=0.1)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        # One step from equal weights: Keras's second pass moves BatchNorm's statistics twice, which later steps show.
+        model.compile(keras.optimizers.SGD(1e-3), loss, jit_compile=False)
+        options = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0}
+        histories[name] = model.fit(x[:BATCH_SIZE], y[:BATCH_SIZE], **options).history["loss"][0]
+        variants[name] = lambda model=model, options=options: model.fit(x, y, **options)
+    difference = abs(histories["keras"] - histories["ours"]) / histories["ours"]
+    if difference > 1e-4:
+        raise SystemExit(f"parity failed: the losses of the first step differ by {difference:.1e}: {histories}")
+    seconds = interleave(variants, num_rounds=num_rounds)
+    return {"keras_over_ours": median_ratio(seconds, "keras", "ours"), "parity_relative_difference": difference}
+
+
+def measure(num_seeds: int, num_rounds: int) -> dict[str, Any]:
+    """Runs everything; the result as it is printed with `--json`."""
+    return {
+        "machine": machine(),
+        "seeds": num_seeds,
+        "rounds": num_rounds,
+        "feature_step": measure_against_keras(num_rounds),
+        "cost": measure_costs(num_rounds),
+        "accuracy": measure_effects(num_seeds),
+    }
+
+
+def percent(values: list[float]) -> str:
+    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
+
+
+def page_part(result: dict[str, Any]) -> str:
+    """The generated part of docs/methods.md."""
+    accuracies, cost, feature = result["accuracy"], result["cost"], result["feature_step"]
+    rows = [
+        "| method | paper, section | when | cost of a step | test accuracy, % |",
+        "|---|---|---|---|---|",
+        f"| student alone, {NUM_LABELLED} labels | – | the baseline | – | {percent(accuracies['student alone'])} |",
+        "| … `SmoothedLabels(0.1)` | Szegedy et al., [1512.00567](https://arxiv.org/abs/1512.00567), 7 "
+        "| the control for softness without a teacher "
+        f"| – | {percent(accuracies['student alone, smoothed labels'])} |",
+    ]
+    for method in methods():
+        figures = f"{cost[method.name]:.2f} | {percent(accuracies[method.name])}"
+        rows.append(f"| {method.name} | {method.paper} | {method.when} | {figures} |")
+    own = (
+        (
+            "MovingAverage",
+            "Tarvainen, Valpola, [1703.01780](https://arxiv.org/abs/1703.01780), 2",
+            "no teacher, few labels",
+        ),
+        (
+            "DeepMutualLearning",
+            "Zhang et al., [1706.00384](https://arxiv.org/abs/1706.00384), 2",
+            "no teacher, several students",
+        ),
+    )
+    for name, paper, when in own:
+        rows.append(f"| `{name}` | {paper} | {when} | {cost[name]:.2f} | {percent(accuracies[name])} |")
+    rows.append(f"| teacher, all labels | – | – | – | {percent(accuracies['teacher'])} |")
+    where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{result['seeds']} seeds, mean ± standard deviation; {result['rounds']} interleaved rounds; {where}.",
+            "",
+            "One step with a feature loss: `keras.distillation.Distiller` takes "
+            f"{feature['keras_over_ours']:.2f} times as long as ours (goal: {FEATURE_GOAL} or more), with losses equal "
+            f"to {feature['parity_relative_difference']:.0e} on the first step.",
+        ]
+    )
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Puts the table between the page's two marks."""
+    page = PAGE.read_text()
+    pattern = re.compile(r"(<!-- made by benchmarks/methods.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    PAGE.write_text(pattern.sub(lambda marks: marks[1] + page_part(result) + marks[2], page))
+
+
+def main() -> None:
+    """Prints the table, or the figures, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    result = measure(arguments.seeds, arguments.rounds)
+    print(json.dumps(result, indent=2) if arguments.json else page_part(result))
+    if arguments.write:
+        write_page(result)
+
+
+if __name__ == "__main__":
+    main()

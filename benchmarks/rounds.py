@@ -1,0 +1,44 @@
+"""How everything here is timed: interleaved rounds, medians, ratios; and what machine it was.
+
+The machine is shared, so one variant's minute is not another's: each round runs every variant once, the order
+turns from round to round, and a ratio is the median of the rounds' own ratios.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+
+def interleave(variants: dict[str, Callable[[], object]], *, num_rounds: int, num_warm_up: int = 1) -> dict:
+    """Seconds of each round of each variant: `{name: [s, s, …]}`."""
+    for _ in range(num_warm_up):
+        for run in variants.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    for number in range(num_rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            variants[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(seconds: dict[str, list[float]], name: str, *references: str) -> float:
+    """The median over rounds of one variant's time over the sum of the references'."""
+    sums = [sum(times) for times in zip(*(seconds[reference] for reference in references), strict=True)]
+    return statistics.median(time_ / sum_ for time_, sum_ in zip(seconds[name], sums, strict=True))
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    packages = ("tensorflow", "keras", "numpy", "onnxruntime")
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
