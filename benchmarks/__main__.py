@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHARED = {"__init__", "__main__", "rounds"}
+SHARED = {"__init__", "__main__", "page", "pairs", "rounds"}
 
 
 def main() -> int:

@@ -1,102 +1,272 @@
-"""What a distilling step costs beside the student's own training and the teacher's inference.
+"""What a distilling step costs beside the student's own training and the teacher's inference, and beside our peers.
 
-    python -m benchmarks.step [--json] [--rounds 15]
+    python -m benchmarks.step [--json] [--write] [--rounds 9] [--pairs mlp-128 …] [--xla on off] [--steps 1 10 50]
 
-Variants, interleaved in one process, of the paper's MNIST pair (MLP 784-1200-1200-10 teaching 784-800-800-10, batch
-128, synthetic pixels, Keras's own compile defaults for all): the student's own `fit`; the teacher's inference over
-the same batches (`tf.function`, compiled as the step is); our Distiller with the teacher beside the student; ours
-with soft targets from memory. Parity first: with the same seed the last two end with the same loss.
+Variants, interleaved in one process, each through plain `fit` on the same batches:
+
+- `student`: its own `fit` on labels; `teacher`: its inference over the batches, compiled as the step is;
+- `beside`: our Distiller with the teacher beside the student; `store`: ours, targets read from a store;
+- `keras`: `keras.distillation.Distiller` with `LogitsDistillation(loss=KLDivergence())`;
+- `by hand`: a `train_step` as the Keras examples write it, with T²;
+- `torch`: the same loop in PyTorch, eager, where torch is installed and the architecture is translated;
+- `keras, 10 teachers`: Keras's Distiller with an ensemble of ten, beside `store, 10 teachers`.
+
+A cell is a pair (`benchmarks/pairs.py`), XLA on or off, and a number of steps per execution. Parity first: with the
+same weights and batches every distilling variant reports the same loss of its first steps.
 """
 
 import argparse
 import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.page import table, write_part
+from benchmarks.pairs import PAIRS, Pair, in_torch
 from benchmarks.rounds import interleave, machine, median_ratio
 
-BATCH_SIZE, NUM_STEPS, TEMPERATURE = 128, 100, 4.0
-BESIDE_LIMIT, STORED_LIMIT = 1.10, 1.05
+TEMPERATURE, LABEL_WEIGHT, LEARNING_RATE = 4.0, 0.1, 1e-3
+NUM_MEMBERS = 10
+# PyTorch's Adam adds its epsilon after the bias correction, Keras's before: forty steps drift apart.
+PARITY, PARITY_IN_TORCH = 1e-4, 1e-2
+# Ratios: (what, of which variant, over which, the bound, whether more is better).
+GOALS = (
+    ("beside / (student + teacher)", "beside", ("student", "teacher"), 1.05, False),
+    ("store / student", "store", ("student",), 1.03, False),
+    ("keras / store", "keras", ("store",), 1.5, True),
+    ("keras / beside", "keras", ("beside",), 1.0, True),
+    ("by hand / beside", "by hand", ("beside",), 1.0, True),
+    ("torch / beside", "torch", ("beside",), 1.0, True),
+    ("keras / store, 10 teachers", "keras, 10 teachers", ("store, 10 teachers",), 8.0, True),
+)
 
 
-def measure(num_rounds: int) -> dict:
-    """Runs the benchmark; the result as it is printed with `--json`."""
+def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: int, ensemble: bool) -> dict[str, Any]:
+    """The cell's milliseconds a step, its ratios, and how far the variants' losses differ."""
     import keras
-    import tensorflow as tf
 
     import keras_distill as kd
-    from keras_distill.data.networks import mlp
+    from keras_distill.targets import attach, label
+    from keras_distill.teachers import Ensemble
 
     generator = np.random.default_rng(0)
-    x = generator.random((BATCH_SIZE * NUM_STEPS, 28, 28, 1), dtype=np.float32)
-    y = generator.integers(0, 10, len(x))
+    x = generator.random((pair.batch_size * pair.num_steps, *pair.input_shape), dtype=np.float32)
+    y = generator.integers(0, pair.num_classes, len(x)).astype("int32")
     keras.utils.set_random_seed(0)
-    teacher = mlp((28, 28, 1), 10, (1200, 1200))
-    first = mlp((28, 28, 1), 10, (800, 800))
-    logits = teacher.predict(x, batch_size=1024, verbose=0)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    teacher, first = pair.teacher(), pair.student()
 
-    def student():
-        twin = keras.models.clone_model(first)
-        twin.set_weights(first.get_weights())
-        return twin
+    def compiled(model_of: Callable[[Any], Any]) -> Any:
+        student = keras.models.clone_model(first)
+        student.set_weights(first.get_weights())
+        model = model_of(student)
+        model.compile(
+            keras.optimizers.Adam(LEARNING_RATE),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=xla,
+            steps_per_execution=steps_per_execution,
+        )
+        return model
 
-    plain, beside, stored = student(), student(), student()
-    distillers = {
-        "beside": kd.Distiller(teacher, beside, kd.losses.SoftTargets(TEMPERATURE)),
-        "stored": kd.Distiller(None, stored, kd.losses.SoftTargets(TEMPERATURE)),
+    def ours(taught_by: Any) -> Any:
+        loss = kd.losses.SoftTargets(TEMPERATURE)
+        return compiled(lambda student: kd.Distiller(taught_by, student, loss, student_loss_weight=LABEL_WEIGHT))
+
+    def theirs(taught_by: Any) -> Any:
+        loss = keras.distillation.LogitsDistillation(temperature=TEMPERATURE, loss=keras.losses.KLDivergence())
+        return compiled(
+            lambda student: keras.distillation.Distiller(taught_by, student, loss, student_loss_weight=LABEL_WEIGHT)
+        )
+
+    def fit(model: Any, *data: Any) -> float:
+        settings = {"batch_size": pair.batch_size} if len(data) > 1 else {}
+        return model.fit(*data, epochs=1, shuffle=False, verbose=0, **settings).history["loss"][-1]
+
+    skipped: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {"store": label(teacher, x, Path(folder) / "one", dtype="float32")}
+        distillers: dict[str, Any] = {"beside": ours(teacher), "keras": theirs(teacher)}
+        distillers["by hand"] = compiled(lambda student: _by_hand(teacher, student))
+        if ensemble:
+            many = Ensemble([pair.teacher() for _ in range(NUM_MEMBERS)], combine="geometric")
+            stores["store, 10 teachers"] = label(many, x, Path(folder) / "many", dtype="float32")
+            distillers["keras, 10 teachers"] = theirs(many)
+        runs: dict[str, Callable[[], float]] = {
+            name: lambda model=model: fit(model, x, y) for name, model in distillers.items()
+        }
+        for name, store in stores.items():
+            batches = attach((x, y), store, batch_size=pair.batch_size, shuffle=False)
+            distillers[name] = ours(None)
+            runs[name] = lambda model=distillers[name], batches=batches: fit(model, batches)
+        if steps_per_execution == 1:
+            try:
+                runs["torch"] = _torch_epoch(pair, teacher, first, x, y)
+            except (ImportError, NotImplementedError) as error:
+                skipped["torch"] = str(error)
+        # The first epoch is the parity check, and warms every variant up.
+        losses = {name: run() for name, run in runs.items()}
+        difference = _check_parity(losses)
+        plain = compiled(lambda student: student)
+        runs["student"] = lambda: fit(plain, x, y)
+        runs["teacher"] = _inference(teacher, x, pair.batch_size, xla)
+        seconds = interleave(runs, num_rounds=num_rounds)
+    return {
+        "milliseconds_a_step": {name: 1e3 * float(np.median(all_)) / pair.num_steps for name, all_ in seconds.items()},
+        "ratios": {
+            title: median_ratio(seconds, name, *references)
+            for title, name, references, _, _ in GOALS
+            if name in seconds and set(references) <= set(seconds)
+        },
+        "parity_relative_difference": difference,
+        "skipped": skipped,
     }
-    for model in (plain, *distillers.values()):
-        model.compile(keras.optimizers.Adam(1e-3), loss)
-    batches = tf.data.Dataset.from_tensor_slices(x).batch(BATCH_SIZE, drop_remainder=True)
-    infer = tf.function(lambda images: teacher(images, training=False), jit_compile=bool(plain.jit_compile))
 
-    def teacher_inference():
+
+def _check_parity(losses: dict[str, float]) -> float:
+    """The largest relative difference of the losses from those of the store that has the same teacher."""
+    largest = 0.0
+    for name, loss in losses.items():
+        reference = losses["store, 10 teachers" if "10 teachers" in name else "store"]
+        difference = abs(loss / reference - 1)
+        if not difference < (PARITY_IN_TORCH if name == "torch" else PARITY):
+            raise SystemExit(f"parity failed: {name} has a loss of {loss}, the store's is {reference}")
+        largest = max(largest, difference)
+    return largest
+
+
+def _inference(teacher: Any, x: np.ndarray, batch_size: int, xla: bool) -> Callable[[], None]:
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    infer = tf.function(lambda images: teacher(images, training=False), jit_compile=xla)
+
+    def run() -> None:
         for images in batches:
             infer(images)
 
-    def fit(model, targets):
-        return model.fit(x, targets, batch_size=BATCH_SIZE, epochs=1, shuffle=False, verbose=0).history["loss"][-1]
+    return run
 
-    variants = {
-        "student": lambda: fit(plain, y),
-        "teacher": teacher_inference,
-        "beside": lambda: fit(distillers["beside"], y),
-        "stored": lambda: fit(distillers["stored"], {"labels": y, "soft_targets": logits}),
-    }
-    losses = {name: variants[name]() for name in ("beside", "stored")}
-    difference = abs(losses["beside"] - losses["stored"]) / losses["beside"]
-    if difference > 1e-4:
-        raise SystemExit(f"parity failed: the two ways to the same loss differ by {difference:.1e}: {losses}")
-    seconds = interleave(variants, num_rounds=num_rounds)
-    return {
-        "machine": machine(),
-        "rounds": num_rounds,
-        "steps_a_round": NUM_STEPS,
-        "milliseconds_a_step": {name: 1e3 * float(np.median(times)) / NUM_STEPS for name, times in seconds.items()},
-        "parity_relative_difference": difference,
-        "beside_over_student_plus_teacher": median_ratio(seconds, "beside", "student", "teacher"),
-        "stored_over_student": median_ratio(seconds, "stored", "student"),
-        "limits": {"beside_over_student_plus_teacher": BESIDE_LIMIT, "stored_over_student": STORED_LIMIT},
-    }
+
+def _by_hand(teacher: Any, student: Any) -> Any:
+    """The `train_step` of the Keras examples, with the T² that they forget."""
+    import keras
+    import tensorflow as tf
+
+    class ByHand(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.divergence = student, keras.losses.KLDivergence()
+            self.taught_by = [teacher]
+
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            return self.student(inputs, training=training)
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            inputs, labels = data
+            teacher_logits = self.taught_by[0](inputs, training=False)
+            with tf.GradientTape() as tape:
+                logits = self.student(inputs, training=True)
+                soft = self.divergence(tf.nn.softmax(teacher_logits / TEMPERATURE), tf.nn.softmax(logits / TEMPERATURE))
+                hard = self.compute_loss(inputs, labels, logits)
+                loss = LABEL_WEIGHT * hard + (1 - LABEL_WEIGHT) * TEMPERATURE**2 * soft
+            gradients = tape.gradient(loss, self.student.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.student.trainable_variables, strict=True))
+            self._loss_tracker.update_state(loss)
+            return {"loss": self._loss_tracker.result()}
+
+    return ByHand()
+
+
+def _torch_epoch(pair: Pair, teacher: Any, student: Any, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
+    """An epoch of the plain loop in PyTorch; returns the mean of its losses."""
+    import torch
+    from torch.nn import functional
+
+    taught_by, learner = in_torch(teacher).eval(), in_torch(student).train()
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(y).long()
+    # Keras's own default, so that later steps agree too.
+    optimizer = torch.optim.Adam(learner.parameters(), LEARNING_RATE, eps=1e-7)
+
+    def run() -> float:
+        total = torch.zeros(())
+        for start in range(0, len(images), pair.batch_size):
+            batch = images[start : start + pair.batch_size]
+            with torch.inference_mode():
+                teacher_logits = taught_by(batch)
+            logits = learner(batch)
+            soft = functional.kl_div(
+                functional.log_softmax(logits / TEMPERATURE, dim=-1),
+                functional.log_softmax(teacher_logits / TEMPERATURE, dim=-1).clone(),
+                reduction="batchmean",
+                log_target=True,
+            )
+            hard = functional.cross_entropy(logits, labels[start : start + pair.batch_size])
+            loss = LABEL_WEIGHT * hard + (1 - LABEL_WEIGHT) * TEMPERATURE**2 * soft
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        return float(total) / pair.num_steps
+
+    return run
+
+
+def measure(pairs: list[str], xla: list[bool], steps: list[int], num_rounds: int) -> dict[str, Any]:
+    """Every cell; XLA off and several steps an execution are asked of the small pairs alone."""
+    cells = []
+    for name in pairs:
+        for compiled in xla:
+            for steps_per_execution in steps:
+                if PAIRS[name].num_steps < steps_per_execution or (PAIRS[name].num_steps < 10 and not compiled):
+                    continue
+                ensemble = steps_per_execution == 1 and compiled and PAIRS[name].num_steps >= 10
+                found = measure_cell(PAIRS[name], compiled, steps_per_execution, num_rounds, ensemble)
+                cells.append({"pair": name, "xla": compiled, "steps_per_execution": steps_per_execution} | found)
+    return {"machine": machine(), "rounds": num_rounds, "cells": cells}
+
+
+def page_part(result: dict[str, Any]) -> str:
+    """The step's tables in docs/performance.md."""
+    titles = [title for title, *_ in GOALS]
+    ratios, times, variants = [], [], list(dict.fromkeys(n for c in result["cells"] for n in c["milliseconds_a_step"]))
+    for cell in result["cells"]:
+        where = [cell["pair"], "on" if cell["xla"] else "off", str(cell["steps_per_execution"])]
+        ratios.append(where + [f"{cell['ratios'][t]:.2f}" if t in cell["ratios"] else "–" for t in titles])
+        milliseconds = cell["milliseconds_a_step"]
+        times.append(where + [f"{milliseconds[v]:.2f}" if v in milliseconds else "–" for v in variants])
+    goals = ["goal", "", "", *(f"{'≥' if more else '≤'} {bound:g}" for *_, bound, more in GOALS)]
+    where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    largest = max(cell["parity_relative_difference"] for cell in result["cells"])
+    return "\n".join(
+        [
+            "Ratios, medians over interleaved rounds:",
+            "",
+            table(["pair", "XLA", "steps a call", *titles], [goals, *ratios]),
+            "Milliseconds a step:",
+            "",
+            table(["pair", "XLA", "steps a call", *variants], times),
+            f"{result['rounds']} rounds; the variants' losses agree to {largest:.0e}. {where}.",
+        ]
+    )
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
+    parser.add_argument("--xla", nargs="+", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 10])
     arguments = parser.parse_args()
-    result = measure(arguments.rounds)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(" ".join(f"{name} {value}" for name, value in result["machine"].items()))
-    print(f"{result['rounds']} interleaved rounds of {NUM_STEPS} steps, after one of warm-up; medians")
-    for name, value in result["milliseconds_a_step"].items():
-        print(f"{name:10s} {value:7.3f} ms a step")
-    for name, limit in result["limits"].items():
-        print(f"{name}: {result[name]:.3f} (goal: at most {limit})")
+    result = measure(arguments.pairs, [x == "on" for x in arguments.xla], arguments.steps, arguments.rounds)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else page_part(result))
+    if arguments.write:
+        write_part("performance.md", "step", page_part(result))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The demo's training recipes, in the form in which a reader would copy them: plain `fit` on in-memory arrays.
 
-The temperature and the weights were chosen on validation data; `docs/demo.md` tells how.
+`docs/demo.md` describes them; what the command itself chooses, it chooses on validation data.
 """
 
 from collections.abc import Callable
