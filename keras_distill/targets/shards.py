@@ -28,9 +28,9 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     path = Path(path)
     file = path / "manifest.json"
     if not file.exists():
-        if received := _something_else(path):
+        if stranger := _something_else(path):
             remedy = "Name a new folder, or one that an earlier `label` began."
-            raise StoreError(complaint(str(path), "a store of soft targets", received, remedy))
+            raise StoreError(complaint(str(path), "a store of soft targets", stranger, remedy))
         path.mkdir(parents=True, exist_ok=True)
         _begin(path, replace(manifest, shards=None))
         sync(path.parent)
