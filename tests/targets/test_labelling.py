@@ -293,7 +293,7 @@ KILL = """
 import os, signal, sys, time, numpy as np
 from keras_distill.targets.labelling import label
 # TensorFlow is imported once, before it starts a thread; each run is a fork.
-def run(path, pipe=None):
+def run(path, pipe=None, **share):
     def teacher(inputs):
         if pipe is not None:
             os.write(pipe, b".")
@@ -303,7 +303,7 @@ def run(path, pipe=None):
     child = os.fork()
     if child == 0:
         settings = {"teacher_fingerprint": "cumsum", "batch_size": 20, "rows_per_shard": 40, "dtype": "float32"}
-        os._exit(0 if label(teacher, inputs, path, **settings) is not None else 1)
+        os._exit(0 if label(teacher, inputs, path, **settings, **share) is not None else 1)
     return child
 def killed(path):
     # After so many batches, not so many seconds: a slow or busy machine only takes longer to get there.
@@ -328,12 +328,21 @@ while num_kills < 30:
         shards = sum(not name.startswith(".") for name in os.listdir(path + "/shards")) if os.path.exists(path) else 0
         print(shards, flush=True)
     assert os.waitpid(run(path), 0)[1] == 0
+# Three that label together, one of them killed and begun again.
+path = folder + "/killed and shared"
+workers = [run(path, worker=number, num_workers=3) for number in range(3)]
+time.sleep(0.2)
+os.kill(workers[0], signal.SIGKILL)
+os.waitpid(workers[0], 0)
+workers[0] = run(path, worker=0, num_workers=3)
+endings = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
+assert 0 in endings and set(endings) <= {0, 1}, endings
 """
 
 
 @pytest.mark.slow
 def test_a_store_killed_thirty_times_is_byte_for_byte_that_of_an_undisturbed_run(tmp_path):
-    """SIGKILL at random moments of labelling, again and again until a run comes to its end."""
+    """SIGKILL at random moments of labelling, again and again until a run comes to its end; alone and among others."""
     killer = subprocess.run([sys.executable, "-c", KILL, tmp_path], env=environment(), capture_output=True, text=True)
     assert killer.returncode == 0, killer.stderr
     num_published = [int(line) for line in killer.stdout.split()]
@@ -343,7 +352,7 @@ def test_a_store_killed_thirty_times_is_byte_for_byte_that_of_an_undisturbed_run
     whole = tree(tmp_path / "whole")
     assert len(whole) == 201
     stores = sorted(tmp_path.glob("killed*"))
-    assert len(stores) >= 2
+    assert len(stores) >= 3
     for store in stores:
         assert tree(store) == whole
 
