@@ -135,25 +135,11 @@ def _of_arrays(
         # Without an augmentation nobody asks again which items these are.
         return (positions, read) if replay is None else (positions, read, which, views)
 
-    def batches(*of_block: Any) -> tf.data.Dataset:
-        num_whole = tf.shape(of_block[0])[0] // batch_size
-
-        def whole(values: tf.Tensor) -> tf.Tensor:
-            shape = tf.concat([[num_whole, batch_size], tf.shape(values)[1:]], axis=0)
-            stacked = tf.reshape(values[: num_whole * batch_size], shape)
-            stacked.set_shape([None, batch_size, *values.shape[1:]])
-            return stacked
-
-        rest = tf.nest.map_structure(lambda values: values[num_whole * batch_size :], of_block)
-        has_rest = tf.cast(tf.shape(rest[0])[0] > 0, tf.int64)
-        stacked = tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(whole, of_block))
-        return stacked.concatenate(tf.data.Dataset.from_tensors(rest).take(has_rest))
-
-    def epoch(salt: tf.Tensor) -> tf.data.Dataset:
-        blocks = tf.data.Dataset.range(-(-num_batches // batches_a_block)).map(lambda number: block(number, salt))
-        return blocks.flat_map(batches)
-
-    joined = _salts(seed).take(1).flat_map(epoch).map(lambda *batch: _replayed(columns, replay, manifest, *batch))
+    num_blocks = -(-num_batches // batches_a_block)
+    salts = _salts(seed).take(1).map(lambda salt: tf.repeat(salt, num_blocks)).unbatch()
+    blocks = tf.data.Dataset.zip(tf.data.Dataset.range(num_blocks), salts).map(block)
+    # Blocks are whole batches, the last one maybe not: this cuts them up and puts nothing together.
+    joined = blocks.rebatch(batch_size, drop_remainder).map(lambda *batch: _replayed(columns, replay, manifest, *batch))
     return joined.apply(tf.data.experimental.assert_cardinality(num_batches))
 
 

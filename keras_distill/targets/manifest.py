@@ -137,7 +137,7 @@ class Manifest:
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, path: Path) -> "Manifest":
+    def from_json(cls, text: str | bytes, path: Path) -> "Manifest":
         """Reads `manifest.json`; `path` is for the error messages."""
         try:
             content = json.loads(text)

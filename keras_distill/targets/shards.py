@@ -5,6 +5,7 @@ The format is specified in `store.py`.
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_distill._checks import complaint
-from keras_distill._files import whole_file
+from keras_distill._files import sync, whole_file
 from keras_distill.targets.manifest import Manifest, StoreError, check_source
 
 
@@ -27,12 +28,16 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     path = Path(path)
     file = path / "manifest.json"
     if not file.exists():
-        if path.exists() and any(not name.name.startswith(".partial-") for name in path.iterdir()):
+        if stranger := _something_else(path):
             remedy = "Name a new folder, or one that an earlier `label` began."
-            raise StoreError(complaint(str(path), "a store of soft targets", "a folder of something else", remedy))
-        (path / "shards").mkdir(parents=True, exist_ok=True)
-        _write_manifest(path, replace(manifest, shards=None))
-    found = Manifest.from_json(file.read_text(), file)
+            raise StoreError(complaint(str(path), "a store of soft targets", stranger, remedy))
+        path.mkdir(parents=True, exist_ok=True)
+        _begin(path, replace(manifest, shards=None))
+        sync(path.parent)
+    # After the manifest: a run that dies in between has left a store without shards, which the next one takes up.
+    (path / "shards").mkdir(exist_ok=True)
+    sync(path)
+    found = Manifest.from_json(file.read_bytes(), file)
     check_source(
         path,
         found,
@@ -73,9 +78,11 @@ def write_shard(path: str | os.PathLike, manifest: Manifest, index: int, rows: n
             stream.write(header)
             stream.write(body)
     except FileNotFoundError:
-        # A second writer of this very shard finished the store and swept our half aside.
-        if not file.exists():
+        # Another writer of this very shard was faster, finished the store and swept our copy aside.
+        published = labelled_shards(path, manifest).get(index)
+        if not published:
             raise
+        return published[0]
     return file
 
 
@@ -121,7 +128,10 @@ def finish(path: str | os.PathLike, manifest: Manifest) -> bool:
     # All shards are published: what lies aside was left by a kill, or is a second writer's copy of one of them.
     for aside in [*path.glob(".partial-*"), *(path / "shards").glob(".partial-*")]:
         aside.unlink(missing_ok=True)
-    _write_manifest(path, replace(manifest, shards=tuple(there[index][0].name for index in range(manifest.num_shards))))
+    final = replace(manifest, shards=tuple(there[index][0].name for index in range(manifest.num_shards)))
+    while not _published(path, final):
+        # Another process is finishing the store too, and swept our copy aside: it does so once.
+        continue
     return True
 
 
@@ -134,11 +144,55 @@ def shard_header(manifest: Manifest, num_rows: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
-def _write_manifest(path: Path, manifest: Manifest) -> None:
+def _something_else(path: Path) -> str:
+    """What keeps `path`, where no manifest is, from becoming a store; empty where nothing does."""
+    if not path.exists():
+        return ""
+    if not path.is_dir():
+        return "a file"
+    strangers = [entry.name for entry in path.iterdir() if not _is_leaving(entry)]
+    # Another process may have begun the store since we looked.
+    return "a folder of something else" if strangers and not (path / "manifest.json").exists() else ""
+
+
+def _is_leaving(entry: Path) -> bool:
+    """Whether a run that died, or a copy that stopped, may have left `entry` before there was a manifest."""
+    if entry.name == "shards" and entry.is_dir():
+        return all(_is_leaving(file) for file in entry.iterdir())
+    return entry.name.startswith(".partial-")
+
+
+def _begin(path: Path, manifest: Manifest) -> None:
+    """Publishes the first manifest unless there is one: of several processes that begin a store one does.
+
+    A rename would replace the manifest of a process that was faster, and whose settings may be others.
+    """
+    file, aside = path / "manifest.json", path / f".partial-{secrets.token_hex(4)}manifest.json"
+    try:
+        with open(aside, "x") as stream:
+            stream.write(manifest.to_json())
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(aside, file)
+        except FileExistsError:
+            pass
+        except OSError:
+            # A file system without hard links: there a rename has to do.
+            os.replace(aside, file)
+    except FileNotFoundError:
+        # Another process began the store and finished it already, and swept our copy aside.
+        if not file.exists():
+            raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _published(path: Path, manifest: Manifest) -> bool:
+    """Replaces the manifest; `False` where another process swept the new one before it was in place."""
     try:
         with whole_file(path / "manifest.json") as aside:
             aside.write_text(manifest.to_json())
     except FileNotFoundError:
-        # Another process finished the store while we did, and swept our half aside.
-        if not (path / "manifest.json").exists():
-            raise
+        return False
+    return True

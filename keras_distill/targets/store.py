@@ -45,6 +45,7 @@ temperature means for the distillation loss (`keras_distill.losses`).
 
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,8 @@ class SoftTargetStore:
         # A map holds a file open: 256 of them stay well below the usual limit of 1024.
         self._maps: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
         self._max_maps = 256
+        # A training and a validation pipeline may read from threads of their own.
+        self._maps_lock = threading.Lock()
         self._mapped_before = _mapped_file_bytes()
 
     @classmethod
@@ -136,7 +139,7 @@ class SoftTargetStore:
         if not file.is_file():
             remedy = "Write one with `keras-distill label`."
             raise FormatVersionError(complaint(str(path), "a folder with a manifest.json", "none", remedy))
-        manifest = Manifest.from_json(file.read_text(), file)
+        manifest = Manifest.from_json(file.read_bytes(), file)
         check_source(path, manifest, teacher_fingerprint=teacher_fingerprint, num_items=num_items, id_scheme=id_scheme)
         if manifest.shards is None:
             num_there = len(labelled_shards(path, manifest))
@@ -262,9 +265,15 @@ class SoftTargetStore:
 
     def _shard(self, index: int) -> np.ndarray:
         """Rows of a shard as raw bytes: NumPy gathers those five times faster than structured ones."""
-        if index in self._maps:
+        with self._maps_lock:
+            if index not in self._maps:
+                self._maps[index] = self._map(index)
+                if len(self._maps) > self._max_maps:
+                    self._maps.popitem(last=False)
             self._maps.move_to_end(index)
             return self._maps[index][1]
+
+    def _map(self, index: int) -> tuple[mmap.mmap, np.ndarray]:
         start, stop = self.manifest.shard_rows(index)
         file = self.path / "shards" / self._shard_names[index]
         with open(file, "rb") as stream:
@@ -272,11 +281,7 @@ class SoftTargetStore:
             if stream.read(len(header)) != header:
                 raise DamagedShardError(complaint(str(file), "a shard of this store", "another header", _REMEDY))
             pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        rows = np.frombuffer(pages, self._raw_row, count=stop - start, offset=len(header))
-        self._maps[index] = (pages, rows)
-        if len(self._maps) > self._max_maps:
-            self._maps.popitem(last=False)
-        return rows
+        return pages, np.frombuffer(pages, self._raw_row, count=stop - start, offset=len(header))
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         self._release()
@@ -329,8 +334,9 @@ class SoftTargetStore:
         if self.manifest.num_bytes <= self.resident_bytes or not hasattr(mmap, "MADV_DONTNEED"):
             return
         if _mapped_file_bytes() - self._mapped_before > self.resident_bytes:
-            for pages, _ in self._maps.values():
-                pages.madvise(mmap.MADV_DONTNEED)
+            with self._maps_lock:
+                for pages, _ in self._maps.values():
+                    pages.madvise(mmap.MADV_DONTNEED)
             self._mapped_before = _mapped_file_bytes()
 
 

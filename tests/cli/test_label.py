@@ -75,3 +75,11 @@ def test_several_teachers_without_a_choice_and_another_teacher_are_refused(teach
     assert run(teachers, tmp_path) == 0
     assert run(teachers, tmp_path, names=("b",)) == 2
     assert "The teacher has changed since" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(teachers, tmp_path, capsys):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "holiday.jpg").write_bytes(b"mountains")
+    assert run(teachers, tmp_path) == 2
+    assert "got a folder of something else. Name a new folder" in " ".join(capsys.readouterr().err.split())
+    assert [file.name for file in (tmp_path / "store").iterdir()] == ["holiday.jpg"]
