@@ -335,7 +335,7 @@ def _told(name: str, artifact: Mapping[str, Any]) -> str:
     check, latency = artifact["verification"], artifact["latency"]["p50_ms"]
     return (
         f"{name}: {artifact['file']}, {artifact['bytes']:,} bytes, {latency:.4f} ms; accuracy "
-        f"{-check['accuracy_drop']:+.2%}, answers as Keras in {check['argmax_agreement']:.2%}"
+        f"{0.0 - check['accuracy_drop']:+.2%}, answers as Keras in {check['argmax_agreement']:.2%}"
     )
 
 
