@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ import numpy as np
 FORMAT_VERSION = 1
 WARM_UP_CALLS = 10
 DISCARDED_CALLS = 3
+# What is read of a manifest here, and its type; README.md says what each field means.
+NUMBER = (int, float)
+FIELDS = {"name": str, "inputs": list, "class_names": list, "temperature": NUMBER, "artifacts": dict, "files": dict}
+ARTIFACT_FIELDS = {"file": str, "bytes": int, "golden_tolerance": NUMBER}
 
 
 # The bundle
@@ -39,18 +44,15 @@ def read_manifest(bundle):
         raise ValueError(f"a bundle must hold manifest.json; got {bundle}. Make one with keras-distill ship.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"manifest.json must be JSON; got {error}. Copy the bundle again.") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         remedy = "Ship the student again, or use the kit that came with this bundle."
         raise ValueError(f"format_version must be {FORMAT_VERSION}; got {version!r}. {remedy}")
-    for key in ("artifacts", "files", "class_names", "inputs"):
-        if key not in manifest:
-            raise ValueError(
-                f"manifest.json must have the field {key!r}; got {sorted(manifest)}. Copy the bundle again."
-            )
+    check_fields("manifest.json", manifest, FIELDS)
     for name, expected in manifest["files"].items():
+        check_fields(f"files[{name!r}]", expected, {"sha256": str})
         checksum = file_checksum(path_inside(bundle, name))
         if checksum != expected["sha256"]:
             remedy = "The file was changed or damaged: copy the bundle again."
@@ -58,6 +60,7 @@ def read_manifest(bundle):
                 f"{name} must have the checksum {expected['sha256'][:12]}…; got {checksum[:12]}…. {remedy}"
             )
     for name, artifact in manifest["artifacts"].items():
+        check_fields(f"artifacts[{name!r}]", artifact, ARTIFACT_FIELDS)
         if artifact["file"] not in manifest["files"]:
             raise ValueError(
                 f"the artifact {name} must be in `files`; got {artifact['file']!r}. Copy the bundle again."
@@ -65,9 +68,25 @@ def read_manifest(bundle):
     return manifest
 
 
+def check_fields(where, found, wanted):
+    """Raises ValueError where an object of a manifest lacks a field, or has one of another type."""
+    received = found if isinstance(found, dict) else {}
+    for name, kind in wanted.items():
+        value = received.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = " or ".join(each.__name__ for each in kind) if isinstance(kind, tuple) else kind.__name__
+            kept = repr(value)[:60] if name in received else "none"
+            raise ValueError(f"{where} must have {name!r}, of type {expected}; got {kept}. Copy the bundle again.")
+
+
 def path_inside(bundle, name):
     """Returns the path of the file `name` of a bundle; raises ValueError where it lies outside or is missing."""
-    path = (Path(bundle) / name).resolve()
+    try:
+        path = (Path(bundle) / name).resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # a NUL inside, a circle of links, a name too long
+        raise ValueError(
+            f"a path of a manifest must name a file; got {name!r}: {error}. Copy the bundle again."
+        ) from None
     if not path.is_relative_to(Path(bundle).resolve()):
         raise ValueError(f"a path of a manifest must stay inside the bundle; got {name!r}. Do not trust this bundle.")
     if not path.is_file():
@@ -175,11 +194,19 @@ def in_batches(fixed_batch, inputs, run):
 
 
 def open_artifact(path, num_threads=1):
-    """Opens an .onnx or .tflite file in its runtime."""
+    """Opens an .onnx or .tflite file in its runtime; raises ValueError where the runtime refuses it."""
     opener = {".onnx": OnnxArtifact, ".tflite": LitertArtifact}.get(Path(path).suffix)
     if opener is None:
         raise ValueError(f"an artifact must be an .onnx or a .tflite file; got {path}. Web bundles run in a browser.")
-    return opener(path, num_threads)
+    try:
+        return opener(path, num_threads)
+    except ImportError:
+        raise
+    except Exception as error:
+        # Runtimes have exception types of their own, one a failure; all mean that this file cannot be served.
+        summary = " ".join(str(error).split())[:300]
+        name = Path(path).name
+        raise ValueError(f"{name} must be a model that its runtime opens; got {summary}. Convert it again.") from error
 
 
 # Parity
@@ -252,11 +279,25 @@ def measure(steps, rounds=10, seconds_per_round=0.08):
 
 def golden_of(bundle):
     """Returns the golden inputs `{name: array}` and the golden logits of every artifact `{name: array}`."""
-    with np.load(path_inside(bundle, "golden.npz"), allow_pickle=False) as golden:
-        arrays = {name: golden[name] for name in golden.files}
+    path = path_inside(bundle, "golden.npz")
+    try:
+        with np.load(path, allow_pickle=False) as golden:
+            arrays = {name: golden[name] for name in golden.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"golden.npz must be an archive of arrays; got {error}. Copy the bundle again.") from None
     inputs = {name.removeprefix("input/"): array for name, array in arrays.items() if name.startswith("input/")}
     logits = {name.removeprefix("logits/"): array for name, array in arrays.items() if name.startswith("logits/")}
     return inputs, logits
+
+
+def answers_to(name, artifact, inputs):
+    """Returns an artifact's logits for the golden inputs; raises ValueError where it does not take them."""
+    try:
+        return artifact(inputs)
+    except Exception as error:
+        # See `open_artifact`.
+        summary = " ".join(str(error).split())[:300]
+        raise ValueError(f"the artifact {name} must take the golden inputs; got {summary}. Ship it again.") from error
 
 
 def benchmark(bundle, targets=None, rounds=10, num_threads=1):
@@ -278,7 +319,9 @@ def benchmark(bundle, targets=None, rounds=10, num_threads=1):
         remedy = "pip install -r requirements-onnx.txt, or requirements-litert.txt."
         raise ValueError(f"a runtime must be installed for one of the artifacts; got {skipped}. {remedy}")
     for name, artifact in opened.items():
-        parity = compare(golden_logits[name], artifact(inputs))
+        if not inputs or name not in golden_logits:
+            raise ValueError(f"golden.npz must hold inputs and logits/{name}; got none. Copy the bundle again.")
+        parity = compare(golden_logits[name], answers_to(name, artifact, inputs))
         # Another processor may round otherwise; an int8 network's rounding moves a logit by a step or two.
         tolerance = manifest["artifacts"][name]["golden_tolerance"]
         results[name] = {**parity, "golden_tolerance": tolerance, "holds": parity["max_abs_error"] <= tolerance}

@@ -8,6 +8,7 @@ const MOST_CALLS = 20000; // a clock that stands still must not stop the page
 const root = new URL("../", import.meta.url);
 const find = (id) => document.getElementById(id);
 let manifest, session, golden, input;
+let hasStrokes = false; // what else is on the canvas gives way to the first stroke
 
 async function main() {
   manifest = await readManifest(root);
@@ -25,9 +26,9 @@ async function main() {
   const holds = await checkGolden();
   showExamples();
   if (isImage()) listen();
-  else find("canvas").hidden = find("clear").hidden = true;
+  else find("canvas").hidden = find("drawing-buttons").hidden = true;
   const asked = Number(new URLSearchParams(location.search).get("example") ?? 0);
-  await answer(goldenExample(asked));
+  await showExample(Math.min(Math.max(Math.trunc(asked) || 0, 0), numExamples() - 1));
   document.body.dataset.state = holds ? "ready" : "differs";
 }
 
@@ -46,11 +47,14 @@ async function checkGolden() {
   return holds;
 }
 
+function numExamples() {
+  return golden[`input/${input.name}`].shape[0];
+}
+
 function goldenExample(index) {
   const { shape, data } = golden[`input/${input.name}`];
   const size = shape.slice(1).reduce((product, length) => product * length, 1);
-  const start = Math.min(Math.max(index, 0), shape[0] - 1) * size;
-  return data.slice(start, start + size);
+  return data.slice(index * size, (index + 1) * size);
 }
 
 // One answer
@@ -60,7 +64,7 @@ async function run(data, shape) {
   return outputs.logits.data;
 }
 
-async function answer(example) {
+async function answer(example, source) {
   const shape = [1, ...input.shape.slice(1)];
   const logits = await run(example, shape);
   let calls = 0;
@@ -71,6 +75,7 @@ async function answer(example) {
   } while (performance.now() - start < MS_PER_BLOCK && calls < MOST_CALLS);
   const milliseconds = (performance.now() - start) / calls;
   find("latency").textContent = `${milliseconds.toFixed(3)} ms an example (mean of ${calls} calls, one thread)`;
+  find("source").textContent = source;
   showProbabilities(softmax([...logits].map((logit) => logit / manifest.temperature)));
 }
 
@@ -102,16 +107,41 @@ function isImage() {
 }
 
 function showExamples() {
-  const count = Math.min(8, golden[`input/${input.name}`].shape[0]);
-  for (let index = 0; index < count; index += 1) {
-    const button = Object.assign(document.createElement("button"), { type: "button", title: `example ${index}` });
+  for (let index = 0; index < numExamples(); index += 1) {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: titleOf(index) });
     button.append(isImage() ? picture(goldenExample(index)) : `${index}`);
-    button.onclick = () => {
-      if (isImage()) find("canvas").getContext("2d").drawImage(picture(goldenExample(index)), 0, 0, 280, 280);
-      answer(goldenExample(index)).catch(fail);
-    };
+    button.onclick = () => showExample(index).catch(fail);
     find("examples").append(button);
   }
+}
+
+function titleOf(index) {
+  return `example ${index}, labelled ${manifest.class_names[golden.labels.data[index]]}`;
+}
+
+async function showExample(index) {
+  if (isImage()) show(picture(goldenExample(index)));
+  hasStrokes = false;
+  mark(index);
+  await answer(goldenExample(index), titleOf(index));
+}
+
+// Says which example is on the canvas; -1 for none.
+function mark(chosen) {
+  [...find("examples").children].forEach((button, index) => button.setAttribute("aria-pressed", index === chosen));
+}
+
+// Puts the middle square of a picture on the canvas.
+function show(image) {
+  const { width, height } = find("canvas");
+  const context = find("canvas").getContext("2d");
+  const side = Math.min(image.width, image.height);
+  const [left, top] = [(image.width - side) / 2, (image.height - side) / 2];
+  // Small pictures are shown as the pixels that they are.
+  context.imageSmoothingEnabled = side > width / 2;
+  context.fillRect(0, 0, width, height);
+  context.drawImage(image, left, top, side, side, 0, 0, width, height);
+  find("hint").hidden = true;
 }
 
 function picture(example) {
@@ -156,7 +186,12 @@ function asInput(source, left, top, side) {
 function listen() {
   const canvas = find("canvas");
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  const clear = () => context.fillRect(0, 0, canvas.width, canvas.height);
+  const clear = () => {
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    find("hint").hidden = false;
+    hasStrokes = false;
+    mark(-1);
+  };
   clear();
   let isDrawing = false;
   const place = (event) => {
@@ -164,7 +199,9 @@ function listen() {
     return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
   };
   canvas.onpointerdown = (event) => {
-    isDrawing = true;
+    if (!hasStrokes) clear();
+    hasStrokes = isDrawing = true;
+    find("hint").hidden = true;
     canvas.setPointerCapture(event.pointerId);
     Object.assign(context, { strokeStyle: "#fff", lineWidth: canvas.width / 12, lineCap: "round", lineJoin: "round" });
     context.beginPath();
@@ -178,23 +215,29 @@ function listen() {
     context.stroke();
   };
   canvas.onpointerup = () => {
+    if (!isDrawing) return;
     isDrawing = false;
-    answer(asInput(canvas, ...aroundStrokes(context))).catch(fail);
+    answer(asInput(canvas, ...aroundStrokes(context)), "your drawing").catch(fail);
   };
-  find("clear").onclick = clear;
-  const show = async (file) => {
-    const image = await createImageBitmap(file);
-    const side = Math.min(image.width, image.height);
+  canvas.onpointercancel = () => (isDrawing = false);
+  find("clear").onclick = () => {
     clear();
-    const [left, top] = [(image.width - side) / 2, (image.height - side) / 2];
-    context.drawImage(image, left, top, side, side, 0, 0, canvas.width, canvas.height);
-    await answer(asInput(canvas, 0, 0, canvas.width));
+    find("source").textContent = "";
+    find("probabilities").replaceChildren();
+    find("latency").textContent = "";
   };
-  find("file").onchange = (event) => event.target.files[0] && show(event.target.files[0]).catch(fail);
+  const open = async (file) => {
+    mark(-1);
+    hasStrokes = false;
+    show(await createImageBitmap(file));
+    await answer(asInput(canvas, 0, 0, canvas.width), file.name);
+  };
+  const refuse = (error) => (find("source").textContent = `this file is no picture that the browser reads: ${error.message}`);
+  find("file").onchange = (event) => event.target.files[0] && open(event.target.files[0]).catch(refuse);
   canvas.ondragover = (event) => event.preventDefault();
   canvas.ondrop = (event) => {
     event.preventDefault();
-    if (event.dataTransfer.files[0]) show(event.dataTransfer.files[0]).catch(fail);
+    if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]).catch(refuse);
   };
 }
 

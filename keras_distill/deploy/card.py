@@ -237,10 +237,7 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
     in_keras = [by_name[name] for name in ("teacher", "student on labels", "student") if name in by_name]
     rows = side_by_side(figures)
 
-    verdicts: list[Any] = [
-        Verdict(f"{name}: {artifact['file']}, {artifact['bytes']:,} bytes", True)
-        for name, artifact in manifest["artifacts"].items()
-    ]
+    verdicts: list[Any] = [Verdict(_told(name, artifact), True) for name, artifact in manifest["artifacts"].items()]
     verdicts += [Verdict(f"{name} is left out. {reason}.") for name, reason in manifest["left_out"].items()]
     sections = [
         Section("What ships", verdicts),
@@ -274,9 +271,10 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
 
     source = by_name.get("teacher", student)
     chosen = most_ambiguous(source.logits, labels)
-    picture = temperature_picture(
-        inputs[chosen], source.logits[chosen], [int(label) for label in labels[chosen]], classes
-    )
+    # Whatever range the student takes, 0 to 255 or −1 to 1: a picture is drawn from black to white.
+    low, high = float(np.min(inputs)), float(np.max(inputs))
+    images = (inputs[chosen] - low) / ((high - low) or 1.0)
+    picture = temperature_picture(images, source.logits[chosen], [int(label) for label in labels[chosen]], classes)
     caption = (
         f"The {source.name}'s probabilities for the examples that it finds most ambiguous, at several temperatures."
     )
@@ -318,15 +316,27 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
             ],
         )
     )
+    others = [f"its {name} {by_name[name].num_errors}" for name in ("teacher",) if name in by_name]
+    others += [f"the {name} {by_name[name].num_errors}" for name in ("student on labels",) if name in by_name]
+    compared_with = f"; {', '.join(others)}" if others else ""
     summary = (
-        f"{len(manifest['artifacts'])} artifact(s) answer as the Keras student does; it makes {student.num_errors} "
-        f"errors in {len(labels)}."
+        f"The student makes {student.num_errors} errors in {len(labels):,}{compared_with}. "
+        f"What ships answers as it does: {', '.join(manifest['artifacts'])}."
     )
     footer = (
         f"{manifest['provenance']['made_by']}, Keras {manifest['provenance']['keras']}, TensorFlow "
         f"{manifest['provenance']['tensorflow']}; {machine['processor']}, {machine['system']}; {manifest['created']}."
     )
     return page(manifest["name"], sections, summary=summary, footer=footer)
+
+
+def _told(name: str, artifact: Mapping[str, Any]) -> str:
+    """An artifact in one sentence: file, size, speed, and what its making cost in accuracy."""
+    check, latency = artifact["verification"], artifact["latency"]["p50_ms"]
+    return (
+        f"{name}: {artifact['file']}, {artifact['bytes']:,} bytes, {latency:.4f} ms; accuracy "
+        f"{0.0 - check['accuracy_drop']:+.2%}, answers as Keras in {check['argmax_agreement']:.2%}"
+    )
 
 
 def _by_class(compared: Figures, student: Figures, classes: Sequence[str]) -> Any:

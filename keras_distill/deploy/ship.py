@@ -155,7 +155,7 @@ def ship(
     Args:
         student: a built Keras classifier; a softmax head is left out of the artifacts.
         dataset: verified on its test split, calibrated on its validation split, and never the other way round.
-        out: the bundle's folder; appears whole or not at all.
+        out: the bundle's folder; appears whole or not at all. A new one, or an older bundle, which is replaced.
         provenance: where the student comes from.
         targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
             variants where they are faster and accurate.
@@ -167,7 +167,8 @@ def ship(
         say: called with a sentence about each step.
 
     Raises:
-        ValueError: unknown targets, or data that the student cannot take.
+        ConversionError: the float32 student cannot be converted for a wanted runtime.
+        ValueError: unknown targets, data that the student cannot take, or an `out` that holds something else.
     """
     budgets = budgets or Budgets()
     wanted = list(dict.fromkeys(targets or DEFAULT_TARGETS))
@@ -175,7 +176,8 @@ def ship(
     if unknown or not wanted:
         raise ValueError(complaint("targets", f"among {', '.join(TARGETS)}", ", ".join(unknown) or "none"))
     outcomes = [Outcome(name, required=targets is not None or name in REQUIRED_BY_DEFAULT) for name in wanted]
-    # Found missing now rather than after a minute of work.
+    # Found wanting now rather than after a minute of work.
+    _check_replaceable(Path(out))
     web_files = web_runtime(web_runtime_folder) if "web" in wanted else None
 
     say("the student's own answers")
@@ -218,6 +220,15 @@ def ship(
             with whole_folder(out) as aside:
                 _write_bundle(aside, shipment, facts, dataset, feed, reference, temperature, budgets, web_files)
     return shipment
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raises `ValueError` where `out` holds what no earlier `ship` wrote: it would be deleted."""
+    is_bundle = all((out / name).is_file() for name in ("manifest.json", "golden.npz"))
+    if is_bundle or (out.is_dir() and not any(out.iterdir())) or not (out.exists() or out.is_symlink()):
+        return
+    received = f"{out}, which holds something else"
+    raise ValueError(complaint("the bundle", "a new folder or an older bundle", received, "Choose another name."))
 
 
 def _logits_of(
@@ -375,6 +386,9 @@ def _settle(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> 
     if outcome.target.endswith(("-int8", "-float16")):
         runtime = outcome.target.rsplit("-", 1)[0]
         float32 = next(variant for variant in variants if variant.target == runtime)
+        if float32.failure:
+            outcome.reasons = [f"there is no float32 file to compare with: {float32.failure}"]
+            return
         within = [v for v in candidates if not v.usable or not budgets.broken_by(v)]
         beyond = [f"{v.name} {reason}" for v in candidates if v.usable for reason in budgets.broken_by(v)]
         chosen, why_not = choose(within, float32, must_be_faster=outcome.target.endswith("-int8"))
@@ -422,12 +436,12 @@ def _figures(
         add(name, logits, own_temperature, model.count_params(), latency.get(name, {}), None)
     add("student", reference, temperature, student.count_params(), latency.get("student", {}), None)
     kit = kit_module()
-    for outcome in outcomes:
-        variant = outcome.variant
-        if not outcome.holds or variant is None or variant.path is None or outcome.target == "web":
-            continue
+    shipped = {id(outcome.variant): outcome.variant for outcome in outcomes if outcome.holds}
+    for variant in shipped.values():
+        assert variant is not None
+        assert variant.path is not None
         logits = run_in_batches(kit.open_artifact(variant.path), feed)
-        add(outcome.target, logits, temperature, student.count_params(), variant.latency, variant.num_bytes)
+        add(variant.target, logits, temperature, student.count_params(), variant.latency, variant.num_bytes)
     return rows
 
 

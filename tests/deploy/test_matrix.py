@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import onnx
 import pytest
 from matrix_models import MODELS, with_probabilities
 
@@ -39,6 +40,9 @@ def test_artifact_answers_as_the_model(name, runtime, tmp_path):
     one = artifact({key: array[:1] for key, array in feed.items()})
     np.testing.assert_allclose(one, logits[:1], atol=1e-5)
     if runtime == "onnx":
+        assert [(entry.domain, entry.version) for entry in onnx.load(str(path)).opset_import if not entry.domain] == [
+            ("", 18)
+        ]
         assert all(shape[0] == "batch" for shape in artifact.input_shapes.values())
     else:
         assert artifact.fixed_batch == (1 if name in ("lstm", "gru") else None)

@@ -100,6 +100,14 @@ def test_int8_rounds_and_does_not_saturate(linear, mode):
     assert not list(folder.glob("*folded*"))
 
 
+def test_static_quantisation_clips_no_logit(linear):
+    source, inputs, _, folder = linear
+    path = quantize_onnx(source, folder / "static.onnx", calibration={"x": inputs[:256]})
+    graph = onnx.load(str(path)).graph
+    (last,) = (node for node in graph.node if "logits" in node.output)
+    assert last.op_type != "DequantizeLinear"
+
+
 def test_an_unknown_mode_and_missing_calibration_are_refused(linear, tmp_path):
     with pytest.raises(ValueError, match="mode must be one of"):
         quantize_onnx(linear[0], tmp_path / "a.onnx", mode="int4")

@@ -128,6 +128,38 @@ def test_a_dropped_golden_image_is_answered_as_that_golden_input(served, browser
         assert percent == pytest.approx(expected[name], abs=12.0)
 
 
+def test_an_example_is_drawn_and_named_with_its_label_and_gives_way_to_the_first_stroke(served, browser):
+    _, address, images, logits = served
+    browser.call("Page.navigate", url=address)
+    browser.wait_for(STATE)
+    browser.evaluate("document.querySelectorAll('#examples button')[2].click()")
+    label = ["ant", "bee", "cow"][int(logits[2].argmax())]
+    browser.wait_for(f"document.getElementById('source').innerText == 'example 2, labelled {label}'")
+    # The middles of the 8 × 8 squares of 35 pixels are the image's own pixels.
+    pixels = "document.getElementById('canvas').getContext('2d').getImageData(0, 0, 280, 280).data"
+    middles = [280 * (35 * row + 17) + 35 * column + 17 for row in range(8) for column in range(8)]
+    drawn = browser.evaluate(f"((pixels) => {middles}.map((place) => pixels[4 * place]))({pixels})")
+    np.testing.assert_allclose(np.reshape(drawn, (8, 8)), 255 * images[2, ..., 0], atol=1.0)
+    browser.evaluate("document.getElementById('clear').click()")
+    assert browser.evaluate("document.getElementById('hint').innerText") == "draw here, or drop an image"
+    assert shown(browser) == []
+    assert not browser.evaluate(f"{pixels}.some((value, index) => index % 4 != 3 && value > 0)")
+
+
+def test_a_file_that_is_no_picture_is_refused_aloud_and_the_page_goes_on(served, browser):
+    browser.call("Page.navigate", url=served[1])
+    browser.wait_for(STATE)
+    browser.evaluate(
+        """(() => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File(["no picture"], "a.txt", { type: "text/plain" }));
+          document.getElementById("canvas").dispatchEvent(new DragEvent("drop", { dataTransfer: transfer }));
+        })()"""
+    )
+    browser.wait_for("document.getElementById('source').innerText.startsWith('this file is no picture')")
+    assert browser.evaluate(STATE) == "ready"
+
+
 def test_a_changed_artifact_is_refused_aloud(served, browser):
     folder, address, _, _ = served
     content = bytearray((folder / "student.onnx").read_bytes())

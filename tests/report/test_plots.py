@@ -81,6 +81,21 @@ def test_trade_off_orders_points_as_their_figures():
     assert {"Keras", "LiteRT", "test errors (%)", "size (kB)"} <= set(texts(svg))
 
 
+def test_labels_of_models_alike_do_not_cover_each_other():
+    names = ["student", "onnx", "litert", "litert-int8"]
+    svg = plots.trade_off([plots.TradeOffPoint(name, 19_000 + 50 * i, 0.01, 3.0, "a") for i, name in enumerate(names)])
+    places = [
+        (float(node.get("x")), float(node.get("y")), len(name))
+        for node in ElementTree.fromstring(svg).iter(f"{SVG}text")
+        if (name := "".join(node.itertext())) in names
+    ]
+    assert len(places) == 2 * len(names)
+    for index, (x, y, length) in enumerate(places):
+        for other_x, other_y, other_length in places[:index]:
+            # Centred letters of 8 points: about 5 wide, 8 high.
+            assert abs(y - other_y) >= 8 or abs(x - other_x) >= 2.5 * (length + other_length)
+
+
 def test_figures_follow_the_pages_colour_and_are_the_same_every_time():
     draw = lambda: plots.curves({"a": ([1, 2], [3, 4])}, "epoch", "errors (%)")  # noqa: E731
     svg = draw()
