@@ -11,7 +11,7 @@ import keras
 from keras_distill._checks import complaint
 
 # Keras finds a registered class only once its module was imported, and ours are imported on first use.
-_REGISTERING = ("distiller", "losses", "mutual_learning", "teachers", "specialists")
+_REGISTERING = ("distiller", "losses", "mutual_learning", "quantize_aware", "teachers", "specialists")
 
 
 def load_model(

@@ -99,6 +99,18 @@ def test_masked_tokens_count_in_no_term():
     np.testing.assert_allclose(history["mutual_loss"], [expected], rtol=1e-4)
 
 
+def test_without_labels_peers_still_learn_from_each_other():
+    x, _ = items()
+    students = [net(8, 1), net(5, 2)]
+    logits = [np.asarray(student(x)) for student in students]
+    learners = kd.DeepMutualLearning(students)
+    learners.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    history = learners.fit(x, batch_size=24, verbose=0).history
+    expected = np.mean(divergence(*logits)) + np.mean(divergence(*logits[::-1]))
+    np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
+    assert learners.evaluate(x, verbose=0, return_dict=True)["loss"] == 0.0
+
+
 def test_bad_students_are_refused():
     with pytest.raises(ValueError, match="students must be two models or more; got 1"):
         kd.DeepMutualLearning([net(3, 1)])

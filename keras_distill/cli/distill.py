@@ -2,6 +2,8 @@
 
 Several teachers are averaged (arithmetic mean of their softened predictions). The student's weights are
 where its file left them; give it fresh ones to train from nothing.
+
+With --quantize-aware it trains as the int8 network that it will be, best after it was distilled in float.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import argparse
 from keras_distill.cli import model_file
 
 SUMMARY = "distil your teacher into your student"
+_NUM_CALIBRATION = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="Adam's, with cosine decay to zero (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the shuffling and of dropout (default: %(default)s)")
+    add("--quantize-aware", action="store_true", help="train the student as an int8 network; export keeps its integers")
     model_file.add_loading_arguments(parser)
 
 
@@ -56,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         _check_fit(student, dataset, "student")
         teacher = _load_teacher(arguments, dataset) if arguments.teacher else None
         before = _measure(student, dataset.test)
+        callbacks = []
+        if arguments.quantize_aware:
+            student, callbacks = _quantize_aware(student, dataset, arguments.seed, console)
 
         distiller = Distiller(
             teacher,
@@ -68,16 +75,24 @@ def run(arguments: argparse.Namespace) -> int:
         distiller.compile(keras.optimizers.Adam(schedule), loss=_hard_loss(student), metrics=["accuracy"])
         if teacher is None:
             batches = _stored_batches(arguments, dataset)
-            distiller.fit(batches, epochs=arguments.epochs, shuffle=False, validation_data=_pair(dataset.validation))
+            distiller.fit(
+                batches,
+                epochs=arguments.epochs,
+                shuffle=False,
+                validation_data=_pair(dataset.validation),
+                callbacks=callbacks,
+            )
         else:
             distiller.fit(
                 *_pair(dataset.train),
                 batch_size=arguments.batch_size,
                 epochs=arguments.epochs,
                 validation_data=_pair(dataset.validation),
+                callbacks=callbacks,
             )
         student.save(aside)
-        rows = [("student, as given", before), ("student, distilled", _measure(student, dataset.test))]
+        distilled = "student, distilled as int8" if arguments.quantize_aware else "student, distilled"
+        rows = [("student, as given", before), (distilled, _measure(student, dataset.test))]
         if teacher is not None:
             rows.insert(0, ("teacher", _measure(teacher, dataset.test)))
 
@@ -99,6 +114,24 @@ def _load_teacher(arguments, dataset):
     for teacher in teachers:
         _check_fit(teacher, dataset, "teacher")
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+
+
+def _quantize_aware(student, dataset, seed, console):
+    """The student as an int8 network, calibrated on training items, and what settles it in the last epoch."""
+    import warnings
+
+    import numpy as np
+
+    from keras_distill.quantize_aware import FreezeRanges, quantize_aware
+
+    chosen = np.random.default_rng(seed).permutation(len(dataset.train))[:_NUM_CALIBRATION]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantized = quantize_aware(student, dataset.train.inputs[np.sort(chosen)])
+    # What stays float is for the user to read, without the line of code that says so.
+    for warning in caught:
+        console.print(f"note: {warning.message}", markup=False)
+    return quantized, [FreezeRanges(num_last_epochs=1)]
 
 
 def _stored_batches(arguments, dataset):

@@ -158,7 +158,7 @@ def ship(
         out: the bundle's folder; appears whole or not at all. A new one, or an older bundle, which is replaced.
         provenance: where the student comes from.
         targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
-            variants where they are faster and accurate.
+            variants where they are faster and accurate. A quantisation-aware student's `onnx` and `litert` are int8.
         budgets: limits for every artifact.
         teacher: the student's teacher, for the report.
         baseline: the same student trained on labels alone, for the report.
@@ -175,6 +175,9 @@ def ship(
     unknown = sorted(set(wanted) - set(TARGETS))
     if unknown or not wanted:
         raise ValueError(complaint("targets", f"among {', '.join(TARGETS)}", ", ".join(unknown) or "none"))
+    is_int8 = _is_int8(student)
+    if is_int8:
+        wanted = _targets_of_int8(wanted, targets is not None)
     outcomes = [Outcome(name, required=targets is not None or name in REQUIRED_BY_DEFAULT) for name in wanted]
     # Found wanting now rather than after a minute of work.
     _check_replaceable(Path(out))
@@ -201,6 +204,9 @@ def ship(
     with tempfile.TemporaryDirectory(prefix="keras-distill-ship-") as temporary:
         folder = Path(temporary)
         variants = _make_variants(student, folder, wanted, calibration, options, say)
+        if is_int8:
+            for variant in variants:
+                variant.name, variant.precision = "quantisation-aware", "int8"
         for variant in variants:
             if variant.path is not None:
                 say(f"{variant.target} ({variant.name}): answers to {len(reference):,} test examples")
@@ -229,6 +235,22 @@ def _check_replaceable(out: Path) -> None:
         return
     received = f"{out}, which holds something else"
     raise ValueError(complaint("the bundle", "a new folder or an older bundle", received, "Choose another name."))
+
+
+def _is_int8(student: "keras.Model") -> bool:
+    from keras_distill.quantize_aware import is_quantized
+
+    return is_quantized(student)
+
+
+def _targets_of_int8(wanted: list[str], is_explicit: bool) -> list[str]:
+    """The targets of a student whose files are int8 as it is: there is nothing to quantise."""
+    able = [name for name in wanted if not name.endswith(("-int8", "-float16"))]
+    if is_explicit and able != wanted:
+        others = ", ".join(name for name in wanted if name not in able)
+        remedy = "Its onnx and litert files are int8 already."
+        raise ValueError(complaint("targets of a quantisation-aware student", "onnx, litert or web", others, remedy))
+    return able
 
 
 def _logits_of(

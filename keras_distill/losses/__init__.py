@@ -16,6 +16,7 @@ from keras_distill.losses.logit_variants import (
     logit_matching,
     regression_targets,
     standardized,
+    target_classes,
 )
 from keras_distill.losses.per_example import PerExampleLoss
 from keras_distill.losses.projector import Projector
@@ -58,5 +59,6 @@ __all__ = [
     "similarity_preserving",
     "soft_targets",
     "standardized",
+    "target_classes",
     "top_k_soft_targets",
 ]

@@ -267,6 +267,8 @@ class DIST(LogitLoss):
 
 def _one_for_each(item_weights: Any, outputs: Any) -> Any:
     """Weights `(batch, …)` for every entry of the outputs' leading axes: a sequence's weight is each token's."""
+    if len(item_weights.shape) == len(outputs.shape):
+        item_weights = item_weights[..., 0]
     missing = len(outputs.shape) - 1 - len(item_weights.shape)
     weights = ops.reshape(item_weights, (*ops.shape(item_weights), *[1] * missing))
     return ops.broadcast_to(weights, ops.shape(outputs)[:-1])
@@ -568,7 +570,8 @@ class SmoothedLabels(keras.losses.Loss):
     """Hard labels of which every class gets a little: a control for what soft targets bring beyond smoothing.
 
     A plain Keras loss over integer labels: `Distiller(teacher, student, student_loss_weight=1.0)` compiled with it
-    trains the same student, in the same steps, without the teacher.
+    trains the same student, in the same steps, without the teacher. Items whose label is negative count in no mean, as
+    under `SparseCategoricalCrossentropy(ignore_class=-1)`.
 
     Args:
         smoothing: ε in [0, 1]: the target class gets 1 − ε + ε / num_classes, each other one ε / num_classes.
@@ -602,7 +605,15 @@ class SmoothedLabels(keras.losses.Loss):
         log_probabilities = ops.log_softmax(y_pred if self.from_logits else ops.log(ops.maximum(y_pred, 1e-30)))
         targets = target_classes(y_true, y_pred)
         targets = (1.0 - self.smoothing) * targets + self.smoothing / y_pred.shape[-1]
-        return -ops.sum(targets * log_probabilities, axis=-1)
+        values = -ops.sum(targets * log_probabilities, axis=-1)
+        labels = ops.convert_to_tensor(y_true)
+        if len(labels.shape) == len(y_pred.shape) and labels.shape[-1] != 1:
+            return values
+        is_labelled = ops.reshape(labels, ops.shape(values)) >= 0
+        values = ops.where(is_labelled, values, 0.0)
+        # As Keras's own `ignore_class` does it: `Loss.__call__` takes the mean over what the mask leaves.
+        values._keras_mask = is_labelled
+        return values
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

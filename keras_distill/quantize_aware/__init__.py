@@ -4,7 +4,7 @@
 runtimes do; it trains under `fit` or a `Distiller` and exports as an integer graph.
 """
 
-from keras_distill.quantize_aware.calibration import FreezeRanges, calibrate, freeze, in_float
+from keras_distill.quantize_aware.calibration import FreezeRanges, calibrate, freeze, in_float, is_quantized
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize, fake_quantize, fake_quantize_kernel
 from keras_distill.quantize_aware.kernel import Int8Kernel
 from keras_distill.quantize_aware.rewriting import quantize_aware
@@ -18,5 +18,6 @@ __all__ = [
     "fake_quantize_kernel",
     "freeze",
     "in_float",
+    "is_quantized",
     "quantize_aware",
 ]

@@ -71,6 +71,16 @@ def in_float(model: keras.Model) -> Iterator[keras.Model]:
             layer.is_active = True
 
 
+def is_quantized(model: keras.Model) -> bool:
+    """Whether `model` is a network that `quantize_aware` made, or holds one.
+
+    Example:
+        >>> is_quantized(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        False
+    """
+    return bool(_layers(model, (FakeQuantize, Int8Kernel)))
+
+
 def freeze(model: keras.Model) -> None:
     """Leaves every range and every BatchNorm statistic of `model` as it is: training then computes what ships.
 
@@ -105,6 +115,10 @@ class FreezeRanges(keras.callbacks.Callback):
     def __init__(self, num_last_epochs: int = 1):
         super().__init__()
         self.num_last_epochs = check_count("num_last_epochs", num_last_epochs)
+        self._is_done = False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begins anew: the callback may have served another model."""
         self._is_done = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

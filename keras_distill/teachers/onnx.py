@@ -25,7 +25,8 @@ class OnnxTeacher:
         output_name: which output holds the logits or probabilities; `None` takes the only float one of rank ≥ 2.
         from_logits: whether that output is logits, or (`False`) probabilities, whose logarithm is then taken.
         channels_first: whether the file wants `(batch, channels, height, width)` while the inputs are Keras's
-            `(batch, height, width, channels)`.
+            `(batch, height, width, channels)`. An output of as many axes, a map of classes, then comes back with its
+            classes last.
         preprocess: a function of a NumPy batch: another resolution, another scaling than the student's.
         input_names: for inputs given as a dict, `{name in the file: name in the dict}`; `None` takes equal names.
         num_threads: how many threads onnxruntime may use; `None` leaves it to choose.
@@ -79,6 +80,9 @@ class OnnxTeacher:
         self._session = _open(self.path, self.num_threads)
         self._inputs = self._session.get_inputs()
         self.output_name, shape = _choose_output(self._session.get_outputs(), output_name)
+        self._is_map = self.channels_first and 3 <= len(shape) == len(self._inputs[0].shape)
+        if self._is_map:
+            shape = [shape[0], *shape[2:], shape[1]]
         self.num_classes = shape[-1] if shape and isinstance(shape[-1], int) else None
         self._output_shape = [size if isinstance(size, int) else None for size in shape]
         settings = (self.output_name, self.from_logits, self.channels_first, _name_of(preprocess), input_names)
@@ -120,6 +124,8 @@ class OnnxTeacher:
         else:
             outputs = self._in_portions(feeds, num_items, size)
         outputs = np.asarray(outputs, "float32")
+        if self._is_map:
+            outputs = np.moveaxis(outputs, 1, -1)
         return outputs if self.from_logits else np.log(np.maximum(outputs, np.float32(1e-30)))
 
     def _in_portions(self, feeds: dict[str, np.ndarray], num_items: int, size: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """`keras-distill distill` on a small set of its own: what it saves, and what it says to bad input."""
 
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from keras import layers
 
 from keras_distill.cli import main
+from keras_distill.quantize_aware import quantize_aware
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,7 @@ def folder(tmp_path_factory):
     keras.Sequential([keras.Input((5,)), layers.Dense(3, activation="softmax")]).save(folder / "student.keras")
     keras.Sequential([keras.Input((5,)), layers.Dense(4)]).save(folder / "four.keras")
     keras.Sequential([keras.Input((6,)), layers.Dense(3)]).save(folder / "six.keras")
+    quantize_aware(teacher, arrays["x_train"]).save(folder / "int8.keras")
     (folder / "broken.keras").write_bytes((folder / "teacher.keras").read_bytes()[:500])
     return folder
 
@@ -61,6 +65,34 @@ def test_student_learns_what_the_teacher_knows_and_is_a_plain_model(folder, tmp_
     assert 100 * errors == pytest.approx(after, abs=0.01)
 
 
+def test_int8_student_is_saved_for_any_other_process_to_load(folder, tmp_path, capsys):
+    out = tmp_path / "int8.keras"
+    inputs = keras.Input((5,))
+    hidden = layers.LayerNormalization(name="norm")(layers.Dense(8, "relu", name="hidden")(inputs))
+    keras.utils.set_random_seed(2)
+    keras.Model(inputs, layers.Dense(3, name="logits")(hidden)).save(tmp_path / "student.keras")
+    arguments = ["--teacher", str(folder / "teacher.keras"), "--student", str(tmp_path / "student.keras")]
+    arguments += ["--data", str(folder / "data.npz"), "--out", str(out), "--epochs", "8", "--batch-size", "20"]
+    assert main(["distill", *arguments, "--learning-rate", "0.02", "--quantize-aware"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "note: These stay float32: 'norm' (LayerNormalization)." in printed
+    assert "student, distilled as int8" in printed
+    teacher, before, after = error_rates(printed)[-3:]
+    assert teacher == 0.0
+    assert after < 12.0 < before
+    # A process that never heard of fake quantisation: `export` and `ship` are such.
+    code = (
+        "import sys, numpy as np, keras_distill as kd\n"
+        "model, data = kd.load_model(sys.argv[1]), np.load(sys.argv[2])\n"
+        "print(np.mean(np.asarray(model(data['x_test'])).argmax(-1) != data['y_test']))\n"
+        "print(sorted(type(layer).__name__ for layer in model.layers))"
+    )
+    command = [sys.executable, "-c", code, str(out), str(folder / "data.npz")]
+    errors, names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-2:]
+    assert 100 * float(errors) == pytest.approx(after, abs=0.01)
+    assert names.count("Int8Kernel") == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -75,6 +107,10 @@ def test_student_learns_what_the_teacher_knows_and_is_a_plain_model(folder, tmp_
         ({"teacher": "broken.keras"}, "broken.keras"),
         ({"student": "data.npz"}, "must be a .keras file; got .*, which is none"),
         ({"data": "no-such-set"}, "no-such-set"),
+        (
+            {"student": "int8.keras", "quantize_aware": ""},
+            "student must be a float model; got layer .* quantised already",
+        ),
         ({"data": "nowhere.npz"}, "nowhere.npz"),
     ],
 )

@@ -165,6 +165,9 @@ def test_dist_of_tokens_relates_all_tokens():
     expected = numpy_dist(teacher.reshape(12, 5), student.reshape(12, 5), 4.0, 1.0, 1.0).reshape(3, 4)
     np.testing.assert_allclose(losses.DIST(4.0).per_example(teacher, student), expected, rtol=1e-6)
     weights = np.array([1.0, 0.0, 1.0])
+    column = losses.DIST(4.0).per_example(teacher[:, 0], student[:, 0], item_weights=tf.constant(weights[:, None]))
+    flat = losses.DIST(4.0).per_example(teacher[:, 0], student[:, 0], item_weights=tf.constant(weights))
+    np.testing.assert_array_equal(column, flat)
     kept = losses.DIST(4.0).per_example(teacher[[0, 2]], student[[0, 2]])
     found = np.asarray(losses.DIST(4.0).per_example(teacher, student, item_weights=weights))
     np.testing.assert_allclose(found[[0, 2]], kept, rtol=1e-6)
@@ -346,6 +349,17 @@ def test_smoothed_labels_are_keras_own_label_smoothing():
     np.testing.assert_allclose(losses.SmoothedLabels(0.3)(LABELS, student), expected, rtol=1e-5)
     found = losses.SmoothedLabels(0.3, from_logits=False)(LABELS, softmax(student).astype("float32"))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_smoothed_labels_leave_items_without_a_label_out_of_the_mean():
+    labels = np.where(np.arange(7) < 3, LABELS, -1)
+    student = STUDENT.astype("float32")
+    kept = losses.SmoothedLabels(0.3)(labels[:3], student[:3])
+    for given in (labels, labels[:, None]):
+        np.testing.assert_allclose(losses.SmoothedLabels(0.3)(given, student), kept, rtol=1e-6)
+    ours = tf.function(losses.SmoothedLabels(0.0))(labels, student)
+    keras_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    np.testing.assert_allclose(ours, keras_loss(labels, student), rtol=1e-6)
 
 
 # Plain Keras

@@ -11,8 +11,9 @@ from networks import examples_for, image_network, lively
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
-from keras_distill import deploy
+from keras_distill import data, deploy
 from keras_distill.deploy.integer_onnx import kernel_types
+from keras_distill.deploy.ship import Provenance, ship
 from keras_distill.quantize_aware import quantize_aware
 
 pytestmark = pytest.mark.slow
@@ -160,3 +161,26 @@ def test_student_without_training_is_an_int8_network_at_once(every_layer):
     x = examples_for(model, 512, seed=7)
     for path in paths:
         assert deploy.verify(model, path, x, precision="int8").argmax_agreement > 0.9
+
+
+def test_ship_gate_takes_it_as_the_int8_network_that_it_is(tmp_path):
+    digits = data.load("digits")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(digits.input_shape, name="inputs")
+    hidden = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, strides=2, padding="same")(inputs)))
+    student = keras.Model(inputs, layers.Dense(10, name="logits")(layers.Flatten()(hidden)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    student.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False)
+    student.fit(digits.train.inputs, digits.train.labels, epochs=6, verbose=0)
+    model = quantize_aware(student, digits.train.inputs[:256])
+    with pytest.raises(ValueError, match=r"onnx, litert or web; got onnx-int8\. Its onnx and litert files are int8"):
+        ship(model, digits, tmp_path / "no", provenance=Provenance("digits"), targets=["onnx", "onnx-int8"])
+    shipment = ship(model, digits, tmp_path / "out", provenance=Provenance("digits"), rounds=1)
+    assert [outcome.target for outcome in shipment.outcomes if outcome.holds] == ["onnx", "litert"]
+    artifacts = deploy.read_bundle(tmp_path / "out")["artifacts"]
+    for target, kind in (("onnx", "uint8"), ("litert", "int8")):
+        entry = artifacts[target]
+        assert (entry["precision"], entry["variant"]) == ("int8", "quantisation-aware")
+        assert set(kernel_types(tmp_path / "out" / entry["file"]).values()) == {kind}
+        assert entry["verification"]["argmax_agreement"] >= 0.99
+        assert entry["verification"]["accuracy"] > 0.9

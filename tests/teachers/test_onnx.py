@@ -177,6 +177,25 @@ def test_channels_come_first_where_the_file_wants_it(tmp_path):
         kd.OnnxTeacher(path)(images)
 
 
+def test_map_of_classes_comes_back_with_its_classes_last(tmp_path):
+    kernel = np.random.default_rng(1).normal(size=(3, 2, 3, 3)).astype("float32")
+    node = helper.make_node("Conv", ["x", "kernel"], ["logits"], pads=[1, 1, 1, 1])
+    inputs = [("x", TensorProto.FLOAT, ["batch", 2, 4, 6])]
+    outputs = [("logits", TensorProto.FLOAT, ["batch", 3, 4, 6])]
+    path = save_graph(tmp_path / "t.onnx", [node], inputs, outputs, [("kernel", kernel)])
+    images = np.random.default_rng(2).normal(size=(5, 4, 6, 2)).astype("float32")
+    teacher = kd.OnnxTeacher(path, channels_first=True)
+    assert teacher.num_classes == 3
+    expected = tf.nn.conv2d(images, kernel.transpose(2, 3, 1, 0), 1, "SAME")
+    np.testing.assert_allclose(teacher(images), expected, atol=1e-5)
+    student = keras.Sequential([keras.Input((4, 6, 2)), layers.Conv2D(3, 1)])
+    distiller = kd.Distiller(teacher, student, SoftTargets(2.0), student_loss_weight=0.0)
+    distiller.compile(keras.optimizers.SGD(0.0))
+    found = SoftTargets(2.0).compute_loss(expected, student(images))
+    history = distiller.fit(images, batch_size=5, verbose=0).history
+    np.testing.assert_allclose(history["distillation_loss"], [float(found)], rtol=1e-4)
+
+
 def test_own_preprocessing_comes_first(tmp_path):
     path, _ = convolution(tmp_path / "t.onnx")
     small = np.random.default_rng(2).normal(size=(5, 2, 3, 2)).astype("float32")
