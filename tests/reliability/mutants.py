@@ -16,6 +16,7 @@ import ast
 import copy
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import json
 import os
 import random
@@ -165,6 +166,10 @@ class Instead(importlib.abc.MetaPathFinder):
         self.name = "keras_distill." + file.removesuffix(".py").replace("/", ".")
         self.path, self.tree = str(PACKAGE / file), tree
 
+    def pytest_sessionstart(self):
+        """As a plugin: pytest's own finder, which reads the files of its command line anew, comes second."""
+        sys.meta_path.insert(0, self)
+
     def find_spec(self, name, path=None, target=None):
         if name != self.name:
             return None
@@ -186,24 +191,24 @@ def verdict(file, tree, tests, seconds):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+        import pytest
+
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-m", "not slow"]
         try:
-            if tree is not None:
-                sys.meta_path.insert(0, Instead(file, tree))
-            import pytest
-
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-m", "not slow"]
-            code = pytest.main([*options, *tests])
-        except BaseException:
-            code = 1
-        os._exit(0 if code == 0 else 1)
+            os._exit(int(pytest.main([*options, *tests], plugins=[Instead(file, tree)] if tree else [])))
+        finally:
+            os._exit(99)
     started = time.monotonic()
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            return "survived" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed"
+            code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
+            if code not in (0, 1, 2):
+                raise RuntimeError(f"pytest could not run {tests}: exit code {code}")
+            return "survived" if code == 0 else "killed"
         if time.monotonic() - started > seconds:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -217,6 +222,7 @@ def main():
     parser.add_argument("--sample", type=int, help="so many mutants of each room, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--seconds", type=float, default=600, help="a mutant that takes longer counts as killed")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of them, I from 0")
     parser.add_argument("--only", nargs="+", metavar="FILE:LINE", help="these mutants alone")
     parser.add_argument("--out", type=Path, help="write what was found as JSON")
     arguments = parser.parse_args()
@@ -225,7 +231,6 @@ def main():
     os.environ.setdefault("KERAS_DISTILL_HYPOTHESIS", "few")
     os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["PYTHONPATH"] = "3", str(ROOT)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    import hypothesis.extra.numpy  # noqa: F401
     import keras  # noqa: F401
     import scipy.optimize
     import scipy.stats  # noqa: F401
@@ -244,14 +249,16 @@ def main():
             todo = [mutant for mutant in todo if f"{mutant[0]}:{mutant[1]}" in arguments.only]
         if arguments.sample and arguments.sample < len(todo):
             todo = random.Random(arguments.seed).sample(todo, arguments.sample)
-        for file in files if not arguments.only else ():
+        share, num_shares = (int(part) for part in arguments.share.split("/"))
+        todo = sorted(todo, key=lambda mutant: mutant[:3])[share::num_shares]
+        for file in files if not arguments.only and not share else ():
             tests = next((mutant[4] for mutant in todo if mutant[0] == file), None)
             if tests and verdict(file, None, tests, arguments.seconds) != "survived":
                 print(f"the tests of {file} must pass without a fault; they do not", file=sys.stderr)
                 return 1
         counts = {"killed": 0, "survived": 0, "ran out of time": 0}
         survivors = []
-        for number, (file, line, words, tree, tests) in enumerate(sorted(todo, key=lambda m: m[:3]), 1):
+        for number, (file, line, words, tree, tests) in enumerate(todo, 1):
             started = time.monotonic()
             found = verdict(file, tree, tests, arguments.seconds)
             counts[found] += 1
@@ -259,8 +266,8 @@ def main():
                 survivors.append(f"{file}:{line} {words}")
             print(f"{number}/{len(todo)} {time.monotonic() - started:.1f} s {file}:{line} {words}: {found}", flush=True)
         results[room] = {"mutants": num_all, "tried": len(todo), **counts, "survivors": survivors}
-        share = 1 - counts["survived"] / max(len(todo), 1)
-        print(f"{room}: {share:.1%} of {len(todo)} tried ({num_all} in all) are noticed", flush=True)
+        noticed = 1 - counts["survived"] / max(len(todo), 1)
+        print(f"{room}: {noticed:.1%} of {len(todo)} tried ({num_all} in all) are noticed", flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return 0
