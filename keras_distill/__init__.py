@@ -21,6 +21,7 @@ _SUBPACKAGES = (
     "teachers",
 )
 _HOMES = {
+    "Backup": "backup",
     "DeepMutualLearning": "mutual_learning",
     "Distiller": "distiller",
     "Ensemble": "teachers",

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import check_fraction, check_number, complaint
+from keras_distill._checks import check_finite, check_fraction, check_number, complaint
 from keras_distill.logits import OnePass, Outputs, head_activation, is_readable, looks_like_probabilities, one_pass
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
@@ -181,11 +181,14 @@ class Distiller(keras.Model):
         """Trains the student as `keras.Model.fit` does.
 
         Raises:
-            ValueError: no items, labels out of range, a teacher whose logits are NaN or infinite, a model that gives
-                probabilities where logits were promised, neither teacher nor soft targets.
+            ValueError: no items, labels out of range, weights (the student's or the samples') or teacher's logits that
+                are NaN or infinite, a model that gives probabilities where logits were promised, neither teacher nor
+                soft targets.
         """
         _check_not_empty(x)
         self._check_label_range(y)
+        if isinstance(kwargs.get("sample_weight"), np.ndarray):
+            check_finite("sample_weight", kwargs["sample_weight"], "An item that should not count weighs 0.")
         if kwargs.get("class_weight") and _brings_soft_targets(x, y):
             kwargs["sample_weight"], x = _class_weights_as_sample_weights(
                 x, y, kwargs.pop("class_weight"), kwargs.get("sample_weight")
@@ -457,7 +460,7 @@ class Distiller(keras.Model):
         """What the first batch showed to be wrong, if anything."""
         if float(self._teacher_not_finite.result()) > 0:
             remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
-            return complaint("the teacher's logits", "finite", "NaN or infinite values in this batch", remedy)
+            return complaint("the teacher's logits", "finite", "NaN or infinite values", remedy)
         for who, metric in (("teacher", self._teacher_probabilities), ("student", self._student_probabilities)):
             if float(metric.result()) == 1.0:
                 remedy = "Pass from_logits=False to Distiller, or let the model end before its softmax."
@@ -542,6 +545,11 @@ class _FirstBatchWatch(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         self.before = [(variable, variable.numpy()) for variable in self.model.student.variables]
         self.is_first = True
+        for variable, value in self.before:
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                remedy = "Load or initialise it again: no training mends them."
+                received = f"NaN or infinite values in {variable.path}"
+                raise ValueError(complaint("the student's weights", "finite", received, remedy))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.is_first:

@@ -5,29 +5,40 @@ TensorFlow and the rest of the house inside `run` alone, so that `--help` answer
 """
 
 import argparse
+import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 COMMANDS = ("demo", "label", "distill", "export", "ship", "specialists")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what was begun is swept, as it is after Ctrl-C."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 a gate said no, 2 bad input, 130 interrupted."""
+    """Runs one command; its exit code: 0 done, 1 a gate said no, 2 bad input, 130 interrupted, 143 terminated."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
     # Keras and TensorFlow read these once, when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing half-written was left. Run the same command again.", file=sys.stderr)
-        return 130
+        with _signals_as_exceptions():
+            return arguments.run(arguments)
+    except KeyboardInterrupt as stopped:
+        word, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
+        print(f"\n{word}: nothing half-written was left. Run the same command again.", file=sys.stderr)
+        return code
     except (ValueError, TypeError, OSError, ImportError) as error:
         if arguments.traceback:
             raise
-        print(f"keras-distill {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"keras-distill {arguments.command}: error: {error}{_remedy(error)}", file=sys.stderr)
         return 2
 
 
@@ -44,3 +55,52 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a disk that is full or closed; nothing half-written is on it."""
+    # NumPy counts what it could not write, and names no error.
+    is_full = isinstance(error, OSError) and "requested and" in str(error)
+    if is_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return ". The disk is full: free some room, or name a folder on another one, and run the same command again."
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ". Name a folder that you may write to, and run the same command again."
+    return ""
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGINT raise, so that what was begun is swept; and again each second, until it is.
+
+    By itself SIGTERM ends a process on the spot, with its half-written files. One exception is not enough: while it
+    traces a step, TensorFlow swallows whatever is raised.
+    """
+    # Only the main thread may say what a signal does.
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    first: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        first.append(number)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        if not _is_sweeping(frame):
+            raise Terminated if first[0] == signal.SIGTERM else KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_sweeping(frame: Any) -> bool:
+    """Whether a file or folder is being put into its place or removed: to interrupt that would leave a half."""
+    while frame is not None:
+        if os.path.basename(frame.f_code.co_filename) in ("_files.py", "tempfile.py", "shutil.py"):
+            return True
+        frame = frame.f_back
+    return False

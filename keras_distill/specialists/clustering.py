@@ -165,6 +165,8 @@ def _covariance(batches: Iterable[np.ndarray], temperature: float) -> np.ndarray
             raise ValueError(complaint("predictions", expected, f"shape {logits.shape}"))
         if not len(logits):
             continue
+        if centre is None:
+            _check_memory(logits.shape[1])
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         if centre is None:
@@ -179,3 +181,14 @@ def _covariance(batches: Iterable[np.ndarray], temperature: float) -> np.ndarray
         raise ValueError(complaint("predictions", "of at least 2 items", num_items))
     mean = total / num_items
     return products / num_items - np.outer(mean, mean)
+
+
+def _check_memory(num_classes: int) -> None:
+    """Raises `ValueError` where one matrix of classes by classes would take more than the machine's memory."""
+    num_bytes = 8 * num_classes**2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+    if num_bytes > memory:
+        expected = f"so few that a matrix of them fits into the {memory / 1e9:,.0f} GB of this machine's memory"
+        received = f"{num_classes}, whose matrix takes {num_bytes / 1e9:,.0f} GB"
+        remedy = "Cluster superclasses, or the most frequent classes alone."
+        raise ValueError(complaint("num_classes", expected, received, remedy))

@@ -5,6 +5,7 @@ method over the few *cells* of classes that the same specialists cover, which ne
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -174,9 +175,9 @@ def check_class_sets(class_sets: Sequence[Sequence[int]], num_classes: int) -> l
         outside = [label for label in classes if label >= num_classes]
         if outside:
             raise ValueError(complaint(subject, f"classes in [0, {num_classes})", outside[0]))
-        twice = [label for label in classes if classes.count(label) > 1]
-        if twice:
-            raise ValueError(complaint(subject, "each class once", f"{twice[0]} {classes.count(twice[0])} times"))
+        label, times = Counter(classes).most_common(1)[0]
+        if times > 1:
+            raise ValueError(complaint(subject, "each class once", f"{label} {times} times"))
         if len(classes) == num_classes:
             remedy = "A dustbin needs a class outside the set."
             raise ValueError(complaint(subject, f"fewer than all {num_classes} classes", "all", remedy))

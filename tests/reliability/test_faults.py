@@ -1,0 +1,170 @@
+"""Killed, interrupted, terminated, out of room, without leave to write: nothing is lost and nothing half-written stays.
+
+`targets.label` under SIGKILL and on a full disk is tested in `tests/targets/test_labelling.py`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_distill import Backup
+from keras_distill.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_faults(what, *options):
+    """What `faults.py` found, in a folder that nobody's processes may reach too."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryDirectory(prefix="keras-distill-faults-") as folder:
+        Path(folder).chmod(0o755)
+        command = [sys.executable, ROOT / "tests/reliability/faults.py", what, folder, *options]
+        run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_training_killed_at_random_steps_is_bit_for_bit_the_undisturbed_one_by_keras_own_backup():
+    found = run_faults("training", "--backup", "keras", "--kills", "3")
+    assert found["kills"] == 3
+    assert found["bit_for_bit"]
+    assert found["left"] == []
+
+
+@pytest.mark.slow
+def test_training_killed_at_any_moment_also_while_it_saves_is_bit_for_bit_the_undisturbed_one_by_our_backup():
+    found = run_faults("training", "--backup", "ours", "--kills", "3")
+    assert found["kills"] >= 2
+    assert found["bit_for_bit"]
+    assert found["left"] == []
+
+
+def checked(found, name, fault):
+    run = found[f"{name}, {fault}"]
+    said = run["said"]
+    assert run["killed_by"] is None, said
+    assert "Traceback" not in said, said
+    if fault in ("SIGTERM", "SIGINT"):
+        assert run["code"] == {"SIGTERM": 143, "SIGINT": 130}[fault], said
+        assert "Run the same command again." in said
+    else:
+        assert run["code"] == 2, said
+        assert f"keras-distill {name}: error:" in said
+        assert "run the same command again" in said
+    assert not [file for file in run["left"] if ".partial" in file or ".older" in file], run["left"]
+    # What stands there is whole: the same command goes on from it or begins anew.
+    assert run["again"] == 0, run["again_said"]
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["label", "distill", "specialists"])
+def test_a_command_that_is_stopped_leaves_nothing_half_written_and_runs_again(name):
+    found = run_faults("commands", "--names", name)
+    for fault in ("SIGTERM", "SIGINT", "full-disk", "read-only"):
+        run = checked(found, name, fault)
+        if name == "distill":
+            assert run["left"] == []
+            assert run["then"] == ["out.keras"]
+
+
+@pytest.mark.slow
+def test_an_export_and_a_shipment_that_are_stopped_leave_nothing_and_run_again():
+    found = run_faults("commands", "--names", "export", "--faults", "SIGTERM", "full-disk", "read-only")
+    found |= run_faults("commands", "--names", "ship", "--faults", "SIGTERM", "read-only")
+    for key in found:
+        run = checked(found, *key.split(", "))
+        assert run["left"] == []
+    # Said before a minute of work, not after it.
+    assert found["ship, read-only"]["seconds"] < 0.5 * max(found["ship, SIGTERM"]["seconds"], 20.0)
+
+
+# Backup by itself
+
+
+def model(units=3, seed=0):
+    keras.utils.set_random_seed(seed)
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(units), keras.layers.Dropout(0.5)])
+    net.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
+    return net
+
+
+class Stop(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def fit(net, folder, *callbacks, epochs=4, **options):
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    callbacks = [Backup(folder, **options), *callbacks]
+    return net.fit(x, x[:, :3], batch_size=4, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+
+
+@pytest.mark.parametrize(("every", "resumed"), [(1, 3), (2, 2)])
+def test_a_resumed_training_is_the_undisturbed_one_from_its_last_backup_on(tmp_path, every, resumed):
+    whole = model()
+    expected = fit(whole, tmp_path / "whole", every=every).history["loss"]
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "stopped", Stop(3), every=every)
+    assert [file.name for file in (tmp_path / "stopped").iterdir()] == [f"epoch-{resumed:06d}"]
+    again = model(seed=1)
+    history = fit(again, tmp_path / "stopped", every=every)
+    assert history.epoch == list(range(resumed, 4))
+    np.testing.assert_allclose(history.history["loss"], expected[resumed:], rtol=1e-6)
+    for a, b in zip(again.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_half_a_backup_is_swept_and_the_whole_one_before_it_is_taken(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "stopped", Stop(2))
+    half = tmp_path / "stopped" / ".partial-epoch-000003-xyz"
+    half.mkdir()
+    (half / "model.weights.h5").write_bytes(b"half")
+    assert fit(model(), tmp_path / "stopped").epoch == [2, 3]
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_killed_after_the_last_epoch_there_is_nothing_left_to_train(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "stopped", Stop(2))
+    net = model()
+    assert fit(net, tmp_path / "stopped", epochs=2).epoch == []
+    assert all(np.isfinite(weight).all() for weight in net.get_weights())
+
+
+def test_a_backup_of_another_model_is_refused_by_its_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "stopped", Stop(2))
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(7), keras.layers.Dense(3)])
+    other.compile("sgd", "mse", jit_compile=False)
+    with pytest.raises(ValueError, match=r"epoch-000002 must be a backup of this model"):
+        fit(other, tmp_path / "stopped")
+
+
+# Signals
+
+
+def test_sigterm_is_an_exit_of_its_own_and_the_handler_of_the_caller_comes_back(monkeypatch, capsys):
+    from keras_distill.cli import label
+
+    monkeypatch.setattr(label, "run", lambda arguments: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["label", "--teacher", "t.keras", "--data", "digits", "--out", "s"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "terminated: nothing half-written was left. Run the same command again." in capsys.readouterr().err
