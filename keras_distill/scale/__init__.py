@@ -11,6 +11,7 @@ _HOMES = {
     "Engine": "engine",
     "Job": "engine",
     "Processes": "processes",
+    "distributed": "devices",
     "Ray": "ray",
     "WorkersLostError": "engine",
     "make_models": "models",

@@ -12,13 +12,13 @@ from keras_distill.targets.store import SoftTargetStore
 
 
 def checked_arrays(
-    dataset: Any, store: SoftTargetStore, ids: Any = None
+    dataset: Any, store: SoftTargetStore | None, ids: Any = None
 ) -> tuple[dict[str, Any], int, np.ndarray | None]:
     """A dataset as arrays by name, those that the store was labelled with.
 
     Args:
         dataset: a `Split`, `(inputs, labels)`, `(inputs, labels, sample_weight)`, or inputs alone.
-        store: an open store.
+        store: an open store; `None` takes any arrays.
         ids: the ids of the items, where they are a part of what was labelled or in another order.
 
     Returns:
@@ -40,6 +40,8 @@ def checked_arrays(
     if len(lengths) != 1:
         raise ValueError(complaint("inputs, labels and weights", "of one length", sorted(lengths)))
     num_items = lengths.pop()
+    if store is None:
+        return arrays, num_items, None
     manifest = store.manifest
     if ids is None:
         fingerprint = inputs_fingerprint(arrays["inputs"]) if manifest.dataset_fingerprint else None

@@ -1,4 +1,4 @@
-"""Store + arrays → batches with their soft targets, in NumPy: `attach` where Keras does not run on TensorFlow.
+"""Arrays, with a store or without, → batches in NumPy: `attach` where Keras does not run on TensorFlow.
 
 A batch is known by its number alone: the order of an epoch is a keyed permutation of any length in no memory, so that
 several processes take their shares of the same batches without a word to each other. Not here: streams, which are
@@ -19,12 +19,12 @@ _ROUNDS = 6
 
 
 class StoredBatches(keras.utils.PyDataset):
-    """Batches of inputs, labels and stored soft targets, for `Distiller(teacher=None, …).fit(…, shuffle=False)`.
+    """Batches of inputs, labels and stored soft targets, for `Distiller(…).fit(…, shuffle=False)`.
 
     Args:
         dataset: in memory, or arrays that lie on disk: a `Split`, `(inputs, labels)`, `(inputs, labels,
             sample_weight)`, or inputs alone.
-        store: an open store.
+        store: an open store; `None` gives inputs and labels alone, for a teacher beside the student.
         batch_size: items a batch, of all workers together.
         shuffle: whether each epoch has an order of its own.
         seed: of the order, and of the choice of views.
@@ -43,7 +43,7 @@ class StoredBatches(keras.utils.PyDataset):
     def __init__(
         self,
         dataset: Any,
-        store: SoftTargetStore,
+        store: SoftTargetStore | None,
         *,
         batch_size: int = 128,
         shuffle: bool = True,
@@ -66,7 +66,7 @@ class StoredBatches(keras.utils.PyDataset):
             expected = f"a multiple of {self._multiple}, the devices or processes that share it"
             raise ValueError(complaint("batch_size", expected, batch_size))
         self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
-        self.replay = _replay(store)
+        self.replay = None if store is None else _replay(store)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class StoredBatches(keras.utils.PyDataset):
             positions = permuted(positions, self.num_items, [self.seed, self.epoch])
         which = positions if self.ids is None else self.ids[positions]
         views = np.zeros_like(which)
-        if self.store.manifest.num_views > 1:
+        if self.store is not None and self.store.manifest.num_views > 1:
             generator = np.random.default_rng([self.seed, self.epoch, index, self.worker])
             views = generator.integers(0, self.store.manifest.num_views, which.shape)
         arrays = {
@@ -92,8 +92,9 @@ class StoredBatches(keras.utils.PyDataset):
         }
         if self.replay is not None:
             arrays["inputs"] = keras.tree.map_structure(np.asarray, self.replay(arrays["inputs"], which, views))
-        y = {"labels": arrays["labels"]} if "labels" in arrays else {}
-        y["soft_targets"] = self.store.read(which, views)
+        y: Any = arrays.get("labels")
+        if self.store is not None:
+            y = {"soft_targets": self.store.read(which, views)} | ({} if y is None else {"labels": y})
         return (arrays["inputs"], y, *([arrays["sample_weight"]] if "sample_weight" in arrays else []))
 
     def on_epoch_end(self) -> None:

@@ -220,10 +220,13 @@ def _label_by_engine(
     from keras_distill.scale.parcel import sent
 
     arguments = (sent(teacher), source.inputs, source.batch_size, source.augmentation, path.absolute(), manifest)
+    is_first = True
     for index, num_rows in engine_of(engine).run(Job(_open_labeller, (*arguments, options)), indices):
-        if index not in labelled_shards(path, manifest):
+        # Looking costs a listing of the folder: the first shard tells whether the workers see the same one.
+        if is_first and index not in labelled_shards(path, manifest):
             remedy = "Name a folder on a disk that all machines share."
             raise OSError(complaint(str(path), "where the workers write", f"no shard {index} after its task", remedy))
+        is_first = False
         advance(num_rows)
 
 

@@ -16,7 +16,7 @@ from keras_distill.scale import Job, Processes, Ray, WorkersLostError, make_mode
 from keras_distill.scale.engine import engine_of
 from keras_distill.scale.parcel import packed, unpacked
 from keras_distill.specialists import train, train_all
-from keras_distill.teachers import Ensemble
+from keras_distill.teachers import Ensemble, OnnxTeacher
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -214,6 +214,19 @@ def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, na
     assert len(firsts) <= 24 + 1 + 1
     targets.label(slow, x, tmp_path / "one", **options)
     assert content(tmp_path / "store") == content(tmp_path / "one")
+
+
+def test_a_teacher_of_another_runtime_travels_by_its_file(tmp_path):
+    from onnx import TensorProto, helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "logits")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["logits"])], "twice", values[:1], values[1:])
+    path = tmp_path / "teacher.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    again = unpacked(*packed(OnnxTeacher(path, num_threads=1)))
+    x = inputs(4)[:, :3]
+    np.testing.assert_array_equal(again(x), 2 * x)
+    assert again.fingerprint == OnnxTeacher(path, num_threads=1).fingerprint
 
 
 def test_a_memory_map_travels_as_the_name_of_its_file(tmp_path):
