@@ -3,14 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two workers of one thread each: TensorFlow starts twice, and both cores stay busy.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+ON_JAX := tests/contract tests/losses tests/teachers/test_ensemble.py tests/teachers/test_moving_average.py \
+	tests/specialists/test_combiner.py tests/specialists/test_training.py tests/targets/test_store.py \
+	tests/targets/test_batches.py tests/targets/test_labelling.py tests/test_distiller.py \
+	tests/test_distiller_features.py tests/test_logits.py tests/test_structured_outputs.py tests/cli/test_distill.py \
+	tests/cli/test_label.py
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast test-jax lint bench clean
 
 demo: .venv/installed
 	$(BIN)/keras-distill demo
 
 test: .venv/installed
 	$(PYTEST)
+
+# What must run on JAX, once more on JAX, where TensorFlow is as if it were not installed.
+test-jax: .venv/installed
+	KERAS_BACKEND=jax $(PYTEST) $(ON_JAX)
 
 test-fast: .venv/installed
 	$(PYTEST) -m "not slow"
@@ -25,7 +34,7 @@ bench: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax,ray]"
 	touch $@
 
 clean:

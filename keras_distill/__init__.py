@@ -15,6 +15,7 @@ _SUBPACKAGES = (
     "losses",
     "quantize_aware",
     "report",
+    "scale",
     "schedules",
     "specialists",
     "targets",

@@ -19,6 +19,7 @@ from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
+from keras_distill.taught_batches import TaughtBatches, follow, teacher_pass
 
 _LABELS, _SOFT_TARGETS, _TEACHER_FEATURES = "labels", "soft_targets", "teacher_features"
 _UNLABELLED = "unlabelled"
@@ -111,7 +112,9 @@ class Distiller(keras.Model):
         self._student_probabilities = keras.metrics.Mean(name="student_probabilities")
         self._reduce = WeightedMean()
         self._student_pass: Any = None
-        self._teacher = _Unsaved(None, None)
+        # Keras's step for JAX calls the model itself, also where an evaluation wants more than its output.
+        self._gives_all = False
+        self._teacher = _Unsaved(None, None, None)
         # What losses and weights train, move and save with this model and not with the student; each once.
         self.companions: list[keras.Layer] = self._objective.layers()
         if student.built:
@@ -155,7 +158,7 @@ class Distiller(keras.Model):
         run = self._open_teacher(teacher)
         self._meet(run)
         # A plain holder: Keras stores sub-models by the order of their creation, and must not see the teacher.
-        self._teacher = _Unsaved(teacher, run)
+        self._teacher = _Unsaved(teacher, run, teacher_pass(run, teacher))
         layers = getattr(teacher, "_flatten_layers", lambda: [teacher])()
         self.supports_jit = all(getattr(layer, "supports_jit", True) for layer in layers)
         self.train_function = self.test_function = None
@@ -175,7 +178,9 @@ class Distiller(keras.Model):
         """The student's output; in training all that the objective needs, as `Outputs`."""
         if self._student_pass is None:
             self._open_student()
-        return self._student_pass(inputs, True) if training else self.student(inputs, training=False)
+        if training or self._gives_all:
+            return self._student_pass(inputs, training)
+        return self.student(inputs, training=False)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the student as `keras.Model.fit` does.
@@ -226,6 +231,46 @@ class Distiller(keras.Model):
             loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
             self._loss_tracker.update_state(unscaled(loss), sample_weight=_batch_size(x))
             return self.compute_metrics(x, y, outputs, sample_weight)
+
+    elif keras.config.backend() == "jax":
+
+        def make_train_function(self, force: bool = False) -> None:
+            """Keras's own, over batches that the teacher has seen."""
+            is_new = self.train_function is None or force
+            super().make_train_function(force)
+            if is_new:
+                self.train_function = self._taught(self.train_function, training=True)
+
+        def make_test_function(self, force: bool = False) -> None:
+            """Keras's own; the teacher sees the batches only if `evaluate_distillation`."""
+            is_new = self.test_function is None or force
+            super().make_test_function(force)
+            if is_new and self.evaluate_distillation:
+                self.test_function = self._taught(self.test_function, training=False)
+
+        def test_step(self, state: Any, data: Any) -> Any:  # type: ignore[misc]  # Keras's signature for JAX
+            """Keras's own; with `evaluate_distillation` the student gives all that the objective needs."""
+            self._gives_all = self.evaluate_distillation
+            try:
+                return super().test_step(state, data)
+            finally:
+                self._gives_all = False
+
+        def _taught(self, function: Any, training: bool) -> Any:
+            if training and self.steps_per_execution > 1 and hasattr(self.teacher, "follow"):
+                expected = "1 on JAX, for a teacher that follows its student"
+                raise ValueError(complaint("steps_per_execution", expected, self.steps_per_execution))
+
+            def step(state: tuple, batches: Any) -> Any:
+                def teach(x: Any, y: Any) -> Any:
+                    values = zip(
+                        self.trainable_variables + self.non_trainable_variables, state[0] + state[1], strict=True
+                    )
+                    return self._with_teacher(x, y, training, list(values))
+
+                return function(state, TaughtBatches(batches, teach))
+
+            return step
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -351,8 +396,11 @@ class Distiller(keras.Model):
             term.loss.build(*pair)
             term.loss.validate_outputs(*pair)
 
-    def _with_teacher(self, x: Any, y: Any, training: bool = False) -> Any:
-        """`y` with what the teacher says of `x`, unless the batch brings it or nothing would read it."""
+    def _with_teacher(self, x: Any, y: Any, training: bool = False, student_values: list | None = None) -> Any:
+        """`y` with what the teacher says of `x`, unless the batch brings it or nothing would read it.
+
+        `student_values` are the student's, `(variable, value)`, where a compiled step holds them (JAX).
+        """
         parts = _as_parts(y)
         if _SOFT_TARGETS in parts or not self._distils:
             return y
@@ -363,9 +411,16 @@ class Distiller(keras.Model):
             )
             raise ValueError(complaint("the teacher", "given before fit", None, remedy))
         if training and hasattr(self.teacher, "follow"):
-            self.teacher.follow(self.student)
-        outputs = self._teacher.run(x, False)
-        soft_targets, features = keras.tree.map_structure(ops.stop_gradient, (outputs.logits, outputs.features))
+            if student_values is None:
+                self.teacher.follow(self.student)
+            else:
+                follow(self.teacher, self.student, student_values)
+        if student_values is None:
+            outputs = self._teacher.run(x, False)
+            outputs = outputs.logits, outputs.features
+        else:
+            outputs = self._teacher.between_steps(x)
+        soft_targets, features = keras.tree.map_structure(ops.stop_gradient, outputs)
         return parts | {_SOFT_TARGETS: soft_targets, _TEACHER_FEATURES: features}
 
     def _distillation_loss(self, parts: dict[str, Any], outputs: Outputs, sample_weight: Any) -> Any:
@@ -511,6 +566,7 @@ class _Unsaved:
 
     model: Callable | None
     run: Any
+    between_steps: Any
 
 
 @dataclass(frozen=True)
@@ -560,6 +616,9 @@ class _FirstBatchWatch(keras.callbacks.Callback):
         self._look()
 
     def _look(self) -> None:
+        if hasattr(self.model, "jax_state_sync"):
+            # Until then the numbers are in the hands of the compiled step.
+            self.model.jax_state_sync()
         message = self.model._complaint_of_first_batch()
         if message:
             for variable, value in self.before:

@@ -5,14 +5,31 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Closed forms are compared in float64, which JAX has only if asked.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
 
+import sys
 from pathlib import Path
 
 import pytest
 
+ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
+
+
+class _WithoutTensorFlow:
+    """On another backend TensorFlow is as if it were not installed: nothing that these tests touch may want it."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ModuleNotFoundError(f"No module named {name!r}: these tests do without", name=name)
+
 
 def pytest_configure(config):
     """Sets TensorFlow's threads before any test can start its pools."""
+    if not ON_TENSORFLOW:
+        sys.meta_path.insert(0, _WithoutTensorFlow)
+        return
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -20,7 +37,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Skips the tests that need real data where there is none."""
+    """Skips the tests that need TensorFlow on another backend, and those that need real data where there is none."""
+    elsewhere = pytest.mark.skip(reason="is about TensorFlow itself")
+    for item in items:
+        if "tensorflow" in item.keywords and not ON_TENSORFLOW:
+            item.add_marker(elsewhere)
     folder = os.environ.get("KERAS_DISTILL_DATA", "")
     if folder and Path(folder).is_dir():
         return

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-import tensorflow as tf
 from keras import layers
 
 import keras_distill as kd
@@ -178,8 +177,11 @@ def test_items_of_weight_zero_are_as_if_absent(items):
     assert largest_difference(student, twin) < 1e-6
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("source", ["teacher", "arrays", "dataset"])
 def test_class_weights_weigh_both_terms(items, source):
+    import tensorflow as tf
+
     x, y = items
     teacher, student = make_net(16), make_net(4)
     twin = copy_of(student)
@@ -566,7 +568,10 @@ def test_outputs_of_different_rank_are_refused():
         kd.Distiller(other, make_net())
 
 
+@pytest.mark.tensorflow
 def test_empty_set_is_refused():
+    import tensorflow as tf
+
     distiller = compiled(kd.Distiller(make_net(), make_net()))
     with pytest.raises(ValueError, match="the training set must be not empty; got 0 items"):
         distiller.fit(np.zeros((0, 6)), np.zeros(0, "int64"))

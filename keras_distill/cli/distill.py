@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, default=20, help="passes over the training set (default: %(default)s)")
     add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="Adam's, with cosine decay to zero (default: %(default)s)")
+    add("--distribute", choices=("mirrored", "data-parallel"), help="train on all devices: of TensorFlow, of JAX")
+    add("--coordinator", metavar="HOST:PORT", help="with data-parallel on several hosts: where process 0 listens")
+    add("--process", default="0/1", metavar="I/N", help="which of N such processes this is (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the shuffling and of dropout (default: %(default)s)")
     add("--quantize-aware", action="store_true", help="train the student as an int8 network; export keeps its integers")
     model_file.add_loading_arguments(parser)
@@ -42,6 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_fraction("--student-loss-weight", arguments.student_loss_weight)
     check_count("--epochs", arguments.epochs)
     check_count("--batch-size", arguments.batch_size)
+    if arguments.distribute == "data-parallel":
+        from keras_distill.cli import distill_in_parallel
+
+        return distill_in_parallel.run(arguments)
 
     import keras
     from rich.console import Console
@@ -50,11 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     from keras_distill._files import whole_file
     from keras_distill.distiller import Distiller
     from keras_distill.losses import SoftTargets
+    from keras_distill.scale import distributed
 
     console = Console()
     keras.utils.set_random_seed(arguments.seed)
     # Opened before hours of training, so that an output that cannot be written is said now.
-    with whole_file(_keras_file(arguments.out)) as aside:
+    with distributed(arguments.distribute), whole_file(_keras_file(arguments.out)) as aside:
         student = model_file.load(arguments.student, arguments)
         dataset = data.load(arguments.data)
         _check_fit(student, dataset, "student")

@@ -1,12 +1,13 @@
 """Run your teacher over a dataset once and store its soft targets; training then reads them in its place.
 
 The training split is labelled; an item's id is its place in it. A killed run goes on where it stopped: give the
-same command again. Several processes share the work with --worker 0/4, 1/4, …
+same command again. --workers 4 labels with four processes, --engine ray on a cluster; or start processes yourself,
+with --worker 0/4, 1/4, …
 """
 
 import argparse
 
-from keras_distill.cli import model_file
+from keras_distill.cli import engine_options, model_file
 
 SUMMARY = "store your teacher's soft targets, once"
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, help="merge several teachers at this temperature, the only one then")
     add("--batch-size", type=int, default=256, help="items a forward pass (default: %(default)s)")
     add("--worker", default="0/1", metavar="I/N", help="label the I-th of N shares, I from 0 (default: %(default)s)")
+    engine_options.add_engine_arguments(parser)
     model_file.add_loading_arguments(parser)
 
 
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         worker=worker,
         num_workers=num_workers,
+        engine=engine_options.engine_from(arguments),
         progress=True,
     )
     # No markup: a folder's name may hold brackets.

@@ -8,7 +8,7 @@ processes, then run once without it.
 
 import argparse
 
-from keras_distill.cli import model_file
+from keras_distill.cli import engine_options, model_file
 
 SUMMARY = "train specialists for confusable classes and merge them exactly"
 
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--distill-temperature", type=float, default=4.0, help="of that (default: %(default)s)")
     add("--distill-learning-rate", type=float, default=1e-3, help="of that (default: %(default)s)")
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    engine_options.add_engine_arguments(parser)
     model_file.add_loading_arguments(parser)
 
 
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     logits = _cached_logits(generalist, dataset.train, out / "generalist_logits.npy")
     clusters = _clusters(arguments, logits, dataset, out)
     console.print(specialists.table(clusters, dataset.class_names))
+    _train_by_engine(arguments, generalist, clusters, dataset, logits, out)
     chosen = range(len(clusters.class_sets)) if arguments.only is None else arguments.only
     for position in chosen:
         if not 0 <= position < len(clusters.class_sets):
@@ -105,7 +107,7 @@ def _keep_settings(arguments, out):
     from hashlib import sha256
     from pathlib import Path
 
-    free = {"only", "out", "run", "command", "traceback", "modules", "trust_code", "generalist"}
+    free = {"only", "engine", "workers", "out", "run", "command", "traceback", "modules", "trust_code", "generalist"}
     free |= {name for name in vars(arguments) if name.startswith("distill")}
     settings = {name: value for name, value in sorted(vars(arguments).items()) if name not in free}
     settings["generalist"] = sha256(Path(arguments.generalist).read_bytes()).hexdigest()
@@ -180,6 +182,21 @@ def _recipe(arguments, logits, seed):
         "generalist_logits": logits,
         "seed": seed,
     }
+
+
+def _train_by_engine(arguments, generalist, clusters, dataset, logits, out):
+    """All specialists by the workers that --engine and --workers ask for; who follows finds them made."""
+    from keras_distill import specialists
+
+    engine = engine_options.engine_from(arguments)
+    if engine is None:
+        return
+    if arguments.only is not None:
+        raise ValueError("--only must be left out with an engine, which trains all of them; got both.")
+    recipe = _recipe(arguments, logits, arguments.seed)
+    specialists.train_all(
+        generalist, clusters.class_sets, dataset.train, out, engine=engine, num_steps=arguments.steps, **recipe
+    )
 
 
 def _specialist(arguments, position, generalist, clusters, dataset, logits, out):

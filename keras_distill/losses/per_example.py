@@ -83,7 +83,15 @@ def restored(value: Any) -> Any:
 def at_least_float32(values: Any) -> Any:
     """`values` as a tensor in which sums over many entries are right: half precision becomes float32."""
     values = ops.convert_to_tensor(values)
-    return ops.cast(values, keras.backend.result_type(values.dtype, "float32"))
+    return ops.cast(values, sum_dtype(values))
+
+
+def sum_dtype(values: Any) -> str:
+    """The dtype in which sums over a tensor's entries are right: its own if it is float64, else float32.
+
+    Keras's own promotion makes float32 of float64 on JAX, also where JAX has been told to keep it.
+    """
+    return "float64" if keras.backend.standardize_dtype(values.dtype) == "float64" else "float32"
 
 
 def log_probabilities(probabilities: Any) -> Any:

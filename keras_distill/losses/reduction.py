@@ -13,7 +13,12 @@ class WeightedMean(keras.losses.Loss):
         super().__init__(name="distillation_mean")
 
     def __call__(self, values: Any, mask_carrier: Any, sample_weight: Any) -> Any:
-        """The mean of `values` `(batch, …)`, by the mask that `mask_carrier` has and by `sample_weight`."""
+        """The mean of `values` `(batch, …)`, by the mask that `mask_carrier` has and by `sample_weight`.
+
+        A scalar is its own mean; it too is divided by the replicas, each of which adds its whole.
+        """
+        if len(values.shape) == 0:
+            return values / _num_replicas()
         if sample_weight is not None:
             missing = len(values.shape) - len(sample_weight.shape)
             sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *[1] * max(missing, 0)))
@@ -29,8 +34,13 @@ class WeightedMean(keras.losses.Loss):
 
 def unscaled(loss: Any) -> Any:
     """A loss as one device would report it: Keras divides by the replicas before it adds up their gradients."""
+    return loss * _num_replicas()
+
+
+def _num_replicas() -> float:
+    """How many devices of TensorFlow's distribution share a step; JAX's mean is over the whole batch already."""
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        return loss * float(tf.distribute.get_strategy().num_replicas_in_sync)
-    return loss
+        return float(tf.distribute.get_strategy().num_replicas_in_sync)
+    return 1.0

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_distill._checks import check_choice, check_positive
 from keras_distill.losses.logit_loss import check_several_classes, validate_logits
-from keras_distill.losses.per_example import PerExampleLoss, log_probabilities, serialized
+from keras_distill.losses.per_example import PerExampleLoss, log_probabilities, serialized, sum_dtype
 from keras_distill.schedules import check_schedulable, current
 
 TAIL_POLICIES = ("uniform", "bucket", "renormalise")
@@ -112,7 +112,7 @@ def top_k_soft_targets(
     """
     check_choice("tail", tail, TAIL_POLICIES)
     student_logits = ops.convert_to_tensor(student_logits)
-    dtype = keras.backend.result_type(student_logits.dtype, "float32")
+    dtype = sum_dtype(student_logits)
     student_logits, top_k_logits, log_normalizer, temperature = (
         ops.cast(values, dtype) for values in (student_logits, top_k_logits, log_normalizer, temperature)
     )
@@ -197,7 +197,7 @@ def _put_at(rows: Any, ids: Any, values: Any) -> Any:
 def log_softmax(logits: Any, temperature: Any) -> Any:
     """Log-probabilities of `logits / temperature` over the last axis, in float32 or, for float64, in float64."""
     logits = ops.convert_to_tensor(logits)
-    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    logits = ops.cast(logits, sum_dtype(logits))
     return ops.log_softmax(logits / ops.cast(temperature, logits.dtype), axis=-1)
 
 

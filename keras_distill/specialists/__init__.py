@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import Any
 
 from keras_distill.specialists.combiner import SpecialistCombiner, SpecialistEnsemble, merge
+from keras_distill.specialists.several import train_all
 from keras_distill.specialists.training import train, train_control
 
 _LAZY = ("Clusters", "cluster_classes", "heat_map", "table")
 
-__all__ = ["SpecialistCombiner", "SpecialistEnsemble", "merge", "train", "train_control", *_LAZY]
+__all__ = ["SpecialistCombiner", "SpecialistEnsemble", "merge", "train", "train_all", "train_control", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

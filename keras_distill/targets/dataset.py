@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import check_count, complaint
+from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.augmentation import Augmentation, hashes
-from keras_distill.targets.labelling import inputs_fingerprint
-from keras_distill.targets.manifest import ForeignDatasetError, Manifest, check_source
+from keras_distill.targets.manifest import Manifest
 from keras_distill.targets.store import SoftTargetStore
 
 # Sixteen batches a read: a call into Python costs more than the rows of one small batch.
@@ -88,26 +88,8 @@ def _of_arrays(
     ids: Any,
     drop_remainder: bool,
 ) -> tf.data.Dataset:
-    parts = (dataset.inputs, dataset.labels) if hasattr(dataset, "inputs") else dataset
-    parts = parts if isinstance(parts, tuple) else (parts,)
-    # `None` labels are no labels: (inputs, None, sample_weight).
-    names = [name for name, part in zip(("inputs", "labels", "sample_weight"), parts, strict=False) if part is not None]
-    arrays = {
-        name: tf.nest.map_structure(np.asanyarray, part)
-        for name, part in zip(names, (p for p in parts if p is not None), strict=True)
-    }
-    num_items = _common_length(arrays)
+    arrays, num_items, ids = checked_arrays(dataset, store, ids)
     manifest = store.manifest
-    if ids is None:
-        fingerprint = inputs_fingerprint(arrays["inputs"]) if manifest.dataset_fingerprint else None
-        check_source(store.path, manifest, num_items=num_items, dataset_fingerprint=fingerprint)
-    else:
-        ids = np.asarray(ids)
-        if ids.shape != (num_items,) or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(complaint("ids", f"integers of shape ({num_items},)", f"{ids.dtype} {ids.shape}"))
-        if num_items and not (ids.min() >= 0 and ids.max() < manifest.num_items):
-            outside = ids[(ids < 0) | (ids >= manifest.num_items)][0]
-            raise ForeignDatasetError(complaint("ids", f"in [0, {manifest.num_items}), the store's", outside))
     if replay is not None and replay.mixup is not None and ids is not None:
         remedy = "Mixup looks partners up in the whole dataset: give all of it."
         raise ValueError(complaint("ids", "None with Mixup", "a part of the dataset", remedy))
@@ -261,10 +243,3 @@ def _element(arrays: dict[str, Any], targets: Any) -> tuple:
     known = {"labels": arrays["labels"]} if "labels" in arrays else {}
     y = {**known, "soft_targets": targets}
     return (arrays["inputs"], y, arrays["sample_weight"]) if "sample_weight" in arrays else (arrays["inputs"], y)
-
-
-def _common_length(arrays: dict[str, Any]) -> int:
-    lengths = {len(array) for array in tf.nest.flatten(arrays)}
-    if len(lengths) != 1:
-        raise ValueError(complaint("inputs, labels and weights", "of one length", sorted(lengths)))
-    return lengths.pop()

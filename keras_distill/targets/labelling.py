@@ -15,19 +15,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import check_count, check_positive, complaint
+from keras_distill.compilation import compiled
 from keras_distill.logits import logits_model
-from keras_distill.targets.augmentation import Augmentation
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
-from keras_distill.targets.shards import create, finish, missing_shards, write_shard
+from keras_distill.targets.shards import create, finish, labelled_shards, missing_shards, write_shard
 from keras_distill.targets.store import SoftTargetStore
+
+if TYPE_CHECKING:
+    from keras_distill.scale import Engine
+    from keras_distill.targets.augmentation import Augmentation
 
 
 def label(
@@ -37,7 +40,7 @@ def label(
     *,
     top_k: int | None = None,
     dtype: str = "float16",
-    augmentation: Augmentation | None = None,
+    augmentation: "Augmentation | None" = None,
     views: int | None = None,
     members: bool = False,
     temperature: float | None = None,
@@ -49,6 +52,7 @@ def label(
     num_items: int | None = None,
     worker: int = 0,
     num_workers: int = 1,
+    engine: "Engine | str | None" = None,
     progress: bool | None = None,
 ) -> SoftTargetStore | None:
     """Runs the teacher over a dataset once and stores its logits; training then reads them in its place.
@@ -76,6 +80,8 @@ def label(
         num_items: length of a `tf.data.Dataset` that does not know it.
         worker: which of the processes this one is, in [0, num_workers).
         num_workers: how many processes label this store.
+        engine: who labels: `None` this process, `"local"` or `"ray"` or an engine of `keras_distill.scale` its workers,
+            a shard a task. The store is the same; with engines past this machine `path` is on a disk that all share.
         progress: show a progress bar; `None` does where standard error is a terminal.
 
     Returns:
@@ -98,6 +104,8 @@ def label(
     check_count("batch_size", batch_size)
     if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
         raise ValueError(complaint("worker", f"in [0, num_workers = {num_workers})", worker))
+    if engine is not None:
+        _check_for_engine(source, num_workers)
     forward = _forward(teacher, members, temperature, top_k, dtype, from_logits)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
     outputs = {name: np.asarray(values) for name, values in forward(source.first_batch()).items()}
@@ -121,7 +129,11 @@ def label(
     _check_room(path, manifest, missing)
     num_rows = sum(stop - start for start, stop in map(manifest.shard_rows, missing))
     with _progress_bar(path, manifest, num_rows, progress) as advance:
-        _label_shards(path, manifest, missing, source, forward, advance)
+        if engine is None:
+            _label_shards(path, manifest, missing, source, forward, advance)
+        else:
+            options = (members, temperature, top_k, dtype, from_logits)
+            _label_by_engine(engine, teacher, source, path, manifest, missing, options, advance)
     return SoftTargetStore.open(path, verify=False) if finish(path, manifest) else None
 
 
@@ -166,7 +178,7 @@ def fingerprint(teacher: Callable) -> str:
 def inputs_fingerprint(inputs: Any) -> str:
     """A hash of arrays: their shapes, dtypes, and up to 256 items evenly spaced from the first to the last."""
     digest = hashlib.sha256()
-    for array in tf.nest.flatten(inputs):
+    for array in keras.tree.flatten(inputs):
         digest.update(f"{array.dtype} {array.shape}".encode())
         for position in np.unique(np.linspace(0, len(array) - 1, 256).astype(np.int64)):
             digest.update(np.ascontiguousarray(array[position]).tobytes())
@@ -191,6 +203,57 @@ def _label_shards(
                 advance(shards.put(*pending.popleft()))
         while pending:
             advance(shards.put(*pending.popleft()))
+
+
+def _label_by_engine(
+    engine: "Engine | str",
+    teacher: Callable,
+    source: "_Source",
+    path: Path,
+    manifest: Manifest,
+    indices: Sequence[int],
+    options: tuple,
+    advance: Callable[[int], None],
+) -> None:
+    """The same by an engine's workers, a shard a task."""
+    from keras_distill.scale.engine import Job, engine_of
+    from keras_distill.scale.parcel import sent
+
+    arguments = (sent(teacher), source.inputs, source.batch_size, source.augmentation, path.absolute(), manifest)
+    is_first = True
+    for index, num_rows in engine_of(engine).run(Job(_open_labeller, (*arguments, options)), indices):
+        # Looking costs a listing of the folder: the first shard tells whether the workers see the same one.
+        if is_first and index not in labelled_shards(path, manifest):
+            remedy = "Name a folder on a disk that all machines share."
+            raise OSError(complaint(str(path), "where the workers write", f"no shard {index} after its task", remedy))
+        is_first = False
+        advance(num_rows)
+
+
+def _open_labeller(
+    teacher: Any, inputs: Any, batch_size: int, augmentation: Any, path: Path, manifest: Manifest, options: tuple
+) -> Callable[[int], int]:
+    """In a worker: the function that labels shard `index` and returns its number of rows."""
+    from keras_distill.scale.parcel import received
+
+    source = _Source((inputs,), None, batch_size, augmentation)
+    forward = _forward(received(teacher), *options)
+
+    def work(index: int) -> int:
+        _label_shards(path, manifest, [index], source, forward, lambda num_done: None)
+        start, stop = manifest.shard_rows(index)
+        return stop - start
+
+    return work
+
+
+def _check_for_engine(source: "_Source", num_workers: int) -> None:
+    if num_workers != 1:
+        remedy = "An engine knows its own: keras_distill.scale.Processes(num_workers)."
+        raise ValueError(complaint("num_workers", "1 with an engine", num_workers, remedy))
+    if source.stream is not None:
+        remedy = "Give arrays (memory maps of files that all workers see stay there), or use worker and num_workers."
+        raise ValueError(complaint("the dataset", "arrays, for an engine", "a tf.data.Dataset", remedy))
 
 
 class _ShardQueue:
@@ -242,12 +305,12 @@ class _ShardQueue:
 class _Source:
     """Batches of inputs by row, out of arrays or out of a stream."""
 
-    def __init__(self, dataset: Any, num_items: int | None, batch_size: int, augmentation: Augmentation | None):
+    def __init__(self, dataset: Any, num_items: int | None, batch_size: int, augmentation: "Augmentation | None"):
         self.batch_size = batch_size
         self.augmentation = augmentation
-        self.stream: tf.data.Dataset | None = None
+        self.stream: Any = None
         self.inputs: Any = None
-        if isinstance(dataset, tf.data.Dataset):
+        if _is_stream(dataset):
             if augmentation is not None and augmentation.mixup is not None:
                 remedy = "A stream cannot look a partner up by its id."
                 raise ValueError(complaint("the dataset", "arrays, for Mixup", "a tf.data.Dataset", remedy))
@@ -261,7 +324,7 @@ class _Source:
         else:
             inputs = dataset.inputs if hasattr(dataset, "inputs") else dataset
             self.inputs = inputs[0] if isinstance(inputs, tuple) else inputs
-            lengths = {len(array) for array in tf.nest.flatten(self.inputs)}
+            lengths = {len(array) for array in keras.tree.flatten(self.inputs)}
             if len(lengths) != 1:
                 raise ValueError(complaint("the inputs", "arrays of one length", sorted(lengths)))
             self.num_items = lengths.pop()
@@ -295,11 +358,12 @@ class _Source:
         ids = rows % self.num_items
         # Neighbours are a slice: no gather, one copy.
         where = slice(ids[0], ids[-1] + 1) if ids[-1] - ids[0] == len(ids) - 1 else ids
-        inputs = tf.nest.map_structure(lambda array: array[where], self.inputs)
+        inputs = keras.tree.map_structure(lambda array: array[where], self.inputs)
         return self._augmented(inputs, rows)
 
     def _of_stream(self, manifest: Manifest, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, Any]]:
-        assert self.stream is not None
+        import tensorflow as tf
+
         wanted = np.zeros(manifest.num_shards, bool)
         wanted[list(indices)] = True
         rows_per_shard = manifest.rows_per_shard
@@ -313,12 +377,13 @@ class _Source:
 
     def _augmented(self, inputs: Any, rows: np.ndarray) -> Any:
         if self.augmentation is None:
-            return tf.nest.map_structure(tf.convert_to_tensor, inputs)
+            return keras.tree.map_structure(ops.convert_to_tensor, inputs)
         ids, views = rows % self.num_items, rows // self.num_items
         partners = None
         if self.augmentation.mixup is not None:
             partners = self.inputs[self.augmentation.partners(ids, views, self.num_items).numpy()]
-        return self.augmentation(inputs, ids, views, partners, self.num_items)
+        seen = self.augmentation(inputs, ids, views, partners, self.num_items)
+        return seen if keras.config.backend() == "tensorflow" else keras.tree.map_structure(np.asarray, seen)
 
 
 def _forward(
@@ -367,15 +432,14 @@ def _forward(
         fields = {"top_k_logits": ops.cast(values, dtype), "top_k_ids": ids, "log_normalizer": normalizer}
         return {**fields, "width": ops.shape(logits)[-1]}
 
-    # Without autograph an error of ours stays as it is, rather than inside an excerpt of «user code».
     if isinstance(teacher, keras.Model):
-        return tf.function(lambda inputs: rows(run(inputs)), reduce_retracing=True, autograph=False)
-    compiled = tf.function(rows, reduce_retracing=True, autograph=False)
+        return compiled(lambda inputs: rows(run(inputs)), teacher)
+    compiled_rows = compiled(rows)
 
     def eagerly(inputs: Any) -> dict[str, Any]:
         # A teacher that is no Keras model may be of any framework: it takes and gives NumPy's arrays.
-        given = run(tf.nest.map_structure(np.asarray, inputs))
-        return compiled(tf.nest.map_structure(tf.convert_to_tensor, given))
+        given = run(keras.tree.map_structure(np.asarray, inputs))
+        return compiled_rows(keras.tree.map_structure(ops.convert_to_tensor, given))
 
     return eagerly
 
@@ -409,7 +473,7 @@ def _describe(
     )
 
 
-def _num_views(augmentation: Augmentation | None, views: int | None) -> int:
+def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:
     if augmentation is None:
         if views not in (None, 1):
             raise ValueError(complaint("views", "1 without an augmentation", views, "Pass augmentation=…"))
@@ -418,6 +482,12 @@ def _num_views(augmentation: Augmentation | None, views: int | None) -> int:
         remedy = "An exhaustive augmentation has exactly that many."
         raise ValueError(complaint("views", f"{augmentation.num_views} or None", views, remedy))
     return augmentation.num_views or check_count("views", views or 1)
+
+
+def _is_stream(dataset: Any) -> bool:
+    """Whether it is a `tf.data.Dataset`, of which there is none where nobody imported TensorFlow."""
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(dataset, tensorflow.data.Dataset)
 
 
 def _check_finite(shard: np.ndarray, manifest: Manifest) -> None:

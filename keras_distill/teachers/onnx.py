@@ -98,6 +98,10 @@ class OnnxTeacher:
             A float32 tensor `(batch, …, num_classes)`.
         """
         import keras
+
+        if keras.config.backend() != "tensorflow":
+            # There it runs between the compiled steps, on whole batches.
+            return keras.ops.convert_to_tensor(self.logits(keras.tree.map_structure(np.asarray, inputs)))
         import tensorflow as tf
 
         flat = [tf.convert_to_tensor(values) for values in keras.tree.flatten(inputs)]
@@ -111,6 +115,16 @@ class OnnxTeacher:
         # A graph knows nothing of what another runtime returns.
         logits.set_shape([flat[0].shape[0], *self._output_shape[1:]])
         return logits
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: the settings; the file must be there, too."""
+        return {name: value for name, value in vars(self).items() if name not in ("_session", "_inputs")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the file again."""
+        vars(self).update(state)
+        self._session = _open(self.path, self.num_threads)
+        self._inputs = self._session.get_inputs()
 
     def logits(self, inputs: Any) -> np.ndarray:
         """The same for NumPy arrays alone: float32 `(batch, …, num_classes)`."""

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from keras import layers
+from backend import dtype_of, for_any_batch_size, gradient, value_and_gradient
+from keras import layers, ops
 
 import keras_distill as kd
 from keras_distill import losses, schedules
@@ -87,7 +87,7 @@ def test_every_class_is_here(name):
 def test_one_value_an_example(name):
     values = built(name).per_example(*outputs_of(name))
     assert values.shape[0] == BATCH
-    assert values.dtype == tf.float32
+    assert dtype_of(values) == "float32"
     assert np.all(np.asarray(values) >= 0)
 
 
@@ -111,10 +111,10 @@ def test_reloaded_it_is_the_same(name):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_outputs_are_compared_in_float32(name, dtype):
     loss = built(name)
-    halves = [tf.cast(values, dtype) for values in outputs_of(name)]
+    halves = [ops.cast(values, dtype) for values in outputs_of(name)]
     values = loss.per_example(*halves)
-    assert values.dtype == tf.float32
-    expected = loss.per_example(*[tf.cast(half, tf.float32) for half in halves])
+    assert dtype_of(values) == "float32"
+    expected = loss.per_example(*[ops.cast(half, "float32") for half in halves])
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -125,11 +125,7 @@ def test_gradient_is_the_slope_along_a_direction(name):
     dtype = "float32" if any(word in name for word in in_float32) else "float64"
     teacher, student = outputs_of(name, dtype=dtype)
     direction = np.random.default_rng(5).normal(size=student.shape).astype(dtype)
-    with tf.GradientTape() as tape:
-        variable = tf.convert_to_tensor(student)
-        tape.watch(variable)
-        value = loss.compute_loss(teacher, variable)
-    slope = float(np.sum(tape.gradient(value, variable).numpy() * direction))
+    slope = float(np.sum(gradient(lambda student: loss.compute_loss(teacher, student), student) * direction))
     step = 1e-5 if dtype == "float64" else 3e-2
     up, down = (float(loss.compute_loss(teacher, student + sign * step * direction)) for sign in (1, -1))
     np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-4 if dtype == "float64" else 2e-2)
@@ -139,13 +135,11 @@ def test_gradient_is_the_slope_along_a_direction(name):
 def test_a_single_item_is_finite(name):
     loss = built(name)
     teacher, student = outputs_of(name, batch=1)
-    student = tf.convert_to_tensor(student)
-    with tf.GradientTape() as tape:
-        tape.watch(student)
-        value = loss.compute_loss(teacher, student)
-    gradient = tape.gradient(value, student)
+    value, slope = value_and_gradient(lambda student: loss.compute_loss(teacher, student))(
+        ops.convert_to_tensor(student)
+    )
     assert np.isfinite(value)
-    assert gradient is None or np.isfinite(gradient).all()
+    assert slope is None or np.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("jit_compile", [True, False])
@@ -153,20 +147,16 @@ def test_compiled_for_any_batch_size_it_is_the_same(name, jit_compile):
     if jit_compile and name.endswith(("scheduled", "learnt", "warming up", "projector")):
         pytest.skip("XLA compiles the loss of this class once; tests/test_schedules.py has the schedules")
     loss = built(name)
-    signature = [tf.TensorSpec([None, *values.shape[1:]], tf.float32) for values in outputs_of(name)]
 
-    @tf.function(input_signature=signature, jit_compile=jit_compile)
-    def compiled(teacher, student):
-        with tf.GradientTape() as tape:
-            tape.watch(student)
-            value = loss.compute_loss(teacher, student)
-        return value, tape.gradient(value, student)
+    def value_and_slope(teacher, student):
+        return value_and_gradient(lambda student: loss.compute_loss(teacher, student))(student)
 
+    compiled = for_any_batch_size(value_and_slope, outputs_of(name), jit_compile)
     for batch in (BATCH, 3):
-        pair = outputs_of(name, batch=batch)
-        value, gradient = compiled(*pair)
+        pair = [ops.convert_to_tensor(values) for values in outputs_of(name, batch=batch)]
+        value, slope = compiled(*pair)
         np.testing.assert_allclose(value, loss.compute_loss(*pair), rtol=1e-4, atol=1e-6)
-        assert np.isfinite(gradient).all()
+        assert np.isfinite(slope).all()
 
 
 def test_our_distiller_reports_it_and_trains_by_it(name):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import scipy.ndimage
-import tensorflow as tf
-from keras import layers, ops
+from backend import gradient
+from keras import layers
 
 from keras_distill.losses import AttentionTransfer, Hint, Projector, attention_map, attention_transfer, hint
 from keras_distill.losses.projector import resized
@@ -133,11 +133,8 @@ def test_attention_of_a_larger_map_is_brought_to_the_smaller_one():
 
 
 def test_attention_gradient_of_a_dead_layer_is_finite():
-    teacher, student = draw(2, 4, 4, 3), tf.zeros((2, 4, 4, 3))
-    with tf.GradientTape() as tape:
-        tape.watch(student)
-        loss = ops.mean(attention_transfer(teacher, student))
-    assert np.isfinite(tape.gradient(loss, student)).all()
+    teacher, student = draw(2, 4, 4, 3), np.zeros((2, 4, 4, 3), "float32")
+    assert np.isfinite(gradient(lambda features: attention_transfer(teacher, features), student)).all()
 
 
 def test_attention_of_vectors_is_refused():

@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from backend import gradient, under_xla
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
+from keras_distill import compilation
 from keras_distill.logits import logits_model
 from keras_distill.specialists import SpecialistCombiner, SpecialistEnsemble, merge
 
@@ -235,11 +236,10 @@ def test_gradients_are_those_of_the_optimum():
             q = (mass + q * (outside.T @ (dustbins / (outside @ q)))) / 4
         return weights @ np.log(q)
 
-    tensors = [tf.constant(part[None]) for part in (generalist, *specialists)]
-    with tf.GradientTape() as tape:
-        tape.watch(tensors)
-        value = tf.reduce_sum(merge(tensors[0], tensors[1:], class_sets, 12) * weights.astype("float32"))
-    found = tape.gradient(value, tensors)
+    found = gradient(
+        lambda parts: merge(parts[0], parts[1:], class_sets, 12) * weights.astype("float32"),
+        [part[None] for part in (generalist, *specialists)],
+    )
     parts = [part.astype("float64") for part in (generalist, *specialists)]
     for position, part in enumerate(parts):
         for place in range(len(part)):
@@ -274,7 +274,7 @@ def test_layer_runs_in_a_model_of_unknown_batch_size_and_under_xla():
     batch = [np.repeat(part[None], 3, axis=0) for part in (generalist, *specialists)]
     expected = np.repeat(merge_one(generalist, specialists, class_sets, 3)[None], 3, axis=0)
     np.testing.assert_allclose(model.predict(batch, verbose=0), expected, atol=1e-5)
-    compiled = tf.function(lambda *parts: merge(parts[0], parts[1:], class_sets, 3), jit_compile=True)
+    compiled = under_xla(lambda *parts: merge(parts[0], parts[1:], class_sets, 3))
     np.testing.assert_allclose(compiled(*batch), expected, atol=2e-5)
 
 
@@ -377,7 +377,7 @@ def test_specialist_that_no_example_needs_is_not_run(compiled):
     generalist.layers[-1].bias.assign([5.0, 0.0, 0.0])
     ensemble = SpecialistEnsemble(generalist, [wanted, unwanted], [[0], [1]])
     counting.runs.assign(0.0)
-    run = tf.function(ensemble) if compiled else ensemble
+    run = compilation.compiled(ensemble, ensemble) if compiled else ensemble
     run(np.zeros((3, 4), "float32"))
     assert float(counting.runs.numpy()) == 0.0
     generalist.layers[-1].bias.assign([0.0, 5.0, 0.0])

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import scipy.special
-import tensorflow as tf
 
 from keras_distill.targets.augmentation import Augmentation, Flip, Mixup, Shift
 from keras_distill.targets.labelling import fingerprint, label
@@ -100,15 +99,21 @@ def test_any_callable_labels_in_numpy_if_it_has_a_name(tmp_path):
         label(lambda x: x, INPUTS, tmp_path / "t")
 
 
+@pytest.mark.tensorflow
 def test_a_stream_gives_the_same_store_as_its_arrays(teacher, tmp_path):
+    import tensorflow as tf
+
     label(teacher, INPUTS, tmp_path / "a", batch_size=32, rows_per_shard=64)
     stream = tf.data.Dataset.from_tensor_slices((INPUTS, np.arange(300)))
     store = label(teacher, stream, tmp_path / "b", batch_size=32, rows_per_shard=64)
     np.testing.assert_array_equal(store.read(np.arange(300)), SoftTargetStore.open(tmp_path / "a").read(np.arange(300)))
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("as_stream", [False, True])
 def test_views_are_the_teachers_logits_of_the_augmented_inputs(tmp_path, as_stream):
+    import tensorflow as tf
+
     images = np.random.default_rng(1).random((40, 5, 5), dtype=np.float32)
     teacher, augmentation = network(4, inputs=(5, 5)), Augmentation(Shift(1), Flip(), seed=3)
     data = tf.data.Dataset.from_tensor_slices(images) if as_stream else images
@@ -186,7 +191,10 @@ def test_an_arithmetic_ensemble_must_say_how_it_is_kept(ensemble, tmp_path):
         label(ensemble, INPUTS, tmp_path / "s")
 
 
+@pytest.mark.tensorflow
 def test_streams_of_unknown_or_false_length_and_mixup_of_streams_are_refused(teacher, tmp_path):
+    import tensorflow as tf
+
     stream = tf.data.Dataset.from_tensor_slices(INPUTS)
     with pytest.raises(ValueError, match="num_items="):
         label(teacher, stream.filter(lambda x: True), tmp_path / "s")
@@ -233,7 +241,10 @@ def test_a_second_run_labels_only_what_is_missing_or_damaged(teacher, tmp_path):
     assert sum(seen) == 16 + 2 * 32  # the first batch, which tells the shape of rows, and two shards
 
 
+@pytest.mark.tensorflow
 def test_a_damaged_shard_of_a_stream_is_labelled_again(teacher, tmp_path):
+    import tensorflow as tf
+
     settings = {"batch_size": 16, "rows_per_shard": 32}
     stream = tf.data.Dataset.from_tensor_slices(INPUTS)
     label(teacher, stream, tmp_path / "s", **settings)

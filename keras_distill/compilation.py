@@ -1,0 +1,45 @@
+"""A function of a batch, compiled by whichever backend Keras runs on.
+
+The weights of a model are arguments of what is compiled, never constants in it: constants are compiled again with every
+new teacher, and JAX refuses them where they lie on several hosts.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any], Any]:
+    """`function` of one structure of tensors, compiled.
+
+    Args:
+        function: from inputs to a structure of tensors; it may read the weights of `model`, not write them.
+        model: a Keras model whose weights it reads, or `None`.
+
+    Returns:
+        The compiled function: a `tf.function` on TensorFlow, of `jax.jit` on JAX, `function` itself on PyTorch. It
+        reads the weights anew at every call.
+
+    Example:
+        >>> double = compiled(lambda inputs: {"twice": 2 * inputs})
+        >>> float(double(keras.ops.convert_to_tensor(1.5))["twice"])
+        3.0
+    """
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Without autograph an error of ours stays as it is, rather than inside an excerpt of «user code».
+        return tf.function(function, reduce_retracing=True, autograph=False)
+    if keras.config.backend() != "jax":
+        return function
+    import jax
+
+    variables = [] if model is None else model.variables
+
+    @jax.jit
+    def pure(values: list, inputs: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(inputs)
+
+    return lambda inputs: pure([variable.value for variable in variables], inputs)

@@ -1,0 +1,140 @@
+"""The Ray engine: workers on all machines of a cluster, `keras-distill[ray]`.
+
+A worker is an actor that opens the job once and then does tasks; a task is what is lost with a machine. Ray places
+actors, moves the job's arrays once to each machine and notices who died; what to do about that is `engine.py`'s.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from keras_distill._checks import check_count, check_number, complaint
+from keras_distill.scale.engine import Crew, Engine, Event, Job
+from keras_distill.scale.parcel import packed, unpacked
+from keras_distill.scale.processes import thread_limits
+
+
+class Ray(Engine):
+    """An engine of Ray actors.
+
+    Joins the cluster that `address` or `RAY_ADDRESS` names, or that runs on this machine; without one it starts one
+    here. Folders that tasks write to must be shared by all machines, and keras_distill installed on them.
+
+    Args:
+        num_workers: how many actors; `None` is as many as the cluster's processors and GPUs allow.
+        cpus_per_worker: processors that an actor takes, and the threads that it computes with.
+        gpus_per_worker: GPUs that it takes, possibly a part of one.
+        address: the cluster's, as `ray.init` takes it.
+        modules: those that register your own layers; each worker imports them.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: the cluster has no room for a single worker.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        cpus_per_worker: int = 1,
+        gpus_per_worker: float = 0,
+        address: str | None = None,
+        modules: Sequence[str] = (),
+    ):
+        ray = _ray()
+        self.cpus_per_worker = check_count("cpus_per_worker", cpus_per_worker)
+        self.gpus_per_worker = check_number("gpus_per_worker", gpus_per_worker)
+        if not ray.is_initialized():
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        if num_workers is None:
+            num_workers = self._room(ray.cluster_resources())
+        super().__init__(num_workers, modules)
+
+    def crew(self, job: Job) -> Crew:
+        """Actors that open `job`."""
+        return _Actors(job, self.cpus_per_worker, self.gpus_per_worker, self.modules)
+
+    def _room(self, resources: dict[str, float]) -> int:
+        room = int(resources.get("CPU", 0) // self.cpus_per_worker)
+        if self.gpus_per_worker:
+            room = min(room, int(resources.get("GPU", 0) // self.gpus_per_worker))
+        if not room:
+            expected = f"with {self.cpus_per_worker} CPU and {self.gpus_per_worker:g} GPU for a worker"
+            received = f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU in all"
+            raise ValueError(
+                complaint("the Ray cluster", expected, received, "Ask for less a worker, or add machines.")
+            )
+        return room
+
+
+class _Worker:
+    """What runs in an actor."""
+
+    def open(self, data: bytes, buffers: list, modules: Sequence[str]) -> None:
+        for module in modules:
+            import_module(module)
+        # References inside a list come as references: the arrays are mapped out of this machine's store.
+        opened, arguments = unpacked(data, _ray().get(buffers))
+        self.work = opened(*arguments)
+
+    def do(self, task: Any) -> Any:
+        return self.work(task)
+
+
+class _Actors(Crew):
+    """Running actors, and the references to what they were asked for."""
+
+    def __init__(self, job: Job, num_cpus: int, num_gpus: float, modules: Sequence[str]):
+        ray = _ray()
+        data, buffers = packed((job.open, job.arguments))
+        self._payload = (data, [ray.put(buffer) for buffer in buffers], list(modules))
+        names = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL", "KERAS_DISTILL_DATA")
+        environment = thread_limits(num_cpus) | {name: os.environ[name] for name in names if name in os.environ}
+        self._actor = ray.remote(_Worker).options(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, runtime_env={"env_vars": environment}
+        )
+        self._workers: list[Any] = []
+        self._asked: dict[Any, tuple[str, int]] = {}
+
+    def add(self) -> int:
+        worker = self._actor.remote()
+        self._workers.append(worker)
+        number = len(self._workers) - 1
+        self._asked[worker.open.remote(*self._payload)] = ("ready", number)
+        return number
+
+    def give(self, worker: int, task: Any) -> None:
+        self._asked[self._workers[worker].do.remote(task)] = ("done", worker)
+
+    def next_event(self) -> Event:
+        ray = _ray()
+        [reference], _ = ray.wait(list(self._asked), num_returns=1)
+        kind, number = self._asked.pop(reference)
+        try:
+            return Event(kind, number, ray.get(reference))
+        except ray.exceptions.RayTaskError as error:
+            error.cause.add_note(f"In a worker:\n{error.traceback_str}")
+            return Event("failed", number, error.cause)
+        except ray.exceptions.RayError:
+            self._forget(number)
+            return Event("lost", number)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            _ray().kill(worker)
+
+    def _forget(self, number: int) -> None:
+        """Whatever else a lost actor was asked for is lost, too; and should it only be out of reach, it ends now."""
+        self._asked = {reference: asked for reference, asked in self._asked.items() if asked[1] != number}
+        _ray().kill(self._workers[number])
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        remedy = "pip install keras-distill[ray]"
+        raise ImportError(complaint("Ray", "installed for this engine", "no module named ray", remedy)) from error
+    return ray

@@ -1,0 +1,170 @@
+"""Arrays, with a store or without, → batches in NumPy: `attach` where Keras does not run on TensorFlow.
+
+A batch is known by its number alone: the order of an epoch is a keyed permutation of any length in no memory, so that
+several processes take their shares of the same batches without a word to each other. Not here: streams, which are
+TensorFlow's (`dataset.py`).
+"""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill._checks import check_count, complaint
+from keras_distill.targets.arrays import checked_arrays
+from keras_distill.targets.store import SoftTargetStore
+
+_ROUNDS = 6
+
+
+class StoredBatches(keras.utils.PyDataset):
+    """Batches of inputs, labels and stored soft targets, for `Distiller(…).fit(…, shuffle=False)`.
+
+    Args:
+        dataset: in memory, or arrays that lie on disk: a `Split`, `(inputs, labels)`, `(inputs, labels,
+            sample_weight)`, or inputs alone.
+        store: an open store; `None` gives inputs and labels alone, for a teacher beside the student.
+        batch_size: items a batch, of all workers together.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the order, and of the choice of views.
+        ids: the ids of the arrays' items, where they are part of what was labelled, or in another order.
+        drop_remainder: whether a last, smaller batch is left out.
+        worker: which of the processes that train together this one is, in [0, num_workers).
+        num_workers: how many they are. Each has the whole arrays and gives its share of every batch.
+
+    A last batch that several devices cannot share evenly is cut by what is left over, fewer items than devices.
+
+    Raises:
+        ForeignDatasetError: the arrays are not what was labelled.
+        ValueError: a batch size that the workers cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        store: SoftTargetStore | None,
+        *,
+        batch_size: int = 128,
+        shuffle: bool = True,
+        seed: int = 0,
+        ids: Any = None,
+        drop_remainder: bool = False,
+        worker: int = 0,
+        num_workers: int = 1,
+    ):
+        super().__init__()
+        self.store = store
+        self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids)
+        self.batch_size = check_count("batch_size", batch_size)
+        if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
+            raise ValueError(complaint("worker", f"in [0, num_workers = {num_workers})", worker))
+        self.worker, self.num_workers = worker, num_workers
+        distribution = keras.distribution.distribution()
+        self._multiple = max(num_workers, getattr(distribution, "num_model_replicas", 1))
+        if self.batch_size % self._multiple:
+            expected = f"a multiple of {self._multiple}, the devices or processes that share it"
+            raise ValueError(complaint("batch_size", expected, batch_size))
+        self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
+        self.replay = None if store is None else _replay(store)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        num_whole, rest = divmod(self.num_items, self.batch_size)
+        return num_whole + (not self.drop_remainder and rest >= self._multiple)
+
+    def __getitem__(self, index: int) -> tuple:
+        """Batch `index`, or this worker's share of it: `(x, {"labels": y, "soft_targets": t})`, and weights."""
+        start = index * self.batch_size
+        stop = min(start + self.batch_size, self.num_items)
+        share = (stop - start) // self._multiple * self._multiple // self.num_workers
+        positions = np.arange(start + self.worker * share, start + (self.worker + 1) * share)
+        if self.shuffle:
+            positions = permuted(positions, self.num_items, [self.seed, self.epoch])
+        which = positions if self.ids is None else self.ids[positions]
+        views = np.zeros_like(which)
+        if self.store is not None and self.store.manifest.num_views > 1:
+            generator = np.random.default_rng([self.seed, self.epoch, index, self.worker])
+            views = generator.integers(0, self.store.manifest.num_views, which.shape)
+        arrays = {
+            name: keras.tree.map_structure(lambda array: array[positions], part) for name, part in self.arrays.items()
+        }
+        if self.replay is not None:
+            arrays["inputs"] = keras.tree.map_structure(np.asarray, self.replay(arrays["inputs"], which, views))
+        y: Any = arrays.get("labels")
+        if self.store is not None:
+            y = {"soft_targets": self.store.read(which, views)} | ({} if y is None else {"labels": y})
+        return (arrays["inputs"], y, *([arrays["sample_weight"]] if "sample_weight" in arrays else []))
+
+    def on_epoch_end(self) -> None:
+        """The next epoch has another order."""
+        self.epoch += 1
+
+
+def attach(dataset: Any, store: SoftTargetStore | str | os.PathLike, **options: Any) -> StoredBatches:
+    """`StoredBatches` over an open store or its folder (which is then verified); the options are its own.
+
+    Example:
+        >>> import tempfile
+        >>> from keras_distill.targets.labelling import label
+        >>> x, y = np.eye(4, dtype="float32"), np.arange(4)
+        >>> store = label(lambda x: x * 5, x, tempfile.mkdtemp() + "/targets", teacher_fingerprint="five times")
+        >>> batches = attach((x, y), store, batch_size=2)
+        >>> all(np.array_equal(5 * x, y["soft_targets"]) for x, y in (batches[0], batches[1]))
+        True
+    """
+    if not isinstance(store, SoftTargetStore):
+        store = SoftTargetStore.open(store)
+    if hasattr(dataset, "element_spec"):
+        remedy = "Give arrays (memory maps, too), or set KERAS_BACKEND=tensorflow."
+        expected = f"arrays, on Keras's {keras.config.backend()} backend"
+        raise ValueError(complaint("the dataset", expected, "a tf.data.Dataset", remedy))
+    return StoredBatches(dataset, store, **options)
+
+
+def permuted(positions: np.ndarray, num_items: int, key: list[int]) -> np.ndarray:
+    """Where a permutation of [0, num_items), one for each key, sends some positions; int64, shaped as they are.
+
+    A Feistel network over the next even number of bits; what it sends beyond `num_items` walks on until it is inside.
+
+    Example:
+        >>> sorted(permuted(np.arange(10), 10, [0, 1]).tolist()) == list(range(10))
+        True
+
+    Reference:
+        Black, Rogaway, «Ciphers with Arbitrary Finite Domains», CT-RSA 2002, sections 3 and 4.
+    """
+    half = np.uint64(max(1, -(-int(num_items - 1).bit_length() // 2)))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    round_keys = np.random.default_rng(key).integers(0, 1 << 63, _ROUNDS, dtype=np.uint64)
+    values = np.array(positions, np.uint64)
+    outside = np.ones(values.shape, bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mixed(right + round_key) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= num_items
+    return values.astype(np.int64)
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function; uint64, shaped as `state`."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _replay(store: SoftTargetStore) -> Any:
+    """What makes the views that the teacher saw; bit for bit, it is TensorFlow's arithmetic that does."""
+    if not store.manifest.augmentation:
+        return None
+    from keras_distill.targets.augmentation import Augmentation
+
+    replay = Augmentation.from_config(store.manifest.augmentation)
+    if replay.mixup is not None:
+        remedy = "Set KERAS_BACKEND=tensorflow."
+        expected = f"one without Mixup, on Keras's {keras.config.backend()} backend"
+        raise ValueError(complaint(f"{store.path}: the augmentation", expected, "Mixup", remedy))
+    return replay
