@@ -298,7 +298,9 @@ def tagger(seed):
     return keras.Model(inputs, layers.Dense(NUM_CLASSES)(hidden))
 
 
-@pytest.mark.parametrize("loss", [losses.SoftTargets(2.0), losses.DIST(2.0), losses.DecoupledKD(2.0)], ids=str)
+@pytest.mark.parametrize(
+    "loss", [losses.SoftTargets(2.0), losses.DIST(2.0), losses.DecoupledKD(2.0)], ids=lambda loss: type(loss).__name__
+)
 def test_a_batch_whose_tokens_are_all_masked_loses_nothing_and_moves_nothing(loss):
     tokens, labels = np.zeros((8, 5), "int32"), np.zeros((8, 5), "int32")
     student = tagger(1)
