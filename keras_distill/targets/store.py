@@ -39,11 +39,10 @@ id is (`"position"`: the place in the data set). `augmentation`: null, or what r
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
 
-Not here: writing (`shards.py`), the teacher (`labelling.py`), the data set (`dataset.py`), and what a
-temperature means for the distillation loss (`keras_distill.losses`).
+Not here: writing (`shards.py`), how a shard's rows are read (`rows.py`), the teacher (`labelling.py`), the data set
+(`dataset.py`), and what a temperature means for the distillation loss (`keras_distill.losses`).
 """
 
-import mmap
 import os
 import threading
 from collections import OrderedDict
@@ -63,6 +62,7 @@ from keras_distill.targets.manifest import (
     UnfinishedStoreError,
     check_source,
 )
+from keras_distill.targets.rows import READS_BY_POSITION, MappedRows, PositionedRows
 from keras_distill.targets.shards import is_sound, labelled_shards, shard_header
 
 _REMEDY = "Copy the store again, or run the same `label` again: it replaces what is damaged."
@@ -71,8 +71,8 @@ _REMEDY = "Copy the store again, or run the same `label` again: it replaces what
 class SoftTargetStore:
     """Reads a finished store: at random, in order, at any temperature.
 
-    Shards are memory maps, opened on first use. The pages they bring in are given back whenever
-    `resident_bytes` of them may have gathered, so memory does not grow with the number of items.
+    Shards are opened on first use: as memory maps, or, where a store has more than `resident_bytes` of rows, to be read
+    by position, so that memory does not grow with the number of items.
 
     Attributes:
         path: the folder.
@@ -98,12 +98,13 @@ class SoftTargetStore:
         self.manifest = manifest
         self.resident_bytes = resident_bytes
         self._raw_row = np.dtype(f"V{manifest.bytes_per_row}")
-        # A map holds a file open: 256 of them stay well below the usual limit of 1024.
-        self._maps: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
-        self._max_maps = 256
+        is_large = manifest.num_bytes > resident_bytes and READS_BY_POSITION
+        self._rows_of = PositionedRows if is_large else MappedRows
+        # Each holds a file open: 256 of them stay well below the usual limit of 1024.
+        self._shards: OrderedDict[int, MappedRows | PositionedRows] = OrderedDict()
+        self._max_shards = 256
         # A training and a validation pipeline may read from threads of their own.
-        self._maps_lock = threading.Lock()
-        self._mapped_before = _mapped_file_bytes()
+        self._lock = threading.Lock()
 
     @classmethod
     def open(
@@ -125,7 +126,7 @@ class SoftTargetStore:
             id_scheme: what an id should mean.
             verify: read every shard once and compare its checksum, about a second per GB. Without it only the
                 shards' presence and sizes are checked.
-            resident_bytes: bytes of mapped pages to hold at most.
+            resident_bytes: up to how many bytes of rows a store is mapped, and may then stay in memory as a whole.
 
         Raises:
             FormatVersionError: no store, or one of another version.
@@ -263,51 +264,42 @@ class SoftTargetStore:
             if received != f"{expected} bytes":
                 raise DamagedShardError(complaint(str(file), f"{expected} bytes long", received, _REMEDY))
 
-    def _shard(self, index: int) -> np.ndarray:
-        """Rows of a shard as raw bytes: NumPy gathers those five times faster than structured ones."""
-        with self._maps_lock:
-            if index not in self._maps:
-                self._maps[index] = self._map(index)
-                if len(self._maps) > self._max_maps:
-                    self._maps.popitem(last=False)
-            self._maps.move_to_end(index)
-            return self._maps[index][1]
-
-    def _map(self, index: int) -> tuple[mmap.mmap, np.ndarray]:
-        start, stop = self.manifest.shard_rows(index)
-        file = self.path / "shards" / self._shard_names[index]
-        with open(file, "rb") as stream:
-            header = shard_header(self.manifest, stop - start)
-            if stream.read(len(header)) != header:
-                raise DamagedShardError(complaint(str(file), "a shard of this store", "another header", _REMEDY))
-            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return pages, np.frombuffer(pages, self._raw_row, count=stop - start, offset=len(header))
+    def _shard(self, index: int) -> MappedRows | PositionedRows:
+        with self._lock:
+            if index not in self._shards:
+                start, stop = self.manifest.shard_rows(index)
+                file = self.path / "shards" / self._shard_names[index]
+                header = shard_header(self.manifest, stop - start)
+                self._shards[index] = self._rows_of(file, header, self._raw_row, stop - start)
+                if len(self._shards) > self._max_shards:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(index)
+            return self._shards[index]
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
-        self._release()
         shards = rows // self.manifest.rows_per_shard
         offsets = rows - shards * self.manifest.rows_per_shard
-        if not rows.size or (shards[0] == shards).all():
-            return self._shard(int(shards[0]) if rows.size else 0).take(offsets)
+        gathered = np.empty(rows.size, self._raw_row)
+        if not rows.size:
+            return gathered
+        if (shards[0] == shards).all():
+            self._shard(int(shards[0])).take(offsets, gathered)
+            return gathered
         order = np.argsort(shards, kind="stable")
         shards, offsets = shards[order], offsets[order]
         starts = np.flatnonzero(np.diff(shards, prepend=-1))
-        gathered = np.empty(rows.size, self._raw_row)
-        for index, start, stop in zip(
-            shards[starts].tolist(), starts.tolist(), [*starts[1:].tolist(), rows.size], strict=True
-        ):
-            # "clip" writes straight into `out`; the range was checked already.
-            self._shard(index).take(offsets[start:stop], out=gathered[start:stop], mode="clip")
+        stops = [*starts[1:].tolist(), rows.size]
+        for index, start, stop in zip(shards[starts].tolist(), starts.tolist(), stops, strict=True):
+            self._shard(index).take(offsets[start:stop], gathered[start:stop])
         in_order = np.empty_like(gathered)
         in_order[order] = gathered
         return in_order
 
     def _slice(self, start: int, stop: int) -> np.ndarray:
-        self._release()
         parts = []
         while start < stop:
             index, offset = divmod(start, self.manifest.rows_per_shard)
-            part = self._shard(index)[offset : offset + stop - start]
+            part = self._shard(index).slice(offset, offset + stop - start)
             parts.append(part)
             start += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -325,28 +317,6 @@ class SoftTargetStore:
             weights = np.asarray(self.manifest.member_weights, np.float32)
             found["member_weights"] = np.broadcast_to(weights, found["member_logits"].shape[:-1]).copy()
         return found
-
-    def _release(self) -> None:
-        """Gives the mapped pages back to the system once `resident_bytes` of them have gathered.
-
-        How many a read brings in is the kernel's affair (16 pages around each, or a whole large folio): ask it.
-        """
-        if self.manifest.num_bytes <= self.resident_bytes or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        if _mapped_file_bytes() - self._mapped_before > self.resident_bytes:
-            with self._maps_lock:
-                for pages, _ in self._maps.values():
-                    pages.madvise(mmap.MADV_DONTNEED)
-            self._mapped_before = _mapped_file_bytes()
-
-
-def _mapped_file_bytes() -> int:
-    """Resident bytes of this process that mapped files hold; 0 where the system has no /proc."""
-    try:
-        with open("/proc/self/statm", "rb") as stream:
-            return int(stream.read().split()[2]) * mmap.PAGESIZE
-    except FileNotFoundError:
-        return 0
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
