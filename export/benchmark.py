@@ -16,6 +16,8 @@ import os
 import platform
 import sys
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,10 @@ import numpy as np
 FORMAT_VERSION = 1
 WARM_UP_CALLS = 10
 DISCARDED_CALLS = 3
+# What is read of a manifest here, and its type; README.md says what each field means.
+NUMBER = (int, float)
+FIELDS = {"name": str, "inputs": list, "class_names": list, "temperature": NUMBER, "artifacts": dict, "files": dict}
+ARTIFACT_FIELDS = {"file": str, "bytes": int, "golden_tolerance": NUMBER}
 
 
 # The bundle
@@ -39,18 +45,15 @@ def read_manifest(bundle):
         raise ValueError(f"a bundle must hold manifest.json; got {bundle}. Make one with keras-distill ship.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"manifest.json must be JSON; got {error}. Copy the bundle again.") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         remedy = "Ship the student again, or use the kit that came with this bundle."
         raise ValueError(f"format_version must be {FORMAT_VERSION}; got {version!r}. {remedy}")
-    for key in ("artifacts", "files", "class_names", "inputs"):
-        if key not in manifest:
-            raise ValueError(
-                f"manifest.json must have the field {key!r}; got {sorted(manifest)}. Copy the bundle again."
-            )
+    check_fields("manifest.json", manifest, FIELDS)
     for name, expected in manifest["files"].items():
+        check_fields(f"files[{name!r}]", expected, {"sha256": str})
         checksum = file_checksum(path_inside(bundle, name))
         if checksum != expected["sha256"]:
             remedy = "The file was changed or damaged: copy the bundle again."
@@ -58,11 +61,23 @@ def read_manifest(bundle):
                 f"{name} must have the checksum {expected['sha256'][:12]}…; got {checksum[:12]}…. {remedy}"
             )
     for name, artifact in manifest["artifacts"].items():
+        check_fields(f"artifacts[{name!r}]", artifact, ARTIFACT_FIELDS)
         if artifact["file"] not in manifest["files"]:
             raise ValueError(
                 f"the artifact {name} must be in `files`; got {artifact['file']!r}. Copy the bundle again."
             )
     return manifest
+
+
+def check_fields(where, found, wanted):
+    """Raises ValueError where an object of a manifest lacks a field, or has one of another type."""
+    received = found if isinstance(found, dict) else {}
+    for name, kind in wanted.items():
+        value = received.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = " or ".join(each.__name__ for each in kind) if isinstance(kind, tuple) else kind.__name__
+            kept = repr(value)[:60] if name in received else "none"
+            raise ValueError(f"{where} must have {name!r}, of type {expected}; got {kept}. Copy the bundle again.")
 
 
 def path_inside(bundle, name):
@@ -250,10 +265,24 @@ def measure(steps, rounds=10, seconds_per_round=0.08):
 # The command
 
 
+# Golden answers are of some examples: an archive that says it unpacks to more is none of ours.
+GOLDEN_LIMIT = 1 << 28
+# What NumPy and zipfile raise over an archive whose bytes are wrong.
+GARBLED = (ValueError, OSError, EOFError, AttributeError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 def golden_of(bundle):
     """Returns the golden inputs `{name: array}` and the golden logits of every artifact `{name: array}`."""
-    with np.load(path_inside(bundle, "golden.npz"), allow_pickle=False) as golden:
-        arrays = {name: golden[name] for name in golden.files}
+    path = path_inside(bundle, "golden.npz")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(member.file_size for member in archive.infolist())
+        if num_bytes > GOLDEN_LIMIT:
+            raise ValueError(f"{num_bytes:,} bytes once unpacked, more than {GOLDEN_LIMIT:,}")
+        with np.load(path, allow_pickle=False) as golden:
+            arrays = {name: golden[name] for name in golden.files}
+    except GARBLED as error:
+        raise ValueError(f"golden.npz must be an archive of arrays; got {error}. Copy the bundle again.") from None
     inputs = {name.removeprefix("input/"): array for name, array in arrays.items() if name.startswith("input/")}
     logits = {name.removeprefix("logits/"): array for name, array in arrays.items() if name.startswith("logits/")}
     return inputs, logits
