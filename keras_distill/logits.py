@@ -157,11 +157,10 @@ class WithoutActivation(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """The layer's output with a linear activation, `(..., units)`."""
         # Every kind of layer reads `self.activation` when called; sharing the call shares the weights for all of them.
-        activation, self.layer.activation = self.layer.activation, keras.activations.linear
-        try:
-            return self.layer(inputs)
-        finally:
-            self.layer.activation = activation
+        # A twin of the same attributes, since another thread may be calling the layer itself.
+        twin = object.__new__(type(self.layer))
+        twin.__dict__.update(self.layer.__dict__, activation=keras.activations.linear)
+        return twin(inputs)
 
 
 class LogarithmOfProbabilities(keras.Model):

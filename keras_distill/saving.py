@@ -10,6 +10,8 @@ import keras
 
 from keras_distill._checks import complaint
 
+# Up to so many bytes members may be packed, as other tools than Keras do.
+_SMALL = 64 << 20
 # Keras finds a registered class only once its module was imported, and ours are imported on first use.
 _REGISTERING = ("distiller", "losses", "mutual_learning", "quantize_aware", "teachers", "specialists")
 
@@ -42,6 +44,7 @@ def load_model(
     if not path.endswith(".keras") or not zipfile.is_zipfile(path):
         remedy = "Save the model with model.save('NAME.keras')."
         raise ValueError(complaint("a model", "a .keras file", f"{path}, which is none", remedy))
+    _check_unpacked_size(path)
     for module in _REGISTERING:
         import_module(f"keras_distill.{module}")
     try:
@@ -52,6 +55,19 @@ def load_model(
     if teacher is not None:
         model.set_teacher(teacher)
     return model
+
+
+def _check_unpacked_size(path: str) -> None:
+    """Raises `ValueError` where a file would unpack to far more than it is: Keras stores members as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(member.file_size for member in archive.infolist())
+    except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(_explain(path, error)) from error
+    if num_bytes > max(_SMALL, 4 * os.path.getsize(path)):
+        expected = "of about its own size once unpacked"
+        received = f"{num_bytes:,} bytes out of {os.path.getsize(path):,}"
+        raise ValueError(complaint(path, expected, received, "No model.save() wrote it: do not trust it."))
 
 
 def _explain(path: str, error: Exception) -> str:

@@ -561,6 +561,7 @@ class SpecialistEnsemble(keras.Model):
         return cls(**{**config, **models})
 
 
+@keras.saving.register_keras_serializable(package="keras_distill")
 class RoutedSpecialists(keras.layers.Layer):
     """The generalist, the specialists that it asks and their merge: one layer, since specialists may be namesakes.
 
@@ -642,3 +643,23 @@ class RoutedSpecialists(keras.layers.Layer):
         if not self.conditional:
             return run()
         return ops.cond(ops.max(routes[:, position]) > 0.5, run, skip)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments: `keras.models.clone_model` clones a functional model layer by layer."""
+        serialize = keras.saving.serialize_keras_object
+        own = {
+            "generalist": serialize(self.generalist),
+            "specialists": [serialize(specialist) for specialist in self.specialists],
+            "class_sets": self.class_sets,
+            "num_routes": self.num_routes,
+            "steps": self.steps,
+            "conditional": self.conditional,
+        }
+        return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RoutedSpecialists":
+        """Builds the layer that `get_config` described."""
+        restore = keras.saving.deserialize_keras_object
+        models = {"generalist": restore(config["generalist"]), "specialists": list(map(restore, config["specialists"]))}
+        return cls(**{**config, **models})

@@ -5,7 +5,9 @@ The format is specified in `store.py`.
 
 import hashlib
 import json
+import math
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from keras_distill._checks import check_choice, check_count, check_positive, com
 
 FORMAT = "keras-distill soft targets"
 VERSION = 1
+_MAX_ROW_BYTES = 1 << 30
 
 
 class StoreError(ValueError):
@@ -85,6 +88,35 @@ class Manifest:
             raise ValueError(complaint("top_k", f"<= num_classes = {self.num_classes}", self.top_k))
         if self.temperature is not None:
             check_positive("temperature", self.temperature)
+        self._check_shapes()
+        for name in ("teacher_fingerprint", "dataset_fingerprint", "id_scheme"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(complaint(name, "text", repr(getattr(self, name))))
+        if not isinstance(self.augmentation, (dict, type(None))):
+            raise TypeError(complaint("augmentation", "an object or null", repr(self.augmentation)))
+        # A name is a path below `shards/`: any other one may lead out of the store.
+        if not isinstance(self.shards, (tuple, type(None))):
+            raise TypeError(complaint("shards", "names or null", repr(self.shards)))
+        for index, name in enumerate(self.shards or ()):
+            if not (isinstance(name, str) and re.fullmatch(rf"{index:06d}-[0-9a-f]{{16}}\.npy", name)):
+                expected = f"{index:06d}-, 16 hexadecimal digits, .npy"
+                raise ValueError(complaint(f"shards[{index}]", expected, repr(name)))
+
+    def _check_shapes(self) -> None:
+        if not isinstance(self.example_shape, tuple):
+            raise TypeError(complaint("example_shape", "whole numbers", repr(self.example_shape)))
+        for size in self.example_shape:
+            check_count("example_shape", size)
+        if self.member_weights is not None:
+            if not isinstance(self.member_weights, tuple) or not self.member_weights:
+                raise TypeError(complaint("member_weights", "numbers", repr(self.member_weights)))
+            for weight in self.member_weights:
+                check_positive("member_weights", weight)
+        # NumPy's rows are at most as large as a C int says, and a batch of them lies in memory.
+        width = (self.top_k or self.num_classes) * len(self.member_weights or (1,))
+        if 8 * width * math.prod(self.example_shape) > _MAX_ROW_BYTES:
+            received = f"{(*self.example_shape, width)} numbers"
+            raise ValueError(complaint("a row", f"of at most {_MAX_ROW_BYTES:,} bytes", received))
 
     @property
     def num_rows(self) -> int:
@@ -141,7 +173,7 @@ class Manifest:
         """Reads `manifest.json`; `path` is for the error messages."""
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedShardError(f"{path} is damaged: it is not JSON ({error}). Copy it again.") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise FormatVersionError(f"{path} is no manifest of soft targets. Name a folder that `label` wrote.")
@@ -154,10 +186,15 @@ class Manifest:
             raise DamagedShardError(f"{path} is damaged: its checksum does not match. Copy it again.")
         if unknown := set(content) - {field.name for field in fields(cls)}:
             raise FormatVersionError(f"{path} has fields that version {VERSION} does not know: {sorted(unknown)}.")
+        if missing := sorted({field.name for field in fields(cls)} - set(content)):
+            raise DamagedShardError(f"{path} is damaged: it lacks {missing}. Copy it again.")
         for name in ("example_shape", "member_weights", "shards"):
-            if content[name] is not None:
+            if isinstance(content[name], list):
                 content[name] = tuple(content[name])
-        return cls(**content)
+        try:
+            return cls(**content)
+        except (ValueError, TypeError) as error:
+            raise DamagedShardError(f"{path} cannot be: {error} Copy it again.") from error
 
 
 def rows_per_shard_for(num_rows: int, bytes_per_row: int, batch_size: int = 1) -> int:

@@ -222,7 +222,7 @@ class SoftTargetStore:
         logits = stored["top_k_logits"].astype(np.float64)
         normalizer = stored["log_normalizer"].astype(np.float64)[..., None]
         if num_tail:
-            kept = np.sum(np.exp(logits - normalizer), axis=-1, keepdims=True)
+            kept = np.sum(np.exp(np.minimum(logits - normalizer, 0.0)), axis=-1, keepdims=True)
             # Rounding may leave nothing, or a tail above the smallest logit that was kept.
             left = np.log(np.maximum(1.0 - kept, 1e-30) / num_tail) + normalizer
             tail_logit = np.minimum(left, logits.min(axis=-1, keepdims=True))
@@ -256,8 +256,11 @@ class SoftTargetStore:
         if len(names) != self.manifest.num_shards:
             received = f"{len(names)}"
             raise DamagedShardError(complaint(f"{self.path}: shards", f"{self.manifest.num_shards}", received, _REMEDY))
+        inside = self.path.resolve()
         for index, name in enumerate(names):
             file = self.path / "shards" / name
+            if not file.resolve().is_relative_to(inside):
+                raise DamagedShardError(complaint(str(file), "a file of the store", "a link that leaves it", _REMEDY))
             start, stop = self.manifest.shard_rows(index)
             expected = len(shard_header(self.manifest, stop - start)) + (stop - start) * self.manifest.bytes_per_row
             received = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"

@@ -161,6 +161,7 @@ class Ensemble(keras.Model):
         return cls(**{**config, "models": models})
 
 
+@keras.saving.register_keras_serializable(package="keras_distill")
 class Members(keras.Layer):
     """Models over the same inputs, and their mean.
 
@@ -200,6 +201,18 @@ class Members(keras.Layer):
         mean = arithmetic_mean if self.combine == "arithmetic" else geometric_mean
         # A NumPy constant stays inside an exported graph; an eager tensor would become another input of it.
         return mean(member_logits, np.asarray(self.member_weights, "float32"))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments: `keras.models.clone_model` clones a functional model layer by layer."""
+        models = [keras.saving.serialize_keras_object(model) for model in self.models]
+        own = {"models": models, "combine": self.combine, "member_weights": self.member_weights}
+        return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Members":
+        """Builds the layer that `get_config` described."""
+        models = [keras.saving.deserialize_keras_object(model) for model in config["models"]]
+        return cls(**{**config, "models": models})
 
 
 def _checked_models(models: Sequence[keras.Model]) -> list[keras.Model]:
