@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from keras_distill.scale import Engine
     from keras_distill.targets.augmentation import Augmentation
 
+# One batch's matrices fill the cores where the other's leave them idle.
+_BATCHES_AT_ONCE = 3
+
 
 def label(
     teacher: Callable,
@@ -194,12 +197,18 @@ def _label_shards(
     advance: Callable[[int], None],
 ) -> None:
     """Runs the teacher and writes the shards."""
-    pending: deque[tuple[int, Any]] = deque()
-    with _ShardQueue(path, manifest, indices) as shards:
+    pending: deque[tuple[int, Future]] = deque()
+    with _ShardQueue(path, manifest, indices) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
         for rows, inputs in source.batches(manifest, indices):
-            # The device starts on this batch before the last one's results are fetched.
-            pending.append((len(rows), forward(inputs)))
-            if len(pending) > 1:
+            if hasattr(forward, "get_concrete_function"):
+                # Traced in this thread, where the caller's device scope holds.
+                outputs = threads.submit(forward.get_concrete_function(inputs), inputs)
+            else:
+                # A teacher of an unknown framework stays in the caller's thread, and in its contexts.
+                outputs = Future()
+                outputs.set_result(forward(inputs))
+            pending.append((len(rows), outputs))
+            if len(pending) > _BATCHES_AT_ONCE:
                 advance(shards.put(*pending.popleft()))
         while pending:
             advance(shards.put(*pending.popleft()))
@@ -270,13 +279,14 @@ class _ShardQueue:
     def __enter__(self) -> "_ShardQueue":
         return self
 
-    def put(self, num_rows: int, outputs: dict[str, Any]) -> int:
-        """Adds a batch's rows, and returns how many."""
+    def put(self, num_rows: int, outputs: Future) -> int:
+        """Adds a batch's rows once they are there, and returns how many."""
+        fields = outputs.result()
         if self._shard is None:
             start, stop = self.manifest.shard_rows(self._todo[0])
             self._shard, self._filled = np.empty(stop - start, self.manifest.row_dtype), 0
         for name in self._shard.dtype.names or ():
-            self._shard[name][self._filled : self._filled + num_rows] = outputs[name]
+            self._shard[name][self._filled : self._filled + num_rows] = fields[name]
         self._filled += num_rows
         if self._filled == len(self._shard):
             _check_finite(self._shard, self.manifest)
