@@ -27,6 +27,8 @@ _LOWEST = -120.0
 _SHIFT = 50.0
 # How far towards the boundary a step may go: 0.9 loses two steps, 0.99 gets stuck in float32.
 _REACH = 0.95
+# Two objectives closer than this, relatively, are the same in float32.
+_RESOLUTION = 2e-7
 
 
 class Cells(NamedTuple):
@@ -143,13 +145,15 @@ def merge(
     log_specialists = [ops.log_softmax(ops.cast(logits, "float32"), axis=-1) for logits in specialist_logits]
     log_dustbins = ops.stack([log_probabilities[:, -1] for log_probabilities in log_specialists], axis=-1)
     is_active = ops.ones_like(log_dustbins) if routes is None else ops.cast(ops.not_equal(routes, 0), "float32")
+    if max_active is not None and check_count("max_active", max_active) < len(class_sets):
+        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) < max_active + 0.5, "float32")
     log_mass = _log_observed(log_generalist, log_specialists, is_active, cells)
     log_cell_mass = _log_sum_by_cell(log_mass, cells)
 
     # (1 or batch, specialists, cells): where few of many are active, each example keeps only the rows of its own.
     is_outside = cells.is_outside[None]
     if max_active is not None and max_active < len(class_sets):
-        is_active, chosen = ops.top_k(is_active, check_count("max_active", max_active))
+        is_active, chosen = ops.top_k(is_active, max_active)
         log_dustbins = ops.take_along_axis(log_dustbins, chosen, axis=1)
         is_outside = ops.take(cells.is_outside, chosen, axis=0)
     problem = _Problem(is_outside, is_active, log_cell_mass, ops.maximum(log_dustbins, _LOWEST))
@@ -240,16 +244,20 @@ class _Problem(NamedTuple):
         mass = ops.maximum(ops.exp(self.log_mass + log_boost), _FLOOR)
         dustbins = ops.maximum(ops.exp(self.log_dustbins), _FLOOR)
         state = best = self.start(mass, dustbins)
-        best_objective = self.objective(best, mass, dustbins)
+        best_objective, best_error = self.objective(best, mass, dustbins), self.error(best, mass, dustbins)
         for step in range(steps):
             if step == steps - 1:
                 state = best
             state = self.newton_step(_State(*(ops.stop_gradient(part) for part in state)), mass, dustbins)
-            objective = self.objective(state, mass, dustbins)
-            # Float32 can lose its way at the boundary: the best state is where the last step starts from.
-            better = objective > best_objective
+            objective, error = self.objective(state, mass, dustbins), self.error(state, mass, dustbins)
+            # Float32 can lose its way at the boundary: the best state is where the last step starts from. The objective
+            # is flat at its optimum: there a state 1e-4 away looks as good, and the conditions tell them apart.
+            gain = objective - best_objective
+            unclear = _RESOLUTION * (1.0 + ops.abs(best_objective))
+            better = ops.logical_or(gain > unclear, ops.logical_and(gain > -unclear, error < best_error))
             best = _State(*(ops.where(better, new, old) for new, old in zip(state, best, strict=True)))
             best_objective = ops.where(better, objective, best_objective)
+            best_error = ops.where(better, error, best_error)
         # q = mass / slack, whichever of the two float32 knows better: a small slack is a difference of large prices,
         # and a small q may be nothing but the floor.
         log_scale = ops.log(best.q) - self.log_mass
@@ -269,6 +277,17 @@ class _Problem(NamedTuple):
         observed = ops.sum(mass * ops.log(q), axis=-1, keepdims=True)
         hidden = self.is_active * dustbins * ops.log(self.over_cells(q))
         return observed + ops.sum(hidden, axis=-1, keepdims=True)
+
+    def error(self, state: "_State", mass: Any, dustbins: Any) -> Any:
+        """How far the optimality conditions are from holding, mass, `(batch, 1)`."""
+        q, outside, slack, price = state
+        slack_error = self.total() - self.over_specialists(price) - slack
+        outside_error = self.over_cells(q) - outside
+        of_cells = ops.abs(q * slack - mass) + q * ops.abs(slack_error)
+        of_specialists = ops.abs(outside * price - dustbins) + price * ops.abs(outside_error)
+        return ops.sum(of_cells, axis=-1, keepdims=True) + ops.sum(
+            self.is_active * of_specialists, axis=-1, keepdims=True
+        )
 
     def newton_step(self, state: "_State", mass: Any, dustbins: Any) -> "_State":
         """A predictor, a corrector for its second-order error, and a step that stays inside."""
@@ -472,7 +491,8 @@ class SpecialistEnsemble(keras.Model):
     """A generalist and its specialists as one model that gives logits.
 
     The generalist's most probable classes decide which specialists are asked: those whose set holds one of them.
-    A specialist that no example of a batch needs is not run; in an exported graph that is a conditional.
+    A specialist sees only the examples of a batch that ask it, and where there are none it is not run: however many
+    specialists there are, an example costs the generalist and its own few. An exported graph has the same conditionals.
 
     Args:
         generalist: a built Keras model with one output, any head, `(batch, num_classes)`.
@@ -480,8 +500,8 @@ class SpecialistEnsemble(keras.Model):
         class_sets: for each specialist its classes, in the order of its outputs.
         num_routes: how many of the generalist's most probable classes choose specialists.
         steps: see `merge`.
-        conditional: whether a graph skips specialists that a batch does not need; `False` runs all of them always,
-            for runtimes without conditionals.
+        conditional: whether specialists are spared what they are not asked; `False` runs all of them on everything,
+            for runtimes without conditionals or batches of unknown size, and for XLA.
         name: the model's name.
 
     Raises:
@@ -595,6 +615,8 @@ class RoutedSpecialists(keras.layers.Layer):
             raise ValueError(complaint("num_routes", f"<= {num_classes}, the number of classes", num_routes))
         self.steps = check_count("steps", steps)
         self.conditional = bool(conditional)
+        # How many examples ask a specialist is not known when a graph is compiled.
+        self.supports_jit = not self.conditional
         for position, (specialist, class_set) in enumerate(zip(self.specialists, self.class_sets, strict=True)):
             num_outputs = specialist.outputs[0].shape[-1]
             if num_outputs != len(class_set) + 1:
@@ -632,16 +654,22 @@ class RoutedSpecialists(keras.layers.Layer):
         )
 
     def _ask(self, position: int, inputs: Any, routes: Any, generalist_logits: Any, training: bool | None) -> Any:
+        """One specialist's logits, `(batch, k + 1)`; those of examples that do not ask it mean nothing."""
+        num_outputs = len(self.class_sets[position]) + 1
+
         def run() -> Any:
-            return self._logits_of(1 + position, inputs, training)
+            if keras.config.backend() != "tensorflow":
+                return self._logits_of(1 + position, inputs, training)
+            [asking] = ops.nonzero(routes[:, position] > 0.5)
+            few = keras.tree.map_structure(lambda tensor: ops.take(tensor, asking, axis=0), inputs)
+            logits = self._logits_of(1 + position, few, training)
+            return ops.scatter(asking[:, None], logits, (ops.shape(generalist_logits)[0], num_outputs))
 
         def skip() -> Any:
-            return ops.zeros_like(generalist_logits[:, :1]) + np.zeros(
-                (1, len(self.class_sets[position]) + 1), "float32"
-            )
+            return ops.zeros_like(generalist_logits[:, :1]) + np.zeros((1, num_outputs), "float32")
 
         if not self.conditional:
-            return run()
+            return self._logits_of(1 + position, inputs, training)
         return ops.cond(ops.max(routes[:, position]) > 0.5, run, skip)
 
     def get_config(self) -> dict[str, Any]:

@@ -54,10 +54,37 @@ def test_pairs_are_found_and_the_merge_beats_the_generalist(finished):
         "self-distilled",
         "control, distilled",
         "merged, distilled",
+        "specialists",
     ]
     [row] = results["by_coverage"]
     assert (row["specialists"], row["classes"], row["items"]) == (1, 6, 200)
     assert row["merged"] == 200 - results["models"]["merged"]["errors"]
+
+
+def test_accuracy_within_groups_is_that_among_a_groups_own_classes(finished, folder):
+    test = np.load(folder / "data.npz")
+    x, y = test["x_test"], test["y_test"]
+    right = {"specialists": 0, "merged": 0}
+    merged = load_model(finished / "ensemble.keras").predict(x, verbose=0)
+    for position, class_set in enumerate([[0, 1], [2, 3], [4, 5]]):
+        here = np.isin(y, class_set)
+        own = load_model(finished / f"specialist-{position:03d}.keras").predict(x[here], verbose=0)[:, :2]
+        right["specialists"] += int((own.argmax(1) == y[here] - class_set[0]).sum())
+        right["merged"] += int((merged[here][:, class_set].argmax(1) == y[here] - class_set[0]).sum())
+    models = json.loads((finished / "results.json").read_text())["models"]
+    for name, count in right.items():
+        assert models[name]["within_group"] == pytest.approx(count / 200)
+
+
+def test_cost_of_every_model_is_kept(finished):
+    cost = json.loads((finished / "results.json").read_text())["cost"]
+    assert set(cost["models"]) == {
+        *[f"specialist-{position:03d}" for position in range(3)],
+        *["control", "ensemble"],
+        *[f"distilled-from-{teacher}" for teacher in ("generalist", "control", "merged")],
+    }
+    assert cost["cpu_seconds"] == pytest.approx(sum(part["cpu_seconds"] for part in cost["models"].values()))
+    assert 0 < cost["models"]["control"]["seconds"] < 600
 
 
 def test_what_is_saved_is_what_was_measured(finished, folder):
@@ -90,6 +117,35 @@ def test_specialists_trained_one_by_one_are_those_trained_together(finished, fol
 def test_folder_of_another_run_is_refused(finished, folder, capsys):
     assert specialists(folder, finished, steps=50) == 2
     assert "steps 60 → 50" in capsys.readouterr().err
+    assert specialists(folder, finished, "--distill-back", "2", "--distill-temperature", "2") == 2
+    assert "distill_temperature 4.0 → 2.0" in capsys.readouterr().err
+
+
+def test_run_killed_between_two_specialists_goes_on_with_the_second(folder, monkeypatch, capsys):
+    from keras_distill import specialists as library
+
+    whole, trained = library.train, []
+
+    def train(generalist, class_set, *args, **kwargs):
+        trained.append(class_set)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return whole(generalist, class_set, *args, **kwargs)
+
+    monkeypatch.setattr(library, "train", train)
+    assert specialists(folder, folder / "killed") == 130
+    assert not (folder / "killed" / "results.json").exists()
+    assert specialists(folder, folder / "killed") == 0
+    assert trained == [[0, 1], [2, 3], [2, 3], [4, 5]]
+
+
+def test_frozen_layers_one_dustbin_unit_and_a_warm_start_are_to_be_had(folder):
+    options = ("--trained", "head", "--dustbin", "unit", "--distill-back", "1", "--distill-start", "generalist")
+    assert specialists(folder, folder / "options", *options, "--distill-learning-rate", "1e-9") == 0
+    assert load_model(folder / "options" / "specialist-000.keras").get_layer("specialist_logits").units == 3
+    models = json.loads((folder / "options" / "results.json").read_text())["models"]
+    # Hardly trained, a net that starts from the generalist is the generalist.
+    assert models["merged, distilled"]["errors"] == models["generalist"]["errors"]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +158,9 @@ def test_folder_of_another_run_is_refused(finished, folder, capsys):
         ({}, ("--only", "3"), "[0, 2]"),
         ({}, ("--temperature", "0"), "--temperature must be > 0"),
         ({}, ("--cluster-size", "6"), "size must be < 6"),
+        ({}, ("--flip",), "must be (batch, height, width"),
+        ({}, ("--distill-start", "teacher"), "'fresh', 'generalist'"),
+        ({}, ("--dustbin", "bin"), "'sum', 'unit'"),
     ],
 )
 def test_bad_input_is_an_error_message(folder, tmp_path, capsys, changes, more, words):

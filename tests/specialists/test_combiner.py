@@ -194,6 +194,41 @@ def test_inactive_specialists_are_as_good_as_absent():
     np.testing.assert_allclose(few, expected, atol=2e-5)
 
 
+def test_specialists_beyond_the_most_that_may_be_active_are_as_good_as_absent():
+    generalist, specialists, class_sets = random_case(6, 12, 5, 4.0)
+    routes = np.array([[0, 1, 1, 0, 1]])
+    expected = merge_one(generalist, specialists[1:3], class_sets[1:3])
+    found = merge_one(generalist, specialists, class_sets, routes=routes, max_active=2)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def float64_optimum(generalist_logits, specialist_logits, class_sets, num_steps=20_000):
+    """Log q by EM until nothing moves: slow, plain, and of another method than ours."""
+    mass, outside, dustbins = softmax(generalist_logits.astype("float64")), [], []
+    for logits, class_set in zip(specialist_logits, class_sets, strict=True):
+        probabilities = softmax(logits.astype("float64"))
+        mass[class_set] += probabilities[:-1]
+        dustbins.append(probabilities[-1])
+        outside.append(~np.isin(np.arange(len(mass)), class_set))
+    outside, q = np.array(outside, float), mass / mass.sum()
+    for _ in range(num_steps):
+        q = (mass + q * (outside.T @ (np.array(dustbins) / (outside @ q)))) / (1 + len(dustbins))
+    return np.log(q)
+
+
+def test_log_probabilities_themselves_are_right_where_the_objective_is_flat():
+    # The objective does not see an error of 1e-4 in float32.
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        class_sets = [[0, 1], [1, 2, 3], [4, 5, 6]][: 2 + seed % 2]
+        case = (
+            generator.normal(size=8),
+            [generator.normal(size=len(class_set) + 1) for class_set in class_sets],
+            class_sets,
+        )
+        np.testing.assert_allclose(merge_one(*case), float64_optimum(*case), atol=3e-6)
+
+
 def test_rows_of_a_batch_do_not_meet():
     cases = [random_case(seed, 12, 3, 5.0) for seed in (7, 8)]
     class_sets = [[0, 1, 2], [2, 3, 4, 5], [9]]
@@ -354,15 +389,17 @@ def test_two_routes_ask_for_the_second_class_too(ensemble, examples):
 
 
 class Counting(keras.layers.Layer):
-    """Counts how often it really runs."""
+    """Counts how often it really runs, and on how many examples."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.runs = self.add_weight(name="runs", shape=(), initializer="zeros", trainable=False)
+        self.examples = self.add_weight(name="examples", shape=(), initializer="zeros", trainable=False)
 
     def call(self, inputs):
         if not isinstance(inputs, keras.KerasTensor):
             self.runs.assign_add(1.0)
+            self.examples.assign_add(keras.ops.cast(keras.ops.shape(inputs)[0], "float32"))
         return inputs
 
 
@@ -383,6 +420,31 @@ def test_specialist_that_no_example_needs_is_not_run(compiled):
     generalist.layers[-1].bias.assign([0.0, 5.0, 0.0])
     run(np.zeros((3, 4), "float32"))
     assert float(counting.runs.numpy()) == 1.0
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_specialist_sees_only_the_examples_that_ask_it(compiled, examples):
+    inputs, counting = keras.Input((4,)), Counting()
+    asked = keras.Model(inputs, net(3, 1)(counting(inputs)))
+    ensemble = SpecialistEnsemble(net(6, 0), [asked, net(4, 2)], [[0, 1], [1, 2, 3]], num_routes=1)
+    wanted = np.isin(np.asarray(ensemble.generalist(examples)).argmax(-1), [0, 1])
+    counting.examples.assign(0.0)
+    (compilation.compiled(ensemble, ensemble) if compiled else ensemble)(examples)
+    assert counting.examples.numpy() == wanted.sum()
+    assert 0 < wanted.sum() < 40
+    everywhere = SpecialistEnsemble(ensemble.generalist, ensemble.specialists, ensemble.class_sets, conditional=False)
+    np.testing.assert_allclose(ensemble(examples), everywhere(examples), atol=1e-5)
+
+
+def test_gradients_are_finite_where_examples_ask_none_one_or_several():
+    generalist, specialists, class_sets = random_case(9, 8, 3, 20.0)
+    routes = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 1]])
+    logits = [np.repeat(part[None], 3, axis=0) for part in (generalist, *specialists)]
+    gradients = gradient(lambda parts: merge(parts[0], parts[1:], class_sets, routes=routes)[:, 0], logits)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    np.testing.assert_array_equal(gradients[1][0], 0.0)
+    np.testing.assert_allclose(gradients[0][0], np.eye(8)[0] - softmax(generalist), atol=1e-6)
 
 
 def test_ensemble_survives_a_save_and_a_load(ensemble, examples, tmp_path):

@@ -9,7 +9,7 @@ from scipy.special import logsumexp, softmax
 
 from keras_distill.specialists import train, train_control
 from keras_distill.specialists import training as training_module
-from keras_distill.specialists.training import collapse, dustbin_correction, specialist_model
+from keras_distill.specialists.training import collapse, dustbin_correction, frozen_features, specialist_model
 
 
 @dataclass
@@ -57,29 +57,56 @@ def test_correction_is_bayess_rule_for_the_changed_prior():
     assert in_training + dustbin_correction(share, special_share) == pytest.approx(in_the_world)
 
 
-def test_specialist_starts_as_the_generalist_on_its_own_classes(generalist):
+def logits_of(generalist, inputs):
+    return inputs @ generalist.layers[-1].kernel.numpy() + generalist.layers[-1].bias.numpy()
+
+
+def test_specialist_starts_as_what_the_generalist_says_with_its_other_classes_summed(generalist):
     specialist = specialist_model(generalist, [2, 0])
     inputs = drawn(10, 1).inputs
-    logits = inputs @ generalist.layers[-1].kernel.numpy() + generalist.layers[-1].bias.numpy()
-    found = np.asarray(specialist(inputs))
-    np.testing.assert_allclose(found[:, 0] - found[:, 1], logits[:, 2] - logits[:, 0], atol=1e-5)
-    assert found.shape == (10, 3)
+    np.testing.assert_allclose(specialist(inputs), collapse(logits_of(generalist, inputs), [2, 0]), atol=1e-5)
+    assert specialist.output_shape == (None, 3)
 
 
+def test_dustbin_of_one_unit_starts_from_the_mean_of_the_others_as_often_as_they_are(generalist):
+    specialist = specialist_model(generalist, [2, 0], "unit")
+    inputs = drawn(10, 1).inputs
+    logits, found = logits_of(generalist, inputs), np.asarray(specialist(inputs))
+    np.testing.assert_allclose(found[:, :2], logits[:, [2, 0]], atol=1e-5)
+    np.testing.assert_allclose(found[:, 2], logits[:, [1, 3, 4, 5]].mean(1) + np.log(4), atol=1e-5)
+    assert specialist.get_layer("specialist_logits").units == 3
+
+
+@pytest.mark.parametrize("dustbin", ["sum", "unit"])
 @pytest.mark.parametrize("soft_target_weight", [0.0, 0.5, 1.0])
 def test_trained_specialist_gives_the_true_posterior_of_its_classes_and_the_dustbin(
-    generalist, examples, soft_target_weight
+    generalist, examples, soft_target_weight, dustbin
 ):
+    # From random weights: the generalist is the optimum already.
+    start = keras.models.clone_model(generalist)
     specialist = train(
-        generalist, [3, 4], examples, num_steps=400, learning_rate=0.03, soft_target_weight=soft_target_weight
+        start,
+        [3, 4],
+        examples,
+        num_steps=400,
+        learning_rate=0.03,
+        soft_target_weight=soft_target_weight,
+        dustbin=dustbin,
+        generalist_logits=logits_of(generalist, examples.inputs),
     )
     fresh = drawn(2000, 5)
     found = softmax(np.asarray(specialist(fresh.inputs), "float64"), axis=1)
-    logits = fresh.inputs @ generalist.layers[-1].kernel.numpy() + generalist.layers[-1].bias.numpy()
-    expected = softmax(collapse(logits, [3, 4]), axis=1)
+    expected = softmax(collapse(logits_of(generalist, fresh.inputs), [3, 4]), axis=1)
     # The mean of each output is the prior; without the correction the dustbin's would be near one half.
     np.testing.assert_allclose(found.mean(0), expected.mean(0), atol=0.03)
-    assert specialist.output_shape == (None, 3)
+
+
+def test_specialist_of_an_optimal_generalist_stays_it(generalist, examples):
+    """Training on another share of special examples and back again must not move what is right already."""
+    specialist = train(generalist, [3, 4], examples, num_steps=200, learning_rate=0.003, soft_target_weight=1.0)
+    fresh = drawn(500, 6)
+    expected = softmax(collapse(logits_of(generalist, fresh.inputs), [3, 4]), axis=1)
+    np.testing.assert_allclose(softmax(np.asarray(specialist(fresh.inputs)), axis=1), expected, atol=0.005)
 
 
 def test_generalist_is_left_as_it_was_and_the_specialist_is_trainable(generalist, examples):
@@ -116,6 +143,55 @@ def test_only_what_was_asked_for_is_trained(examples, trained, changed):
         )
     }
     assert moved == changed
+
+
+@pytest.mark.parametrize("trained", ["head", "last_block"])
+def test_frozen_part_gives_the_same_features_once_or_in_every_step(examples, trained):
+    model, settings = deep(), {"trained": trained, "num_steps": 6, "learning_rate": 0.01}
+    once = train(model, [0, 1], examples, **settings)
+    every_step = train(model, [0, 1], examples, **settings, augmentation=lambda inputs, ids, views: inputs)
+    handed_in = train(
+        model, [0, 1], examples, **settings, features=frozen_features(model, examples.inputs, trained=trained)
+    )
+    for first, *others in zip(*(part.get_weights() for part in (once, every_step, handed_in)), strict=True):
+        for other in others:
+            np.testing.assert_allclose(other, first, atol=1e-5)
+    assert all(layer.trainable for layer in every_step.layers)
+
+
+def test_features_are_what_crosses_from_the_frozen_part_also_past_a_shortcut():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "relu", name="first")(inputs)
+    summed = keras.layers.Add()([hidden, keras.layers.Dense(5, "relu", name="second")(hidden)])
+    model = keras.Model(inputs, keras.layers.Dense(6)(summed))
+    batch = drawn(7, 0).inputs
+    first = np.maximum(batch @ model.get_layer("first").kernel.numpy(), 0)
+    np.testing.assert_allclose(frozen_features(model, batch, "last_block"), first, atol=1e-5)
+    second = first + np.maximum(first @ model.get_layer("second").kernel.numpy(), 0)
+    np.testing.assert_allclose(frozen_features(model, batch, "head"), second, atol=1e-5)
+    assert frozen_features(model, batch, "all") is batch
+
+
+def test_augmented_training_is_training_on_the_augmented_inputs_soft_targets_and_all(generalist, examples):
+    mirrored = Examples(-examples.inputs, examples.labels)
+    expected = train(generalist, [0, 1], mirrored, num_steps=5)
+    found = train(generalist, [0, 1], examples, num_steps=5, augmentation=lambda inputs, ids, views: -inputs)
+    for weight, other in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, atol=1e-6)
+
+
+def test_augmentation_is_asked_for_a_new_view_in_every_step(generalist, examples):
+    asked = []
+
+    def note(inputs, ids, views):
+        np.testing.assert_array_equal(inputs, examples.inputs[ids])
+        asked.extend(zip(ids.tolist(), views.tolist(), strict=True))
+        return inputs
+
+    for seed in (0, 1):
+        train(generalist, [0], examples, num_steps=8, batch_size=64, seed=seed, augmentation=note)
+    # Keras may look at a batch twice; it is the same one then.
+    assert len(set(asked)) == 2 * 8 * 64
 
 
 def test_same_seed_trains_the_same_specialist(generalist, examples):
@@ -159,6 +235,23 @@ def test_control_has_all_classes_and_takes_as_many_steps(generalist, examples):
     assert logsumexp(np.asarray(control(inputs)) - logits) != 0
 
 
+def test_another_teacher_is_distilled_into_the_generalists_architecture(generalist, examples):
+    start = keras.models.clone_model(generalist)
+    student = train_control(
+        start, examples, teacher=generalist, num_steps=400, learning_rate=0.05, soft_target_weight=1.0, temperature=1.0
+    )
+    fresh = drawn(500, 6).inputs
+    expected = softmax(logits_of(generalist, fresh), axis=1)
+    np.testing.assert_allclose(softmax(np.asarray(student(fresh)), axis=1), expected, atol=0.02)
+    assert np.abs(start.get_weights()[0] - generalist.get_weights()[0]).max() > 0.1
+
+
+def test_teacher_of_other_class_count_is_refused(generalist, examples):
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    with pytest.raises(ValueError, match="teacher must be of 6 classes; got 5"):
+        train_control(generalist, examples, teacher=other)
+
+
 @pytest.mark.parametrize(
     ("class_set", "arguments", "words"),
     [
@@ -167,8 +260,10 @@ def test_control_has_all_classes_and_takes_as_many_steps(generalist, examples):
         ([0, 0], {}, "each class once"),
         ([0, 1], {"trained": "body"}, "'head', 'last_block', 'all'"),
         ([0, 1], {"special_share": 0.0}, "special_share must be > 0"),
+        ([0, 1], {"special_share": 1.0}, "special_share must be < 1"),
         ([0, 1], {"soft_target_weight": 1.5}, "soft_target_weight must be between 0 and 1"),
         ([0, 1], {"num_steps": 0}, "num_steps must be >= 1"),
+        ([0, 1], {"dustbin": "bin"}, "'sum', 'unit'"),
     ],
 )
 def test_bad_arguments_are_refused(generalist, examples, class_set, arguments, words):

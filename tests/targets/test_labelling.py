@@ -278,11 +278,16 @@ class Fragile(keras.layers.Layer):
     """Fails inside the graph at an input that is too large."""
 
     def call(self, inputs):
+        import tensorflow as tf
+
         with tf.control_dependencies([tf.debugging.assert_less(inputs, 50.0)]):
             return tf.identity(inputs)
 
 
+@pytest.mark.tensorflow
 def test_a_keras_teacher_that_fails_in_a_thread_leaves_whole_shards_and_the_next_run_goes_on(tmp_path):
+    import tensorflow as tf
+
     settings = {"batch_size": 16, "rows_per_shard": 32, "teacher_fingerprint": "t"}
     dense = keras.layers.Dense(5, kernel_initializer=keras.initializers.RandomNormal(stddev=0.7, seed=1))
     teacher = keras.Sequential([keras.Input((6,)), Fragile(), dense])
