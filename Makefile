@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two workers of one thread each: TensorFlow starts twice, and both cores stay busy.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench reliability clean
 
 demo: .venv/installed
 	$(BIN)/keras-distill demo
@@ -22,6 +22,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
+
+reliability: .venv/installed
+	$(BIN)/python tests/reliability/report.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
