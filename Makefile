@@ -9,7 +9,7 @@ ON_JAX := tests/contract tests/losses tests/teachers/test_ensemble.py tests/teac
 	tests/test_distiller_features.py tests/test_logits.py tests/test_structured_outputs.py tests/cli/test_distill.py \
 	tests/cli/test_label.py
 
-.PHONY: demo test test-fast test-jax lint bench results clean
+.PHONY: demo test test-fast test-jax lint bench results reliability clean
 
 demo: .venv/installed
 	$(BIN)/keras-distill demo
@@ -35,6 +35,10 @@ bench: .venv/installed
 # The tables of README.md and docs/results.md, out of docs/results/*.json; what writes those says each file's "command".
 results: .venv/installed
 	$(BIN)/python -m examples.results
+
+# The promises of docs/reliability.md, kept or broken, and its figures.
+reliability: .venv/installed
+	$(BIN)/python tests/reliability/report.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

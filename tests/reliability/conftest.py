@@ -14,5 +14,6 @@ _COMMON = {
 }
 settings.register_profile("ci", max_examples=20, derandomize=True, **_COMMON)
 settings.register_profile("few", max_examples=5, derandomize=True, **_COMMON)
+settings.register_profile("more", max_examples=100, derandomize=False, print_blob=True, **_COMMON)
 settings.register_profile("long", max_examples=1000, derandomize=False, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("KERAS_DISTILL_HYPOTHESIS", "ci"))

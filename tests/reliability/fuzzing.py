@@ -11,6 +11,7 @@ a case of more than ten seconds, and memory beyond the limit. Every case follows
 import argparse
 import collections
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -114,6 +115,11 @@ def damaged(data, generator):
     return bytes(data)
 
 
+def nasty(generator):
+    """One of the values that a reader does not expect, and nobody else's: the next alteration may be inside of it."""
+    return copy.deepcopy(generator.choice(NASTY))
+
+
 def altered(content, generator):
     """A JSON value with parts replaced, left out, renamed or added."""
     content = json.loads(json.dumps(content))
@@ -125,7 +131,7 @@ def altered(content, generator):
             key = generator.choice(list(node)) if isinstance(node, dict) else generator.randrange(len(node))
             node = node[key]
         if parent is None:
-            return generator.choice(NASTY)
+            return nasty(generator)
         match generator.randrange(6):
             case 0 if isinstance(parent, dict):
                 del parent[key]
@@ -134,7 +140,7 @@ def altered(content, generator):
             case 2 if isinstance(node, (int, float)) and not isinstance(node, bool):
                 parent[key] = generator.choice([node + 1, -node, node * 10**6, node / 3, str(node)])
             case _:
-                parent[key] = generator.choice(NASTY)
+                parent[key] = nasty(generator)
     return content
 
 
@@ -517,6 +523,8 @@ def _fuzz_some(kind, num_cases, seed, first, write):
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder).resolve() / "home"
         home.mkdir()
+        # Keras unpacks assets into a temporary folder: that one is ours as well.
+        tempfile.tempdir = str(home)
         generator = random.Random(f"{kind} {seed}")
         cases = KINDS[kind](home, generator)
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

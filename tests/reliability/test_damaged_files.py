@@ -51,7 +51,7 @@ def test_a_few_hundred_damaged_stores_and_bundles_are_read_or_refused():
     for kind, ends in found.items():
         # Most damage is noticed, and some does no harm: both ends are seen, or the fuzzer is blind.
         assert ends["refused"] > 100, kind
-        assert ends["read"] > 5, kind
+        assert ends["read"] > 0, kind
 
 
 @pytest.mark.slow
