@@ -159,15 +159,15 @@ def page_part(result):
     ]
     lines += [
         "",
-        "| student | target | made how | bytes | smaller | p50, µs | p99, µs | faster | points lost | logit RMSE "
+        "| student | target | made how | bytes | smaller | p50, µs | faster | points lost | logit RMSE "
         f"| ships: spread of p50 in {REPEATS} runs of the kit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["variants"]:
         spread = result["repeats"].get(f"{row['student']}, {row['target']}", 0.0)
         lines.append(
             f"| {row['student']} | {row['target']} | {row['variant']} | {row['bytes']:,} | {row['smaller']:.2f} × "
-            f"| {row['p50_us']:.1f} | {row['p99_us']:.1f} | {row['faster']:.2f} × | {100 * row['accuracy_drop']:+.2f} "
+            f"| {row['p50_us']:.1f} | {row['faster']:.2f} × | {100 * row['accuracy_drop']:+.2f} "
             f"| {row['logit_rmse']:.2g} | {f'± {spread:.1%}' if row['ships'] else 'no'} |"
         )
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
