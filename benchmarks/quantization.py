@@ -39,6 +39,7 @@ from keras_distill.quantize_aware import FreezeRanges, freeze, quantize_aware
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, RUNS = ROOT / "docs/quantization.md", ROOT / "runs/quantization"
+PHASES = ("training", "timing")
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 FLOAT, AFTER = "float, distilled", "post-training int8 of it"
 LABELS, DISTILLED = "quantisation-aware, labels", "quantisation-aware, distilled"
@@ -294,9 +295,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--datasets", nargs="+", default=["mnist", "spoken_digit"], choices=list(RECIPES))
-    parser.add_argument("--only", nargs="+", default=["training", "timing"], choices=["training", "timing"])
+    parser.add_argument("--only", nargs="*", default=PHASES, help=f"of {PHASES}; none rewrites the page alone")
     parser.add_argument("--quick", action="store_true", help="200 examples, one epoch; writes no page")
     arguments = parser.parse_args()
+    if unknown := set(arguments.only) - set(PHASES):
+        parser.error(f"--only must be among {', '.join(PHASES)}; got {', '.join(sorted(unknown))}")
     RUNS.mkdir(parents=True, exist_ok=True)
     for name in arguments.datasets:
         found = RUNS / f"{name}.json"
