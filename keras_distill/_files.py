@@ -65,6 +65,15 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises `OSError` where the file or folder `path` could not be made: now, and not after minutes of work."""
+    parent = Path(path).absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    with tempfile.TemporaryFile(dir=parent):
+        pass
+
+
 def sync(path: Path) -> None:
     """Waits until the disk holds what was written to the file or folder `path`."""
     handle = os.open(path, os.O_RDONLY)

@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         word, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
         print(f"\n{word}: nothing half-written was left. Run the same command again.", file=sys.stderr)
         return code
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if arguments.traceback:
+    except Exception as error:
+        if arguments.traceback or not _is_the_worlds(error):
             raise
         print(f"keras-distill {arguments.command}: error: {error}{_remedy(error)}", file=sys.stderr)
         return 2
@@ -57,13 +57,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_the_worlds(error: Exception) -> bool:
+    """Whether an error is of what was given or of the machine, and not a fault of ours."""
+    tensorflow = sys.modules.get("tensorflow")
+    kinds = (ValueError, TypeError, OSError, ImportError, MemoryError)
+    return isinstance(error, kinds) or (tensorflow is not None and isinstance(error, tensorflow.errors.OpError))
+
+
 def _remedy(error: Exception) -> str:
     """What to do about a disk that is full or closed; nothing half-written is on it."""
-    # NumPy counts what it could not write, and names no error.
-    is_full = isinstance(error, OSError) and "requested and" in str(error)
-    if is_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    number, text = getattr(error, "errno", None), str(error)
+    # NumPy counts what it could not write, and TensorFlow has errors of its own: neither has a number.
+    is_full = any(words in text for words in ("requested and", "No space left on device", "File too large"))
+    if is_full or number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return ". The disk is full: free some room, or name a folder on another one, and run the same command again."
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ". Name a folder that you may write to, and run the same command again."
     return ""
 

@@ -31,10 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from keras_distill import __version__
-    from keras_distill._files import whole_file
+    from keras_distill._files import check_writable, whole_file
     from keras_distill.deploy import to_litert, to_onnx, verify
     from keras_distill.deploy.trace import signature_of
 
+    check_writable(Path(arguments.out) / "model")
     model = model_file.load(arguments.model, arguments)
     dataset = None
     if arguments.data:

@@ -48,8 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from keras_distill import data
+    from keras_distill._files import check_writable
     from keras_distill.deploy.ship import Budgets, Provenance, ship
 
+    check_writable(arguments.out)
     budgets = Budgets(
         arguments.max_accuracy_drop,
         None if arguments.max_size is None else round(quantity("--max-size", arguments.max_size, SIZE_UNITS)),

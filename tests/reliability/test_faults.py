@@ -168,3 +168,51 @@ def test_sigterm_is_an_exit_of_its_own_and_the_handler_of_the_caller_comes_back(
     assert main(["label", "--teacher", "t.keras", "--data", "digits", "--out", "s"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert "terminated: nothing half-written was left. Run the same command again." in capsys.readouterr().err
+
+
+def test_a_place_where_nothing_can_be_made_is_said_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    net.save(tmp_path / "s.keras")
+    for command in (["ship", f"{tmp_path}/s.keras", "--data", "digits"], ["export", f"{tmp_path}/s.keras"]):
+        assert main([*command, "--out", f"{tmp_path}/file/below/out"]) == 2
+        assert "Not a directory" in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "s.keras"]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(28, "No space left on device", "/x"), "free some room"),
+        (OSError("3600 requested and 718 written"), "free some room"),
+        (PermissionError(13, "Permission denied", "/x"), "that you may write to"),
+    ],
+)
+def test_a_full_or_closed_disk_says_what_to_do(monkeypatch, capsys, error, remedy):
+    from keras_distill.cli import label
+
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(label, "run", fail)
+    assert main(["label", "--teacher", "t.keras", "--data", "digits", "--out", "s"]) == 2
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert "run the same command again" in said
+
+
+def test_an_error_of_tensorflows_own_is_one_sentence_and_a_fault_of_ours_is_not_hidden(monkeypatch, capsys):
+    import tensorflow as tf
+
+    from keras_distill.cli import label
+
+    def fail(arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, "/x/variables; File too large")
+
+    monkeypatch.setattr(label, "run", fail)
+    argv = ["label", "--teacher", "t.keras", "--data", "digits", "--out", "s"]
+    assert main(argv) == 2
+    assert "free some room" in capsys.readouterr().err
+    monkeypatch.setattr(label, "run", lambda arguments: {}["a fault of ours"])
+    with pytest.raises(KeyError):
+        main(argv)
