@@ -80,7 +80,7 @@ def measure_tasks(num_rounds: int) -> dict:
 
     engines = {"local": lambda: Processes(1)}
     if find_spec("ray"):
-        engines["ray"] = lambda: Ray(1)
+        engines["ray"] = lambda: Ray(1, address="local")
     found: dict = {}
     for name, make in engines.items():
         ready, each = [], []

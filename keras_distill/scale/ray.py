@@ -5,6 +5,7 @@ actors, moves the job's arrays once to each machine and notices who died; what t
 """
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -46,25 +47,30 @@ class Ray(Engine):
         self.cpus_per_worker = check_count("cpus_per_worker", cpus_per_worker)
         self.gpus_per_worker = check_number("gpus_per_worker", gpus_per_worker)
         if not ray.is_initialized():
+            # What Ray announces as its next default, and warns of until one chooses.
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        if num_workers is None:
-            num_workers = self._room(ray.cluster_resources())
-        super().__init__(num_workers, modules)
+        room = self._room(ray.nodes())
+        super().__init__(room if num_workers is None else num_workers, modules)
 
     def crew(self, job: Job) -> Crew:
         """Actors that open `job`."""
         return _Actors(job, self.cpus_per_worker, self.gpus_per_worker, self.modules)
 
-    def _room(self, resources: dict[str, float]) -> int:
-        room = int(resources.get("CPU", 0) // self.cpus_per_worker)
-        if self.gpus_per_worker:
-            room = min(room, int(resources.get("GPU", 0) // self.gpus_per_worker))
+    def _room(self, nodes: list[dict[str, Any]]) -> int:
+        """How many workers find a place; at least one."""
+        room, most = 0, {"CPU": 0.0, "GPU": 0.0}
+        for resources in (node["Resources"] for node in nodes if node["Alive"]):
+            of_node = int(resources.get("CPU", 0) // self.cpus_per_worker)
+            if self.gpus_per_worker:
+                of_node = min(of_node, int(resources.get("GPU", 0) // self.gpus_per_worker))
+            room += of_node
+            most = {name: max(most[name], resources.get(name, 0)) for name in most}
         if not room:
-            expected = f"with {self.cpus_per_worker} CPU and {self.gpus_per_worker:g} GPU for a worker"
-            received = f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU in all"
-            raise ValueError(
-                complaint("the Ray cluster", expected, received, "Ask for less a worker, or add machines.")
-            )
+            expected = f"of {self.cpus_per_worker} CPU and {self.gpus_per_worker:g} GPU, for a worker"
+            received = f"at most {most['CPU']:g} CPU and {most['GPU']:g} GPU"
+            remedy = "Ask for less a worker, or add machines."
+            raise ValueError(complaint("a machine of the Ray cluster", expected, received, remedy))
         return room
 
 
@@ -95,39 +101,40 @@ class _Actors(Crew):
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, runtime_env={"env_vars": environment}
         )
         self._workers: list[Any] = []
-        self._asked: dict[Any, tuple[str, int]] = {}
+        # What each was asked for, in order: (kind, reference).
+        self._asked: dict[int, deque[tuple[str, Any]]] = {}
 
     def add(self) -> int:
         worker = self._actor.remote()
         self._workers.append(worker)
         number = len(self._workers) - 1
-        self._asked[worker.open.remote(*self._payload)] = ("ready", number)
+        self._asked[number] = deque([("ready", worker.open.remote(*self._payload))])
         return number
 
     def give(self, worker: int, task: Any) -> None:
-        self._asked[self._workers[worker].do.remote(task)] = ("done", worker)
+        self._asked[worker].append(("done", self._workers[worker].do.remote(task)))
 
     def next_event(self) -> Event:
         ray = _ray()
-        [reference], _ = ray.wait(list(self._asked), num_returns=1)
-        kind, number = self._asked.pop(reference)
+        # Each one's oldest alone: of two answers that are there, Ray may name the younger first.
+        oldest = {asked[0][1]: number for number, asked in self._asked.items() if asked}
+        [reference], _ = ray.wait(list(oldest), num_returns=1)
+        number = oldest[reference]
+        kind, _ = self._asked[number].popleft()
         try:
             return Event(kind, number, ray.get(reference))
         except ray.exceptions.RayTaskError as error:
-            error.cause.add_note(f"In a worker:\n{error.traceback_str}")
+            error.cause.add_note(f"In a worker:\n{error}")
             return Event("failed", number, error.cause)
         except ray.exceptions.RayError:
-            self._forget(number)
+            # Whatever else it was asked for is lost, too; and should it only be out of reach, it ends now.
+            del self._asked[number]
+            ray.kill(self._workers[number])
             return Event("lost", number)
 
     def close(self) -> None:
         for worker in self._workers:
             _ray().kill(worker)
-
-    def _forget(self, number: int) -> None:
-        """Whatever else a lost actor was asked for is lost, too; and should it only be out of reach, it ends now."""
-        self._asked = {reference: asked for reference, asked in self._asked.items() if asked[1] != number}
-        _ray().kill(self._workers[number])
 
 
 def _ray() -> Any:

@@ -37,6 +37,7 @@ def test_label_writes_the_training_splits_targets(teachers, tmp_path, capsys):
     assert f"{len(split)} rows × 40 bytes" in " ".join(captured.err.split())
 
 
+@pytest.mark.tensorflow
 def test_top_k_shift_and_workers_reach_the_store(teachers, tmp_path, capsys):
     options = ("--top-k", "3", "--shift", "1")
     assert run(teachers, tmp_path, *options, "--worker", "1/2") == 0
