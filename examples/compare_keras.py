@@ -154,12 +154,12 @@ def _errors(model: keras.Model, recipe: Recipe) -> int:
     return int((logits.argmax(axis=-1) != test.labels[: recipe.num_test]).sum())
 
 
-def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
+def phases(recipe: Recipe, seeds: list[int]) -> list[list[Job]]:
     """All jobs, in phases that need those before them."""
     students = [
         Job(f"student-{way}-{seed}", train_student, {"recipe": recipe, "way": way, "seed": seed})
         for way in WAYS
-        for seed in range(seeds)
+        for seed in seeds
     ]
     return [
         [Job("teacher", train_teacher, {"recipe": recipe})],
@@ -167,9 +167,9 @@ def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
     ]
 
 
-def rows(found: dict[str, dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
+def rows(found: dict[str, dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
     """The lines of the table."""
-    each = {way: [found[f"student-{way}-{seed}"]["figures"]["errors"] for seed in range(seeds)] for way in WAYS}
+    each = {way: [found[f"student-{way}-{seed}"]["figures"]["errors"] for seed in seeds] for way in WAYS}
     apart = found["losses"]["figures"]
     default, same = apart["keras-default"], apart["ours-same"]
     notes = {
@@ -199,8 +199,8 @@ def main() -> int:
     if arguments.only is None:
         lines = {
             title: (
-                range(arguments.seeds),
-                [found[f"student-{way}-{seed}"]["figures"]["errors"] for seed in range(arguments.seeds)],
+                arguments.seeds,
+                [found[f"student-{way}-{seed}"]["figures"]["errors"] for seed in arguments.seeds],
             )
             for way, title in WAYS.items()
         }

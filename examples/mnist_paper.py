@@ -150,9 +150,9 @@ def label_digits(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     return {}
 
 
-def label_copies(folder: Path, recipe: Recipe, seeds: int) -> dict[str, Any]:
+def label_copies(folder: Path, recipe: Recipe, seeds: list[int]) -> dict[str, Any]:
     """One pass of the ensemble of the teachers over jittered copies; its soft targets at T = 20 go to a store."""
-    ensemble = kd.Ensemble([kd.load_model(folder / f"teacher-{seed}.keras") for seed in range(seeds)])
+    ensemble = kd.Ensemble([kd.load_model(folder / f"teacher-{seed}.keras") for seed in seeds])
     flat = open_copies(folder / "copies.npy")[: recipe.copies_beyond].reshape(-1, 28, 28, 1)
     kd.targets.label(ensemble, flat, folder / "store-of-copies", temperature=TEMPERATURE, batch_size=500)
     digits = load_digits(quick=recipe.quick)
@@ -277,21 +277,21 @@ def _taught(
     return in_float32(student, (width, width))
 
 
-def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
+def phases(recipe: Recipe, seeds: list[int]) -> list[list[Job]]:
     """All jobs, in phases that need those before them."""
-    common, all_seeds = {"recipe": recipe}, range(seeds)
+    common = {"recipe": recipe}
     first = [Job("copies", make_copies, common)]
-    begun = [Job(f"teacher-begun-{seed}", begin_teacher, common | {"seed": seed}) for seed in all_seeds]
-    teachers = [Job(f"teacher-{seed}", finish_teacher, common | {"seed": seed}) for seed in all_seeds]
-    teachers += [Job(f"on-labels-{seed}", train_on_labels, common | {"seed": seed}) for seed in all_seeds]
-    stores = [Job(f"label-{seed}", label_digits, common | {"seed": seed}) for seed in all_seeds]
+    begun = [Job(f"teacher-begun-{seed}", begin_teacher, common | {"seed": seed}) for seed in seeds]
+    teachers = [Job(f"teacher-{seed}", finish_teacher, common | {"seed": seed}) for seed in seeds]
+    teachers += [Job(f"on-labels-{seed}", train_on_labels, common | {"seed": seed}) for seed in seeds]
+    stores = [Job(f"label-{seed}", label_digits, common | {"seed": seed}) for seed in seeds]
     stores.append(Job("label-copies", label_copies, common | {"seeds": seeds}))
-    students = [Job(f"distilled-{seed}", distil, common | {"seed": seed}) for seed in all_seeds]
-    students += [Job(f"beyond-{seed}", distil_beyond, common | {"seed": seed}) for seed in all_seeds]
+    students = [Job(f"distilled-{seed}", distil, common | {"seed": seed}) for seed in seeds]
+    students += [Job(f"beyond-{seed}", distil_beyond, common | {"seed": seed}) for seed in seeds]
     for name in TRANSFER_SETS:
         arguments = common | {"transfer_set": name}
-        students += [Job(f"{name}-{seed}", distil_without, arguments | {"seed": seed}) for seed in all_seeds]
-    for seed in all_seeds:
+        students += [Job(f"{name}-{seed}", distil_without, arguments | {"seed": seed}) for seed in seeds]
+    for seed in seeds:
         for width, temperatures in recipe.temperatures:
             for temperature in temperatures:
                 arguments = common | {"seed": seed, "width": width, "temperature": temperature}
@@ -299,11 +299,11 @@ def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
     return [first, begun, teachers, stores, students]
 
 
-def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> list[dict[str, Any]]:
+def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: list[int]) -> list[dict[str, Any]]:
     """The lines of the table."""
 
     def errors(name: str) -> list[int]:
-        return [found[f"{name}-{seed}"]["figures"]["errors"] for seed in range(seeds)]
+        return [found[f"{name}-{seed}"]["figures"]["errors"] for seed in seeds]
 
     def at_most(limit: float) -> Any:
         return lambda ours: ours["median"] <= limit
@@ -337,7 +337,7 @@ def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> list[d
         ),
         record.row(
             "minutes of one core for one distilled student out of a store",
-            [found[f"distilled-{seed}"]["cpu_seconds"] / 60 for seed in range(seeds)],
+            [found[f"distilled-{seed}"]["cpu_seconds"] / 60 for seed in seeds],
             "minutes",
             goal="≤ 5",
             reaches=at_most(5.0),
@@ -348,11 +348,11 @@ def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> list[d
         "only-7s-and-8s": ("47.3 %", "13.2 %, bias − 7.6"),
     }
     for name, (before, after) in papers.items():
-        runs = [found[f"{name}-{seed}"]["figures"] for seed in range(seeds)]
+        runs = [found[f"{name}-{seed}"]["figures"] for seed in seeds]
         best = [int(np.argmin(run["sweep"])) for run in runs]
         unseen = [
             [run["of_the_unseen"][place] for run, place in zip(runs, places, strict=True)]
-            for places in ([0] * seeds, best)
+            for places in ([0] * len(seeds), best)
         ]
         biases = [float(STEPS[place]) for place in best]
         if name == "no-3s":
@@ -372,12 +372,12 @@ def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> list[d
     return lines
 
 
-def draw(folder: Path, found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> None:
+def draw(folder: Path, found: dict[str, dict[str, Any]], recipe: Recipe, seeds: list[int]) -> None:
     """The sweeps as figures."""
     lines = {}
     for width, temperatures in recipe.temperatures:
         means = [
-            np.mean([found[f"sweep-{width}-{temperature:g}-{seed}"]["figures"]["errors"] for seed in range(seeds)])
+            np.mean([found[f"sweep-{width}-{temperature:g}-{seed}"]["figures"]["errors"] for seed in seeds])
             for temperature in temperatures
         ]
         lines[f"2 × {width}"] = (temperatures, means)
@@ -386,9 +386,11 @@ def draw(folder: Path, found: dict[str, dict[str, Any]], recipe: Recipe, seeds: 
         ("no-3s", "bias-of-3.svg", "added to the bias of 3"),
         ("only-7s-and-8s", "bias-of-7-and-8.svg", "taken from the biases of 7 and 8"),
     ):
-        sweeps = {f"seed {seed}": (STEPS, found[f"{name}-{seed}"]["figures"]["sweep"]) for seed in range(seeds)}
+        sweeps = {f"seed {seed}": (STEPS, found[f"{name}-{seed}"]["figures"]["sweep"]) for seed in seeds}
         (folder / file).write_text(plots.curves(sweeps, label, "test errors"))
-        print(label, *(f"{step:g}: {errors}" for step, errors in zip(*sweeps["seed 0"], strict=True)), sep="  ")
+        print(
+            label, *(f"{step:g}: {errors}" for step, errors in zip(*next(iter(sweeps.values())), strict=True)), sep="  "
+        )
 
 
 def main() -> int:

@@ -76,7 +76,7 @@ def parser(doc: str, out: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(out), help="where everything goes; a killed run goes on there")
     parser.add_argument("--quick", action="store_true", help="a minute's run that tries the machinery, proves nothing")
-    parser.add_argument("--seeds", type=int, default=3, help="how many; 3")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread side by side; 1 uses all threads")
     parser.add_argument("--only", nargs="*", metavar="PREFIX", help="only the jobs whose names begin so")
     return parser
@@ -113,7 +113,7 @@ def write(
         "num_jobs_side_by_side": arguments.jobs,
         "finished": time.strftime("%Y-%m-%d"),
         "quick": arguments.quick,
-        "seeds": list(range(arguments.seeds)),
+        "seeds": arguments.seeds,
         "rows": rows,
         **more,
         "jobs": {name: {"seconds": job["seconds"], "cpu_seconds": job["cpu_seconds"]} for name, job in jobs.items()},

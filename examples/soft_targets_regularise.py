@@ -98,25 +98,25 @@ def _few(train: speech_frames.Frames, kind: str, seed: int) -> np.ndarray:
     return np.flatnonzero(np.isin(train.recordings, chosen))
 
 
-def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
+def phases(recipe: Recipe, seeds: list[int]) -> list[list[Job]]:
     """All jobs, in phases that need those before them."""
     first = [Job("frames", speech.keep_frames, {"max_recordings": recipe.baseline.max_recordings})]
-    teachers = [speech.baseline_job(recipe.baseline, FOLD, seed) for seed in range(seeds)]
-    stores = [Job(f"label-baseline-{seed}", label_all, {"seed": seed}) for seed in range(seeds)]
+    teachers = [speech.baseline_job(recipe.baseline, FOLD, seed) for seed in seeds]
+    stores = [Job(f"label-baseline-{seed}", label_all, {"seed": seed}) for seed in seeds]
     students = []
     for kind in KINDS:
         for targets in ("hard", "soft"):
             arguments = {"recipe": recipe, "kind": kind, "targets": targets}
             name = f"few-{kind}-{targets}"
-            students += [Job(f"{name}-{seed}", train_on_few, arguments | {"seed": seed}) for seed in range(seeds)]
+            students += [Job(f"{name}-{seed}", train_on_few, arguments | {"seed": seed}) for seed in seeds]
     return [first, teachers, stores, students]
 
 
-def rows(found: dict[str, dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
+def rows(found: dict[str, dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
     """The lines of the table."""
 
     def values(name: str, figure: str = "frame_accuracy") -> list[float]:
-        return [found[f"{name}-{seed}"]["figures"][figure] for seed in range(seeds)]
+        return [found[f"{name}-{seed}"]["figures"][figure] for seed in seeds]
 
     papers = {"few-frames-hard": "44.5", "few-frames-soft": "57.0"}
     baseline = values(f"baseline-{FOLD}")
@@ -141,14 +141,13 @@ def rows(found: dict[str, dict[str, Any]], seeds: int) -> list[dict[str, Any]]:
     return lines
 
 
-def draw(folder: Path, found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> None:
+def draw(folder: Path, found: dict[str, dict[str, Any]], recipe: Recipe, seeds: list[int]) -> None:
     """Test accuracy as the students train."""
     lines = {}
     for kind, title in KINDS.items():
         for targets, of in (("hard", "labels"), ("soft", "soft targets")):
             each = [
-                found[f"few-{kind}-{targets}-{seed}"]["figures"]["test_frame_accuracy_as_it_trains"]
-                for seed in range(seeds)
+                found[f"few-{kind}-{targets}-{seed}"]["figures"]["test_frame_accuracy_as_it_trains"] for seed in seeds
             ]
             passes = np.arange(1, len(each[0]) + 1) * recipe.passes_between_tests
             lines[f"{title}, {of}"] = (passes, np.mean(each, axis=0))

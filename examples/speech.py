@@ -117,7 +117,7 @@ def baseline_job(recipe: Recipe, fold: int, seed: int) -> Job:
     return Job(name, train_on_labels, arguments)
 
 
-def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
+def phases(recipe: Recipe, seeds: list[int]) -> list[list[Job]]:
     """All jobs, in phases that need those before them."""
     folds = range(recipe.num_folds)
     first = [Job("frames", keep_frames, {"max_recordings": recipe.max_recordings})]
@@ -130,17 +130,17 @@ def phases(recipe: Recipe, seeds: int) -> list[list[Job]]:
     students = [
         Job(f"distilled-{fold}-{seed}", distil, {"recipe": recipe, "fold": fold, "seed": seed})
         for fold in folds
-        for seed in range(seeds)
+        for seed in seeds
     ]
     return [first, singles, ensembles, students]
 
 
-def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: int) -> list[dict[str, Any]]:
+def rows(found: dict[str, dict[str, Any]], recipe: Recipe, seeds: list[int]) -> list[dict[str, Any]]:
     """The lines of the table."""
     folds = range(recipe.num_folds)
 
     def values(kind: str, figure: str, fold: int) -> list[float]:
-        counts = {"baseline": range(recipe.num_members), "distilled": range(seeds)}
+        counts = {"baseline": range(recipe.num_members), "distilled": seeds}
         names = [f"{kind}-{fold}-{seed}" for seed in counts[kind]] if kind in counts else [f"{kind}-{fold}"]
         return [found[name]["figures"][figure] for name in names]
 
