@@ -75,6 +75,9 @@ def ends(kind, number, read, folder):
     # Besides the folder: Python's own files, and what the system says of itself.
     WATCH.allowed = (os.path.realpath(folder), sys.prefix, sys.base_prefix, "/proc", "/dev", "/sys", "/usr", "/etc/os-")
     WATCH.allowed += (str(ROOT / "keras_distill"), str(ROOT / "export"))
+    if kind == "arguments":
+        # A command line names the folders itself.
+        WATCH.allowed = ()
     try:
         read()
         end = "read"
