@@ -110,7 +110,6 @@ class Engine(ABC):
                     raise event.value
                 if event.kind == "lost":
                     mine = held.pop(event.worker, None)
-                    # Tasks behind the first were not begun.
                     died_at = mine[0][0] if mine else None
                     deaths[died_at] += 1
                     if deaths[died_at] >= self.max_deaths:
@@ -123,10 +122,9 @@ class Engine(ABC):
                     deaths[None] = 0
                 else:
                     _, task = held[event.worker].popleft()
-                # A second task waits at a worker only while there is plenty: it hides the way there and back.
+                # One at a time: a worker that dies at a task it was given ahead may take the last one's answer with it.
                 for worker, tasks_of_worker in held.items():
-                    depth = 2 if len(waiting) > 2 * self.num_workers else 1
-                    while waiting and len(tasks_of_worker) < depth:
+                    if waiting and not tasks_of_worker:
                         tasks_of_worker.append(waiting.popleft())
                         crew.give(worker, tasks_of_worker[-1][1])
                 if event.kind == "done":
