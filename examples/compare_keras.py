@@ -1,6 +1,6 @@
 """One student, five ways: labels alone, `keras.distillation.Distiller` twice, `keras_distill.Distiller` twice.
 
-    python -m examples.compare_keras --jobs 2
+    python -m examples.compare_keras
 
 The same ConvNet teacher, student (2 × 100), tenth of MNIST, seeds, optimizer and steps for all. Keras's own distiller
 at its documented default (`LogitsDistillation()`, T = 3, half the weight to the labels) and with an instance of
@@ -8,8 +8,9 @@ at its documented default (`LogitsDistillation()`, T = 3, half the weight to the
 default loss is taken apart on real logits: `LogitsDistillation()` resolves "kl_divergence" to a function, and so takes
 the Kullback-Leibler divergence of the raw logits divided by T, clipped to [1e-7, 1], where the instance gets a softmax.
 
-Last epoch, three seeds, errors on the 10,000 test digits. Expected results and minutes: docs/results.md. A killed run
-goes on where it stopped. Writes results.json and errors.svg.
+Last epoch, three seeds, errors on the 10,000 test digits. Machine and minutes: one core of an AMD EPYC, 2.4.
+Expected: labels alone 535 ± 5; Keras's default 696 ± 17, worse than no teacher at all; with the instance 439 ± 17; ours
+alike 442 ± 19, at our default 421 ± 15. A killed run goes on where it stopped. Writes results.json and errors.svg.
 """
 
 import sys
@@ -27,7 +28,7 @@ from examples.jobs import Job, run_jobs
 from keras_distill.data import networks
 from keras_distill.report import plots
 
-COMMAND = "python -m examples.compare_keras --jobs 2"
+COMMAND = "python -m examples.compare_keras"
 TEMPERATURE = 3.0
 WAYS = {
     "labels": "labels alone",

@@ -28,6 +28,15 @@ MODELS = {
     "student_on_labels": ("student on labels", None),
     "student_distilled": ("the same student, distilled", "student"),
 }
+# Every experiment, in the page's order; one without a file is named on the page as not run.
+COMMANDS = {
+    "mnist-paper": "python -m examples.mnist_paper --jobs 2 --precision mixed_bfloat16",
+    "speech": "python -m examples.speech --jobs 2",
+    "soft-targets-regularise": "python -m examples.soft_targets_regularise --jobs 2",
+    "specialists": "python -m examples.specialists",
+    "compress-and-ship": "python -m examples.compress_and_ship",
+    "compare-keras": "python -m examples.compare_keras",
+}
 PAGE_OPENING = """# The paper's experiments, and ours
 
 Written by `make results` from the files in [results/](results), which hold every seed's figure. Each was left by its
@@ -80,8 +89,13 @@ def table() -> str:
 
 def page() -> str:
     """`docs/results.md`, of all results of examples that are committed."""
-    files = [file for file in sorted(RESULTS.glob("*.json")) if not file.name.startswith("demo-")]
-    return PAGE_OPENING + "".join(section(json.loads(file.read_text())) for file in files)
+    files = {name: RESULTS / f"{name}.json" for name in COMMANDS}
+    there = [json.loads(file.read_text()) for file in files.values() if file.is_file()]
+    text = PAGE_OPENING + "".join(section(results) for results in there)
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if missing:
+        text += "\n## Not run to the end yet\n\n" + "".join(f"- {name}: `{COMMANDS[name]}`\n" for name in missing)
+    return text
 
 
 def section(results: dict) -> str:
@@ -134,6 +148,8 @@ def copy_results(folder: Path) -> None:
             f"results must be of a whole run; got a quick one in {folder}. Run its command without --quick."
         )
     name = results.get("experiment") or f"demo-{results['dataset']['name']}"
+    if not name.startswith("demo-") and name not in COMMANDS:
+        raise ValueError(f"experiment must be one of {', '.join(COMMANDS)}; got {name}. Add it to COMMANDS.")
     RESULTS.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, RESULTS / f"{name}.json")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import jobs, record
+from examples import jobs, record, results
 
 ROOT = Path(__file__).parents[2]
 # Module → (folder of results.json, figures, below --out).
@@ -71,7 +71,14 @@ def test_keras_default_loss_is_the_clipped_divergence_of_raw_logits_and_with_an_
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_committed_results_are_of_a_whole_run_of_the_command_that_the_example_opens_with(name):
+def test_page_names_the_command_that_the_example_opens_with(name):
+    experiment = importlib.import_module(f"examples.{name}")
+    assert experiment.COMMAND in experiment.__doc__
+    assert results.COMMANDS[name.replace("_", "-")] == experiment.COMMAND
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_committed_results_are_of_a_whole_run_of_the_command(name):
     experiment = importlib.import_module(f"examples.{name}")
     file = ROOT / "docs" / "results" / f"{name.replace('_', '-')}.json"
     if not file.is_file():

@@ -49,6 +49,7 @@ def house(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "docs" / "results")
     monkeypatch.setattr(results, "README", tmp_path / "README.md")
     monkeypatch.setattr(results, "PAGE", tmp_path / "docs" / "results.md")
+    monkeypatch.setattr(results, "COMMANDS", {"tea": "python -m examples.tea", "cake": "python -m examples.cake"})
     return tmp_path
 
 
@@ -83,9 +84,16 @@ def test_new_results_reach_the_page_and_a_stale_page_is_found(house, monkeypatch
     assert call(monkeypatch, "--check") == 0
     page = house / "docs" / "results.md"
     assert "| cups [1] | 67 | 60.0 ± 2.0 errors | ≤ 67: met |" in page.read_text()
+    assert page.read_text().endswith("## Not run to the end yet\n\n- cake: `python -m examples.cake`\n")
     page.write_text(page.read_text().replace("60.0", "59.0"))
     assert call(monkeypatch, "--check") == 1
     assert "docs/results.md does not say what docs/results/ says" in capsys.readouterr().err
+
+
+def test_results_of_an_unknown_experiment_are_refused(house, monkeypatch, capsys):
+    (house / "results.json").write_text(json.dumps(RESULTS | {"experiment": "soup"}))
+    assert call(monkeypatch, house) == 2
+    assert "experiment must be one of tea, cake; got soup" in capsys.readouterr().err
 
 
 def test_quick_or_absent_results_are_refused_with_the_remedy(house, monkeypatch, capsys):
