@@ -8,7 +8,8 @@ as many steps as all specialists together; merges them; and distils the merge, t
 net of the generalist's size. At last the merge is taken apart: with other numbers of routes, and with the right
 specialist always asked.
 
-Machine: 2 cores, TensorFlow on one thread. Minutes: MINUTES. Expected: EXPECTED.
+Machine: 2 cores, TensorFlow on one thread. Not run whole yet, so no minutes and no result are claimed; `--quick` is
+tested, and `python -m benchmarks.specialists` ran the same command from a generalist of seven epochs (docs/specialists.md).
 """
 
 import argparse
