@@ -3,7 +3,8 @@
     python -m benchmarks.specialists --out runs/specialists-cifar100 [--write]
 
 A compact ConvNet (`examples/specialists.py`) is trained for seven epochs with Adam, one seed; then the command finds
-ten overlapping groups of sixteen classes, trains ten specialists and the control for as many steps, and merges. It
+ten overlapping groups of sixteen classes, trains ten specialists and the control for as many steps, merges, and
+distils the merge, the control and the generalist into one net of its size each, from the generalist's weights. It
 tries the command, not the paper's claim: a generalist that short of its best gains from any further training.
 Everything in `--out` is made once, so that a run that was killed goes on. Needs CIFAR-100 (`KERAS_DISTILL_DATA` or a
 download).
@@ -26,6 +27,8 @@ OPTIONS = {
     "--trained": "last_block",
     "--steps": "300",
     "--learning-rate": "1e-3",
+    "--distill-back": "3",
+    "--distill-start": "generalist",
 }
 
 

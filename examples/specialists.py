@@ -9,7 +9,8 @@ net of the generalist's size. At last the merge is taken apart: with other numbe
 specialist always asked.
 
 Machine: 2 cores, TensorFlow on one thread. Not run whole yet, so no minutes and no result are claimed; `--quick` is
-tested, and `python -m benchmarks.specialists` ran the same command from a generalist of seven epochs (docs/specialists.md).
+tested, and `python -m benchmarks.specialists` ran the same command from a generalist of seven epochs
+(docs/specialists.md).
 """
 
 import argparse
