@@ -8,8 +8,8 @@ all frames; its soft targets at T = 5 lie in a store, of which the student reads
 no other regularisation.
 
 Last epoch, three seeds. Machine, minutes and expected result: not run to its end yet. Shares the files of `speech.py`
-where it is given the same `--out` (its default), and goes on where it stopped. Writes results.json and three-per-cent.svg in a
-folder three-per-cent there.
+where it is given the same `--out` (its default), and goes on where it stopped. Writes results.json and
+three-per-cent.svg in a folder three-per-cent there.
 """
 
 import sys
