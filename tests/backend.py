@@ -14,7 +14,8 @@ def value_and_gradient(function):
             with tf.GradientTape() as tape:
                 tape.watch(values)
                 result = ops.sum(function(values))
-            return result, tape.gradient(result, values)
+            # What only some rows reach comes as slices of rows.
+            return result, keras.tree.map_structure(tf.convert_to_tensor, tape.gradient(result, values))
 
         return both
     import jax
