@@ -658,7 +658,8 @@ class RoutedSpecialists(keras.layers.Layer):
         def run() -> Any:
             if keras.config.backend() != "tensorflow":
                 return self._logits_of(1 + position, inputs, training)
-            [asking] = ops.nonzero(routes[:, position] > 0.5)
+            # The places of the ones; LiteRT has no `nonzero`.
+            _, asking = ops.top_k(routes[:, position], ops.cast(ops.sum(routes[:, position]), "int32"))
             few = keras.tree.map_structure(lambda tensor: ops.take(tensor, asking, axis=0), inputs)
             logits = self._logits_of(1 + position, few, training)
             return ops.scatter(asking[:, None], logits, (ops.shape(generalist_logits)[0], num_outputs))

@@ -242,7 +242,7 @@ def test_another_teacher_is_distilled_into_the_generalists_architecture(generali
     )
     fresh = drawn(500, 6).inputs
     expected = softmax(logits_of(generalist, fresh), axis=1)
-    np.testing.assert_allclose(softmax(np.asarray(student(fresh)), axis=1), expected, atol=0.02)
+    np.testing.assert_allclose(softmax(np.asarray(student(fresh)), axis=1), expected, atol=0.04)
     assert np.abs(start.get_weights()[0] - generalist.get_weights()[0]).max() > 0.1
 
 
