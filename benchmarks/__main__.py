@@ -1,4 +1,7 @@
-"""Runs every benchmark, or those that are named: `python -m benchmarks [step store …]`."""
+"""Runs every benchmark, or those that are named, and writes what they found into docs/.
+
+python -m benchmarks [step store …]
+"""
 
 import subprocess
 import sys
@@ -18,7 +21,7 @@ def main() -> int:
     failed = []
     for name in names:
         print(f"\n== {name} ==", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--write"], check=False).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -12,16 +12,14 @@ classes, routed as `SpecialistEnsemble` does it. Both sides are float32 `tf.func
 
 import argparse
 import json
-import re
 import resource
 import statistics
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.page import write_part
 from benchmarks.rounds import interleave, machine, median_ratio
 
-PAGE = Path(__file__).parents[1] / "docs/specialists.md"
 DISTANCE_LIMIT, CERTAIN_LIMIT, SPEED_LIMIT, CLOSE_ENOUGH = 1e-6, 1e-4, 50.0, 1e-2
 NUM_ROWS = 8
 LEARNING_RATES, MOST_STEPS = (0.3, 1.0, 3.0), 20_000
@@ -255,12 +253,6 @@ def page_part(result: dict) -> str:
     return "\n".join([*lines, "", f"Medians of {result['rounds']} rounds; {where}."])
 
 
-def write_page(result: dict) -> None:
-    """Puts the figures between the page's two marks."""
-    pattern = re.compile(r"(<!-- made by benchmarks/combiner.py -->\n).*?(\n?<!-- end -->)", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda marks: f"{marks[1]}{page_part(result)}\n<!-- end -->", PAGE.read_text()))
-
-
 def main() -> int:
     """Prints the result; 1 where a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,7 +266,7 @@ def main() -> int:
     result["growth"] = growth(arguments.rounds)
     print(json.dumps(result, indent=1) if arguments.json else page_part(result))
     if arguments.write:
-        write_page(result)
+        write_part("specialists.md", "combiner", page_part(result))
     near = all(row["distance_at_12_steps_nats"] < row["limit_nats"] for row in result["distance_to_scipy"])
     return 0 if near else 1
 

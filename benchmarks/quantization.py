@@ -1,9 +1,11 @@
 """What int8 costs a tiny student: quantised after training, trained for it on labels, and distilled for it.
 
-    python -m benchmarks.quantization [--datasets mnist spoken_digit cifar100] [--seeds 3] [--only training timing]
+    python -m benchmarks.quantization [--write] [--datasets mnist spoken_digit cifar100] [--seeds 3]
+        [--only training timing]
 
-writes the tables of docs/quantization.md, one for each dataset that was run; without `--datasets` those are mnist and
-spoken_digit. The two phases leave what they found under runs/quantization. The task: a depthwise-separable ConvNet of 7
+makes the tables of docs/quantization.md, one for each dataset that was run; without `--datasets` those are mnist and
+spoken_digit. The two phases leave what they found under runs/quantization, training after every seed: a killed run
+goes on, and a folder that is gone begins anew. The task: a depthwise-separable ConvNet of 7
 (digits), 15 (spoken digits) or 53 thousand parameters (CIFAR-100), the kind that quantisation hurts most, trained on
 12,000 images or on the 2,400 training recordings. The students of a seed start from the same weights, see the
 same batches and train for as many epochs; the last ones are float for the float students and quantised for the
@@ -27,6 +29,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from benchmarks.page import write_part
 from benchmarks.rounds import interleave, machine, median_ratio
 from keras_distill import Distiller, data, deploy
 from keras_distill.data import networks
@@ -38,9 +41,8 @@ from keras_distill.losses import SoftTargets
 from keras_distill.quantize_aware import FreezeRanges, freeze, quantize_aware
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT, RUNS = ROOT / "docs/quantization.md", ROOT / "runs/quantization"
+RUNS = ROOT / "runs/quantization"
 PHASES = ("training", "timing")
-START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 FLOAT, AFTER = "float, distilled", "post-training int8 of it"
 LABELS, DISTILLED = "quantisation-aware, labels", "quantisation-aware, distilled"
 
@@ -183,11 +185,13 @@ def load(name, quick):
     return replace(dataset, **splits), recipe
 
 
-def measure_training(name, num_seeds, quick):
-    """Accuracies, agreements and sizes of every seed; the files stay, for the phase that times them."""
+def measure_training(name, num_seeds, quick, kept):
+    """Accuracies, agreements and sizes of every seed, those before this run too; files stay, to be timed."""
     dataset, recipe = load(name, quick)
-    seeds, teachers = [], []
-    for seed in range(num_seeds):
+    items = {"trained_on": len(dataset.train), "judged_on": sum(len(getattr(dataset, part)) for part in HELD_OUT)}
+    same = kept if {key: kept.get(key) for key in items} == items else {}
+    seeds, teachers = same.get("seeds", []), same.get("teachers", [])
+    for seed in range(len(seeds), num_seeds):
         keras.utils.set_random_seed(100 + seed)
         teacher = networks.convnet(dataset.input_shape, dataset.num_classes, (32, 64), dropout=0.3)
         train(teacher, dataset, recipe, recipe.teacher_epochs, 2e-3)
@@ -197,8 +201,7 @@ def measure_training(name, num_seeds, quick):
         files = artifacts_of(models, dataset, RUNS / name / f"seed-{seed}")
         seeds.append(figures_of(files, models, dataset))
         print(json.dumps({"dataset": name, "seed": seed, "teacher": teachers[-1]} | seeds[-1]), flush=True)
-    items = {"trained_on": len(dataset.train), "judged_on": sum(len(getattr(dataset, part)) for part in HELD_OUT)}
-    return {"machine": machine(), "teachers": teachers, "seeds": seeds, **items}
+        yield {"machine": machine(), "teachers": teachers, "seeds": seeds, **items}
 
 
 def measure_timing(name, quick):
@@ -279,9 +282,9 @@ def table(name, training, timing):
         f"Against the distilled float student (onnxruntime, LiteRT): quantising afterwards loses {after[0]:.2f} and "
         f"{after[1]:.2f} points, distilling as int8 {aware[0]:.2f} and {aware[1]:.2f}.",
         "",
-        f"A quantisation-aware step costs {step['XLA']['aware']:.2f} × the float step under XLA, Keras's default "
-        f"({step['no XLA']['aware']:.2f} × without); once ranges and statistics are frozen "
-        f"{step['XLA']['frozen']:.2f} × ({step['no XLA']['frozen']:.2f} ×).",
+        f"A quantisation-aware step costs {step['no XLA']['aware']:.2f} × the float step without XLA, Keras's default "
+        f"on a CPU ({step['XLA']['aware']:.2f} × under XLA); once ranges and statistics are frozen "
+        f"{step['no XLA']['frozen']:.2f} × ({step['XLA']['frozen']:.2f} ×).",
     ]
     return "\n".join(lines)
 
@@ -296,8 +299,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--datasets", nargs="+", default=["mnist", "spoken_digit"], choices=list(RECIPES))
     parser.add_argument("--only", nargs="*", default=PHASES, help=f"of {PHASES}; none rewrites the page alone")
-    parser.add_argument("--quick", action="store_true", help="200 examples, one epoch; writes no page")
+    parser.add_argument("--quick", action="store_true", help="200 examples, one epoch: tries the machinery")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/quantization.md")
     arguments = parser.parse_args()
+    if arguments.quick and arguments.write:
+        parser.error("--quick proves nothing: it writes no page")
     if unknown := set(arguments.only) - set(PHASES):
         parser.error(f"--only must be among {', '.join(PHASES)}; got {', '.join(sorted(unknown))}")
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -305,7 +311,9 @@ def main():
         found = RUNS / f"{name}.json"
         result = json.loads(found.read_text()) if found.is_file() else {}
         if "training" in arguments.only:
-            result["training"] = measure_training(name, arguments.seeds, arguments.quick)
+            for so_far in measure_training(name, arguments.seeds, arguments.quick, result.get("training", {})):
+                result["training"] = so_far
+                found.write_text(json.dumps(result, indent=1))
         if "timing" in arguments.only:
             result["timing"] = measure_timing(name, arguments.quick)
         found.write_text(json.dumps(result, indent=1))
@@ -318,10 +326,8 @@ def main():
     described = ", ".join(f"{name} {value}" for name, value in where.items())
     text = "\n\n".join([f"Latency is that of one example on one thread; machine: {described}.", *tables])
     print(text)
-    if not arguments.quick:
-        content = DOCUMENT.read_text()
-        before, after = content.split(START)[0], content.split(END)[1]
-        DOCUMENT.write_text(f"{before}{START}\n{text}\n{END}{after}")
+    if arguments.write:
+        write_part("quantization.md", "quantization", text)
 
 
 if __name__ == "__main__":

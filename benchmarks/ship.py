@@ -11,7 +11,6 @@ bundle's own `benchmark.py` runs five times, each in a process of its own; and t
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 import keras
 import numpy as np
 
+from benchmarks.page import write_part
 from benchmarks.rounds import machine
 from keras_distill import data
 from keras_distill.cli import demo_recipe
@@ -31,7 +31,6 @@ from keras_distill.data import networks
 from keras_distill.deploy import Provenance, ship
 from keras_distill.deploy.kit import kit_module
 
-PAGE = Path(__file__).parents[1] / "docs/ship.md"
 SIZE_GOAL, SPEED_GOAL, DROP_GOAL, REPEAT_GOAL, SECONDS_GOAL = 3.5, 2.0, 1e-3, 0.05, 60.0
 STUDENTS = {"MLP 800-800": networks.mlp, "ConvNet 32-64": networks.convnet}
 # (student, target) → what is asked of its int8 file.
@@ -178,14 +177,6 @@ def page_part(result):
     return "\n".join(lines)
 
 
-def write_page(result):
-    """Puts the tables between the page's two marks."""
-    pattern = re.compile(r"(<!-- made by benchmarks/ship.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    text = PAGE.read_text()
-    assert pattern.search(text), f"{PAGE} has lost its marks"
-    PAGE.write_text(pattern.sub(lambda marks: marks[1] + page_part(result) + marks[2], text))
-
-
 def main() -> int:
     """Returns 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,7 +187,7 @@ def main() -> int:
     result = measure(arguments.rounds)
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))
     if arguments.write:
-        write_page(result)
+        write_part("ship.md", "ship", page_part(result))
     return 0 if all(holds for *_, holds in verdicts(result)) else 1
 
 

@@ -1,6 +1,6 @@
-"""What starting costs: CPU seconds of `keras-distill --help`, of `import keras_distill`, and of its first real use.
+"""What starting costs: CPU seconds of `keras-distill --help`, of `import keras_distill`, of its first use and step.
 
-    python -m benchmarks.startup [--json] [--rounds 9]
+    python -m benchmarks.startup [--json] [--write] [--rounds 9]
 
 CPU time of a child process, medians. Parity: the help names every command and starts no TensorFlow.
 """
@@ -12,13 +12,25 @@ import statistics
 import subprocess
 import sys
 
+from benchmarks.page import table, write_part
 from benchmarks.rounds import machine
 
 HELP_LIMIT = 0.3
+# The teacher is made in both, so that the difference is what distilling adds.
+FIRST_STEP = """
+import keras, keras_distill, numpy
+from keras_distill.data.networks import mlp
+teacher, student = (mlp((28, 28, 1), 10, (width, width)) for width in (1200, 800))
+model = {model}
+model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+model.fit(numpy.zeros((128, 28, 28, 1), "float32"), numpy.zeros(128, "int32"), batch_size=128, verbose=0)
+"""
 COMMANDS = {
     "help": "from keras_distill.cli import build_parser; print(build_parser().format_help())",
     "import": "import keras_distill",
     "first use": "import keras_distill; keras_distill.Distiller",
+    "first step, Keras": FIRST_STEP.format(model="student"),
+    "first step, ours": FIRST_STEP.format(model="keras_distill.Distiller(teacher, student)"),
 }
 
 
@@ -45,20 +57,27 @@ def measure(num_rounds: int) -> dict:
     return {"machine": machine(), "rounds": num_rounds, "cpu_seconds": medians, "limits": {"help": HELP_LIMIT}}
 
 
+def page_part(result: dict) -> str:
+    """The table in docs/performance.md."""
+    rows = [
+        [name, f"{value:.2f}", f"≤ {result['limits'][name]}" if name in result["limits"] else ""]
+        for name, value in result["cpu_seconds"].items()
+    ]
+    where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    return f"{table(['start', 'CPU seconds', 'goal'], rows)}\n{result['rounds']} rounds, medians. {where}.\n"
+
+
 def main() -> None:
-    """Prints the figures."""
+    """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     result = measure(arguments.rounds)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(" ".join(f"{name} {value}" for name, value in result["machine"].items()))
-    for name, value in result["cpu_seconds"].items():
-        goal = f" (goal: at most {result['limits'][name]})" if name in result["limits"] else ""
-        print(f"{name:10s} {value:.3f} CPU s{goal}")
+    print(json.dumps(result, indent=2) if arguments.json else page_part(result))
+    if arguments.write:
+        write_part("performance.md", "startup", page_part(result))
 
 
 if __name__ == "__main__":

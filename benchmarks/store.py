@@ -18,7 +18,6 @@ Parts, each with its parity check before any clock starts:
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -31,10 +30,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.page import write_part
 from benchmarks.rounds import interleave, machine
 
 PARTS = ("read", "memory", "label", "train", "top_k")
-PAGE = Path(__file__).parents[1] / "docs/store.md"
 # Stores of more bytes than this are not mapped: less than the smallest one has.
 RESIDENT_BYTES = 4 << 20
 
@@ -533,13 +532,6 @@ def page_part(result: dict[str, Any]) -> str:
     return "\n".join([*rows, "", notes])
 
 
-def write_page(result: dict[str, Any]) -> None:
-    """Puts the table between the page's two marks."""
-    page = PAGE.read_text()
-    pattern = re.compile(r"(<!-- made by benchmarks/store.py -->\n).*?(\n?<!-- end -->)", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda marks: marks[1] + page_part(result) + "\n<!-- end -->", page))
-
-
 def main() -> None:
     """Prints the table, or the figures, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -567,7 +559,7 @@ def main() -> None:
             print(json.dumps({part: result[part]}, indent=1, ensure_ascii=False), flush=True)
     print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else page_part(result))
     if arguments.write:
-        write_page(result)
+        write_part("store.md", "store", page_part(result))
 
 
 if __name__ == "__main__":

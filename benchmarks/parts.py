@@ -1,0 +1,139 @@
+"""Where the time of a distilling step goes: the teacher, the student, its update, and what `fit` adds.
+
+    python -m benchmarks.parts [--json] [--write] [--rounds 9] [--pairs mlp-128 convnet-64 resnet-32]
+
+Each part is a compiled function of its own on one batch that lies in memory: the teacher's inference; the student's
+forward and backward pass on labels; Adam's update of the student with given gradients. The whole is the `train_step` of
+our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA. What `fit` adds is had from two
+lengths of an epoch: its cost a step, and what a call of it costs before the first step. Parity: the gradients that the
+whole moves the student by are those of the parts, where the soft targets weigh nothing.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.page import table, write_part
+from benchmarks.pairs import PAIRS, Pair
+from benchmarks.rounds import interleave, machine
+
+PARTS = ("teacher", "forward and backward", "update")
+PARITY = 1e-3
+
+
+def measure_pair(pair: Pair, num_rounds: int) -> dict[str, float]:
+    """Milliseconds of the parts, of the whole step, of a step in `fit`, and of a call of `fit`."""
+    import keras
+    import tensorflow as tf
+
+    import keras_distill as kd
+
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    inputs = generator.random((pair.batch_size, *pair.input_shape), dtype=np.float32)
+    labels = generator.integers(0, pair.num_classes, pair.batch_size).astype("int32")
+    x, y = tf.constant(inputs), tf.constant(labels)
+    teacher, student = pair.teacher(), pair.student()
+    hard_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    _check_parity(teacher, pair.student, hard_loss, x, y)
+
+    def distiller() -> Any:
+        model = kd.Distiller(teacher, pair.student())
+        model.compile(keras.optimizers.Adam(1e-3), hard_loss)
+        model.fit(inputs, labels, batch_size=pair.batch_size, verbose=0)
+        return model
+
+    optimizer = keras.optimizers.Adam(1e-3)
+    optimizer.build(student.trainable_variables)
+    gradients = [tf.zeros(variable.shape) + 1e-4 for variable in student.trainable_variables]
+    stepping, fitting = distiller(), distiller()
+    functions: dict[str, Callable[[], Any]] = {
+        "teacher": lambda: teacher(x, training=False),
+        "forward and backward": lambda: _gradients(student, hard_loss, x, y),
+        "update": lambda: optimizer.apply_gradients(zip(gradients, student.trainable_variables, strict=True)),
+        "step": lambda: stepping.train_step((x, y)),
+    }
+    runs: dict[str, Callable[[], Any]] = {
+        name: _repeated(tf.function(function), pair.num_steps) for name, function in functions.items()
+    }
+    for name, times in (("fit", 1), ("fit of three epochs' steps", 3)):
+        many = np.concatenate([inputs] * (pair.num_steps * times)), np.tile(labels, pair.num_steps * times)
+        runs[name] = lambda many=many: fitting.fit(*many, batch_size=pair.batch_size, shuffle=False, verbose=0)
+    seconds = interleave(runs, num_rounds=num_rounds, num_warm_up=2)
+    medians = {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
+    longer = np.subtract(seconds["fit of three epochs' steps"], seconds["fit"])
+    in_fit = 1e3 * float(np.median(longer)) / (2 * pair.num_steps)
+    return {name: medians[name] / pair.num_steps for name in functions} | {
+        "step in fit": in_fit,
+        "call of fit": medians["fit"] - pair.num_steps * in_fit,
+    }
+
+
+def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        loss = hard_loss(y, student(x, training=True))
+    return tape.gradient(loss, student.trainable_variables)
+
+
+def _repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run
+
+
+def _check_parity(teacher: Any, make: Callable[[], Any], hard_loss: Any, x: Any, y: Any) -> None:
+    """A step of plain gradient descent on labels alone moves the student by the gradients of the parts."""
+    import keras
+
+    import keras_distill as kd
+
+    student = make()
+    expected = [gradient.numpy() for gradient in _gradients(student, hard_loss, x, y)]
+    before = [variable.numpy() for variable in student.trainable_variables]
+    model = kd.Distiller(teacher, student, student_loss_weight=1.0)
+    model.compile(keras.optimizers.SGD(1.0), hard_loss)
+    model.train_step((x, y))
+    moved = [old - new.numpy() for old, new in zip(before, student.trainable_variables, strict=True)]
+    distance = sum(float(np.sum((a - b) ** 2)) for a, b in zip(expected, moved, strict=True)) ** 0.5
+    length = sum(float(np.sum(a**2)) for a in expected) ** 0.5
+    if not distance <= PARITY * length:
+        raise SystemExit(f"parity failed: the step's gradients differ by {distance / length:.1e} of their length")
+
+
+def page_part(result: dict[str, Any]) -> str:
+    """The table in docs/performance.md."""
+    rows = []
+    for name, parts in result["pairs"].items():
+        total = sum(parts[part] for part in PARTS)
+        row = [name, *(f"{parts[part]:.2f}" for part in PARTS), f"{total:.2f}", f"{parts['step']:.2f}"]
+        row += [f"{parts['step'] / total:.2f}", f"{parts['step in fit']:.2f}", f"{parts['call of fit']:.0f}"]
+        rows.append(row)
+    header = ["pair", *PARTS, "sum", "our step", "step / sum", "step in `fit`", "a call of `fit`"]
+    where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    return f"Milliseconds.\n\n{table(header, rows)}\n{result['rounds']} rounds, medians. {where}.\n"
+
+
+def main() -> None:
+    """Prints the figures, and writes them into docs/performance.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=["mlp-128", "convnet-64", "resnet-32"])
+    arguments = parser.parse_args()
+    pairs = {name: measure_pair(PAIRS[name], arguments.rounds) for name in arguments.pairs}
+    result = {"machine": machine(), "rounds": arguments.rounds, "pairs": pairs}
+    print(json.dumps(result, indent=2) if arguments.json else page_part(result))
+    if arguments.write:
+        write_part("performance.md", "parts", page_part(result))
+
+
+if __name__ == "__main__":
+    main()
