@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import check_finite, check_fraction, check_number, complaint
-from keras_distill.logits import OnePass, Outputs, head_activation, is_readable, looks_like_probabilities, one_pass
+from keras_distill.logits import OnePass, Outputs, is_readable, looks_like_probabilities, one_pass
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
@@ -526,7 +526,7 @@ class Distiller(keras.Model):
 
     def _check_loss_meets_head(self) -> None:
         """A loss of probabilities on a student that ends in logits trains, badly and in silence."""
-        if head_activation(self.student) != "linear" or keras.tree.is_nested(self.loss):
+        if getattr(self._student_pass, "activations", None) != "linear" or keras.tree.is_nested(self.loss):
             return
         if self.loss in ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"):
             name = "".join(word.capitalize() for word in self.loss.split("_"))
