@@ -31,7 +31,7 @@ def pytest_configure(config):
         sys.meta_path.insert(0, _WithoutTensorFlow)
         from keras.src.backend.common import dtypes
 
-        # Elsewhere than on TensorFlow Keras rounds to float32 halfway, in a mean for example, what it then calls float64.
+        # Elsewhere than on TensorFlow Keras rounds to float32 halfway, in a mean for example, what it calls float64.
         dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
         return
     import tensorflow as tf

@@ -38,12 +38,6 @@ with_ray = pytest.param(
 pytestmark = pytest.mark.slow
 
 
-def skip_unseen(engine):
-    """These have not yet been seen to pass on Ray."""
-    if isinstance(engine, Ray):
-        pytest.skip("written, not yet seen to pass on Ray")
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """A head without processors and three machines of one each, all of them raylets on loopback."""
@@ -108,7 +102,6 @@ def test_what_a_task_raises_is_raised_here_with_the_workers_lines(engine):
 
 
 def test_a_killed_worker_costs_its_task_and_no_other(engine, tmp_path):
-    skip_unseen(engine)
     (tmp_path / "kill-3").write_text("1")
     found = dict(engine.run(Job(tasks.opened_logged, (tmp_path,)), range(12)))
     assert sorted(found) == list(range(12))
@@ -164,7 +157,6 @@ class Examples:
 
 
 def test_all_specialists_are_those_that_train_makes_one_by_one(engine, tmp_path):
-    skip_unseen(engine)
     x = inputs()
     examples = Examples(x, np.arange(len(x)) % 4)
     sets, recipe = [[0, 1], [2, 3], [1, 2]], {"num_steps": 12, "batch_size": 16, "learning_rate": 0.01}
@@ -184,8 +176,6 @@ def test_all_specialists_are_those_that_train_makes_one_by_one(engine, tmp_path)
 
 
 def test_models_are_made_whole_or_not_at_all(engine, tmp_path):
-    skip_unseen(engine)
-
     def make(position):
         if position == 1:
             raise ValueError("no such member")
@@ -199,7 +189,6 @@ def test_models_are_made_whole_or_not_at_all(engine, tmp_path):
     assert keras.models.load_model(paths[1]).output_shape == (None, 1)
 
 
-@pytest.mark.skip(reason="written, not yet seen to pass")
 @pytest.mark.parametrize("name", [with_ray])
 def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, name, tmp_path):
     head, nodes = cluster
@@ -228,7 +217,6 @@ def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, na
     assert content(tmp_path / "store") == content(tmp_path / "one")
 
 
-@pytest.mark.skip(reason="written, not yet seen to pass")
 @pytest.mark.parametrize("name", [with_ray])
 def test_a_cluster_without_room_for_a_worker_is_refused(cluster, name):
     assert Ray().num_workers == len(cluster[1])
