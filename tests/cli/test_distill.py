@@ -119,7 +119,7 @@ def test_int8_student_is_saved_for_any_other_process_to_load(folder, tmp_path, c
         ),
         (
             {"quantize_aware": "", "distribute": "data-parallel"},
-            r"backend for --quantize-aware must be tensorflow; got jax \(--distribute data-parallel\)\. Distil in float",
+            r"--quantize-aware must be tensorflow; got jax \(--distribute data-parallel\)\. Distil in float",
         ),
         ({"data": "nowhere.npz"}, "nowhere.npz"),
     ],
