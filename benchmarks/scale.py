@@ -30,6 +30,8 @@ from pathlib import Path
 # A worker has one thread; so has the loop that it is compared with. Read once, when TensorFlow starts.
 os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Ray's workers give way to every other process unless told not to; the local engine's do not.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 
