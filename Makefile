@@ -19,7 +19,7 @@ test: .venv/installed
 
 # What must run on JAX, once more on JAX, where TensorFlow is as if it were not installed.
 test-jax: .venv/installed
-	KERAS_BACKEND=jax $(PYTEST) $(ON_JAX)
+	KERAS_BACKEND=jax $(PYTEST) -m "not slow" $(ON_JAX)
 
 test-fast: .venv/installed
 	$(PYTEST) -m "not slow"
@@ -42,7 +42,7 @@ reliability: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax,ray]"
 	touch $@
 
 clean:

@@ -5,12 +5,14 @@
 Parts, each with its parity check:
 
 - `tasks`: seconds until a worker is ready, and milliseconds that a task which does nothing takes, of each engine.
-- `label`: items/s of one and of two local workers, one thread each, over the same tasks in a bare loop in this process:
-  the paper's MNIST teacher (784-1200-1200-10) and a small convnet, 1,024 items a shard. Parity: the stores' bytes.
+- `label`: items/s of one and of two local workers and of one of Ray's, one thread each, over the same tasks in a bare
+  loop in this process: the paper's MNIST teacher (784-1200-1200-10) and a small convnet, 1,024 items a shard, timed
+  while all workers are at work; the order turns from round to round. Parity: the stores' bytes.
 - `store`: bytes an item on disk against the model's, dense and top-32 of 15,000 classes.
 - `network`: bytes that a step of two JAX processes sends, against the model's 2·(n − 1)·4·parameters, over loopback.
 
-`--write` puts the figures into docs/results/scale.json and the tables into docs/scale.md; `--check` compares the two.
+`--write` puts the figures of all parts into docs/results/scale.json and the tables into docs/scale.md; `--check`
+compares the two.
 """
 
 import argparse
@@ -28,9 +30,12 @@ from pathlib import Path
 # A worker has one thread; so has the loop that it is compared with. Read once, when TensorFlow starts.
 os.environ["OMP_NUM_THREADS"] = os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Ray's workers give way to every other process unless told not to; the local engine's do not.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 
+from benchmarks.page import table, write_part
 from benchmarks.rounds import machine
 
 ROOT = Path(__file__).parents[1]
@@ -103,34 +108,44 @@ def measure_label(num_rounds: int) -> dict:
     from keras_distill.data import networks
 
     teachers = {
-        "mlp 784-1200-1200-10": (networks.mlp((784,), 10, (1200, 1200)), (784,), 32),
-        "convnet 64-128 on 28 × 28": (networks.convnet((28, 28, 1), 10, (64, 128)), (28, 28, 1), 16),
+        "mlp 784-1200-1200-10": (networks.mlp((784,), 10, (1200, 1200)), (784,), 64),
+        "convnet 64-128 on 28 × 28": (networks.convnet((28, 28, 1), 10, (64, 128)), (28, 28, 1), 24),
     }
     found = {}
     for name, (teacher, shape, num_shards) in teachers.items():
         inputs = np.random.default_rng(0).random((SHARD * num_shards, *shape), np.float32)
-        rounds = [_label_round(teacher, inputs) for _ in range(num_rounds)]
+        rounds = [_label_round(teacher, inputs, number) for number in range(num_rounds)]
         found[name] = {
             "operations_an_item": _operations(teacher),
-            **{f"{who}_items_a_second": statistics.median(r[who] for r in rounds) for who in rounds[0]},
-            "overhead": statistics.median(1.0 - r["one"] / r["loop"] for r in rounds),
+            **{f"{who}_items_a_second": statistics.median(r[who] for r in rounds) for who in sorted(rounds[0])},
+            **{
+                f"{who}_overhead": statistics.median(1.0 - r[who] / r["loop"] for r in rounds)
+                for who in ("one", "ray")
+                if who in rounds[0]
+            },
             "speedup": statistics.median(r["two"] / r["one"] for r in rounds),
         }
     return found
 
 
-def _label_round(teacher, inputs) -> dict[str, float]:
+def _label_round(teacher, inputs, number: int) -> dict[str, float]:
     from keras_distill import targets
-    from keras_distill.scale import Job, Processes
+    from keras_distill.scale import Job, Processes, Ray
     from keras_distill.scale.parcel import sent
     from keras_distill.targets.labelling import _open_labeller
 
     options = {"batch_size": 256, "rows_per_shard": SHARD, "dtype": "float16"}
+    engines = {
+        "one": lambda: Processes(1, threads_per_worker=1),
+        "two": lambda: Processes(2, threads_per_worker=1),
+        **({"ray": lambda: Ray(1, address="local")} if find_spec("ray") else {}),
+    }
+    names = ["loop", *engines]
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
         stores = {}
         # An unfinished store of the right kind, for the bare loop and the workers to fill.
-        for who in ("loop", "one", "two"):
+        for who in names[number % len(names) :] + names[: number % len(names)]:
             path = Path(folder) / who
             targets.label(teacher, inputs, path, worker=0, num_workers=len(inputs) // SHARD, **options)
             manifest = targets.labelling.Manifest.from_json((path / "manifest.json").read_text(), path)
@@ -144,17 +159,20 @@ def _label_round(teacher, inputs) -> dict[str, float]:
                     work(index)
                 rates[who] = SHARD * (len(indices) - 1) / (time.perf_counter() - start)
             else:
-                engine = Processes(1 if who == "one" else 2, threads_per_worker=1)
+                engine = engines[who]()
                 stamps = [
                     (time.perf_counter(), pid) for _, pid in engine.run(Job(_opened_labeller_with_pid, job), indices)
                 ]
-                # From when every worker has done its first shard: starting up is counted in `tasks`.
-                first = max(
-                    next(i for i, (_, other) in enumerate(stamps) if other == pid) for pid in {p for _, p in stamps}
-                )
-                rates[who] = SHARD * (len(stamps) - 1 - first) / (stamps[-1][0] - stamps[first][0])
+                pids = [pid for _, pid in stamps]
+                if len(set(pids)) != engine.num_workers:
+                    raise SystemExit(f"only {len(set(pids))} of {engine.num_workers} workers took part")
+                # From when each has done its first shard, as `tasks` counts the start, until one has no next one.
+                first, last = max(pids.index(pid) for pid in set(pids)), len(stamps) - engine.num_workers
+                if last - first < 4:
+                    raise SystemExit(f"the workers were together at work for {last - first} shards: too few to time")
+                rates[who] = SHARD * (last - first) / (stamps[last][0] - stamps[first][0])
             stores[who] = {file.name: file.read_bytes() for file in (path / "shards").iterdir()}
-    if not stores["loop"] == stores["one"] == stores["two"]:
+    if any(store != stores["loop"] for store in stores.values()):
         raise SystemExit("parity failed: the engine's shards are not those of the loop")
     return rates
 
@@ -306,33 +324,34 @@ def tables(figures: dict) -> str:
         f"Measured on {of['cores']} cores ({of['processor']}), TensorFlow {of['tensorflow']}, one thread a worker.",
         "",
     ]
-    lines += ["| engine | a worker is ready after, s | a task that does nothing, ms |", "|---|---|---|"]
-    for name, row in figures["tasks"].items():
-        lines.append(f"| {name} | {row['ready_seconds']:.1f} | {row['task_ms']:.2f} |")
-    lines += ["", "| teacher | bare loop, items/s | 1 worker | 2 workers | engine's overhead | 2 over 1 |"]
-    lines.append("|---|---|---|---|---|---|")
+    tasks = [[name, f"{row['ready_seconds']:.1f}", f"{row['task_ms']:.2f}"] for name, row in figures["tasks"].items()]
+    lines.append(table(["engine", "a worker is ready after, s", "a task that does nothing, ms"], tasks))
+    header = ["teacher", "bare loop, items/s", "1 worker", "2 workers", "2 over 1", "1 of Ray's"]
+    rows, costs = [], []
     for name, row in figures["label"].items():
-        rates = " | ".join(f"{row[f'{who}_items_a_second']:,.0f}" for who in ("loop", "one", "two"))
-        lines.append(f"| {name} | {rates} | {100 * row['overhead']:.1f} % | {row['speedup']:.2f} |")
-    lines += ["", "| | measured, bytes | the model's | ratio |", "|---|---|---|---|"]
-    for name, row in figures["store"].items():
-        ratio = row["bytes_an_item"] / row["model"]
-        lines.append(
-            f"| store, {name} of 15,000, an item | {row['bytes_an_item']:,.1f} | {row['model']:,} | {ratio:.3f} |"
-        )
-    for name, row in figures["network"].items():
-        ratio = row["bytes_a_step"] / row["model"]
-        lines.append(f"| network, {name}, a step | {row['bytes_a_step']:,.0f} | {row['model']:,.0f} | {ratio:.3f} |")
-    lines += ["", "| 100 M items, 15,000 classes | |", "|---|---|"]
-    lines += [f"| {what} | {value} |" for what, value in projection(figures)]
+        rates = [f"{row[f'{who}_items_a_second']:,.0f}" for who in ("loop", "one", "two")]
+        of_ray = f"{row['ray_items_a_second']:,.0f}" if "ray_items_a_second" in row else "not installed"
+        rows.append([name, *rates, f"{row['speedup']:.2f}", of_ray])
+        for engine, who in (("local", "one"), ("ray", "ray")):
+            if f"{who}_overhead" in row:
+                task_seconds = figures["tasks"][engine]["task_ms"] / 1e3
+                predicted = overhead(SHARD, 1.0 / row["loop_items_a_second"], task_seconds)
+                costs.append([f"{engine}, {name}", f"{100 * row[f'{who}_overhead']:.1f} %", f"{100 * predicted:.1f} %"])
+    lines.append(table(header, rows))
+    lines.append(table([f"engine's overhead at {SHARD:,} items a task", "measured", "the model's"], costs))
+    sizes = [(f"store, {name} of 15,000, an item", row["bytes_an_item"], row) for name, row in figures["store"].items()]
+    sizes += [(f"network, {name}, a step", row["bytes_a_step"], row) for name, row in figures["network"].items()]
+    rows = [
+        [what, f"{found:,.1f}", f"{row['model']:,.0f}", f"{found / row['model']:.3f}"] for what, found, row in sizes
+    ]
+    lines.append(table(["", "measured, bytes", "the model's", "ratio"], rows))
+    lines.append(table(["100 M items, 15,000 classes", ""], [list(row) for row in projection(figures)]))
     return "\n".join(lines)
 
 
-def written(page: str, figures: dict) -> str:
-    """The page with the tables of `figures` between its two marks."""
-    opening, closing = "<!-- figures: python -m benchmarks.scale --write -->", "<!-- end of figures -->"
-    head, rest = page.split(opening)
-    return f"{head}{opening}\n{tables(figures)}\n{closing}{rest.split(closing)[1]}"
+def written(page: str) -> str:
+    """What stands between the page's two marks."""
+    return page.split("<!-- figures: ")[1].split("-->\n", 1)[1].split("<!-- end of figures -->")[0]
 
 
 def main() -> int:
@@ -351,11 +370,13 @@ def main() -> int:
         child(arguments.child, arguments.process, arguments.width)
         return 0
     if arguments.check:
-        page = PAGE.read_text()
-        return 0 if written(page, json.loads(RESULTS.read_text())) == page else 1
+        same = written(PAGE.read_text()).strip() == tables(json.loads(RESULTS.read_text())).strip()
+        return 0 if same else 1
     parts = arguments.parts or PARTS
     if unknown := set(parts) - set(PARTS):
         parser.error(f"PART must be one of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}.")
+    if arguments.write and set(parts) != set(PARTS):
+        parser.error("--write needs all parts.")
     figures: dict = {"machine": machine()}
     for part in parts:
         figures[part] = globals()[f"measure_{part}"](arguments.rounds)
@@ -364,7 +385,7 @@ def main() -> int:
         Path(arguments.json).write_text(json.dumps(figures, indent=1))
     if arguments.write:
         RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
-        PAGE.write_text(written(PAGE.read_text(), figures))
+        write_part(PAGE.name, "figures", tables(figures))
     return 0
 
 

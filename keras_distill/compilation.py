@@ -35,11 +35,16 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
         return function
     import jax
 
-    variables = [] if model is None else model.variables
-
     @jax.jit
     def pure(values: list, inputs: Any) -> Any:
+        variables = [] if model is None else model.variables
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(inputs)
 
-    return lambda inputs: pure([variable.value for variable in variables], inputs)
+    def call(inputs: Any) -> Any:
+        if not getattr(model, "built", True):
+            # A subclassed model makes its weights when first called, and they must outlive the call.
+            return function(inputs)
+        return pure([] if model is None else [variable.value for variable in model.variables], inputs)
+
+    return call

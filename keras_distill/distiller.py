@@ -14,10 +14,10 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import check_finite, check_fraction, check_number, complaint
-from keras_distill.logits import OnePass, Outputs, head_activation, is_readable, looks_like_probabilities, one_pass
+from keras_distill.logits import OnePass, Outputs, is_readable, looks_like_probabilities, one_pass
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
-from keras_distill.losses.reduction import WeightedMean, unscaled
+from keras_distill.losses.reduction import WeightedMean, mask_of, unscaled
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
 from keras_distill.taught_batches import TaughtBatches, follow, teacher_pass
 
@@ -268,9 +268,23 @@ class Distiller(keras.Model):
                     )
                     return self._with_teacher(x, y, training, list(values))
 
-                return function(state, TaughtBatches(batches, teach))
+                try:
+                    return function(state, TaughtBatches(batches, teach))
+                except Exception:
+                    self._take_back(state)
+                    raise
 
             return step
+
+        def _take_back(self, state: tuple) -> None:
+            """Gives the variables the values that Keras took from them for a step that failed."""
+            if any(value.is_deleted() for value in keras.tree.flatten(state)):
+                return
+            names = ["trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables"]
+            if len(state) == 3:
+                names.remove("optimizer_variables")
+            self._jax_state, self._jax_state_synced = dict(zip(names, state, strict=True)), False
+            self.jax_state_sync()
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -526,7 +540,7 @@ class Distiller(keras.Model):
 
     def _check_loss_meets_head(self) -> None:
         """A loss of probabilities on a student that ends in logits trains, badly and in silence."""
-        if head_activation(self.student) != "linear" or keras.tree.is_nested(self.loss):
+        if getattr(self._student_pass, "activations", None) != "linear" or keras.tree.is_nested(self.loss):
             return
         if self.loss in ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy"):
             name = "".join(word.capitalize() for word in self.loss.split("_"))
@@ -707,7 +721,7 @@ def _is_target(structure: dict[str, Any]) -> bool:
 
 def _masked_weights(item_weights: Any, outputs: Any) -> Any:
     """Sample weights times the outputs' mask, `(batch, …)`; `None` where there is neither."""
-    mask = getattr(outputs, "_keras_mask", None)
+    mask = mask_of(outputs)
     if mask is None:
         return item_weights
     mask = ops.cast(mask, "float32")

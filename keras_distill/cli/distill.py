@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_fraction("--student-loss-weight", arguments.student_loss_weight)
     check_count("--epochs", arguments.epochs)
     check_count("--batch-size", arguments.batch_size)
+    if arguments.quantize_aware:
+        _check_for_int8(arguments.distribute)
     if arguments.distribute == "data-parallel":
         from keras_distill.cli import distill_in_parallel
 
@@ -107,6 +109,18 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_table(rows, dataset))
     console.print(f"saved {arguments.out}")
     return 0
+
+
+def _check_for_int8(distribute):
+    import keras
+
+    from keras_distill._checks import complaint
+
+    backend = "jax" if distribute == "data-parallel" else keras.config.backend()
+    if backend != "tensorflow":
+        received = f"{backend} (--distribute {distribute})" if distribute else backend
+        remedy = "Distil in float first, then its student once more, on TensorFlow, with --quantize-aware."
+        raise ValueError(complaint("Keras's backend for --quantize-aware", "tensorflow", received, remedy))
 
 
 def _keras_file(path: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import set_keras_mask
 
 from keras_distill._checks import check_fraction, check_number, check_positive, complaint
 from keras_distill.losses.logit_loss import LogitLoss, merged_logits, validate_logits
@@ -612,7 +613,7 @@ class SmoothedLabels(keras.losses.Loss):
         is_labelled = ops.reshape(labels, ops.shape(values)) >= 0
         values = ops.where(is_labelled, values, 0.0)
         # As Keras's own `ignore_class` does it: `Loss.__call__` takes the mean over what the mask leaves.
-        values._keras_mask = is_labelled
+        set_keras_mask(values, is_labelled)
         return values
 
     def get_config(self) -> dict[str, Any]:

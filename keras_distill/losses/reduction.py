@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask
 
 
 class WeightedMean(keras.losses.Loss):
@@ -22,7 +23,7 @@ class WeightedMean(keras.losses.Loss):
         if sample_weight is not None:
             missing = len(values.shape) - len(sample_weight.shape)
             sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *[1] * max(missing, 0)))
-        mask = getattr(mask_carrier, "_keras_mask", None)
+        mask = mask_of(mask_carrier)
         # Features of another length than the tokens have no mask of theirs.
         carrier = mask_carrier if mask is not None and tuple(mask.shape) == tuple(values.shape) else values
         return super().__call__(values, carrier, sample_weight)
@@ -30,6 +31,14 @@ class WeightedMean(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The values themselves; `y_pred` only carries the mask."""
         return y_true
+
+
+def mask_of(outputs: Any) -> Any:
+    """The mask that Keras keeps with a layer's outputs, or `None`.
+
+    On TensorFlow it is an attribute of theirs; JAX's arrays take none, and Keras keeps a list beside them.
+    """
+    return get_keras_mask(outputs)
 
 
 def unscaled(loss: Any) -> Any:

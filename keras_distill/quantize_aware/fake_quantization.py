@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_distill._checks import check_choice, check_fraction, check_number, complaint
@@ -45,6 +44,9 @@ def fake_quantize(values: Any, minimum: Any, maximum: Any) -> Any:
         Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference, CVPR 2018, section 3.
     """
+    # Not before it is needed: other backends, too, load files that might hold these layers.
+    import tensorflow as tf
+
     # Converters know this one operation as «here is an int8 tensor»; arithmetic of the same values they do not.
     return tf.quantization.fake_quant_with_min_max_vars(values, minimum, maximum, num_bits=8)
 

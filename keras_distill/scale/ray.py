@@ -14,6 +14,7 @@ from keras_distill._checks import check_count, check_number, complaint
 from keras_distill.scale.engine import Crew, Engine, Event, Job
 from keras_distill.scale.parcel import packed, unpacked
 from keras_distill.scale.processes import thread_limits
+from keras_distill.scale.worker import portable
 
 
 class Ray(Engine):
@@ -77,15 +78,23 @@ class Ray(Engine):
 class _Worker:
     """What runs in an actor."""
 
-    def open(self, data: bytes, buffers: list, modules: Sequence[str]) -> None:
-        for module in modules:
-            import_module(module)
-        # References inside a list come as references: the arrays are mapped out of this machine's store.
-        opened, arguments = unpacked(data, _ray().get(buffers))
-        self.work = opened(*arguments)
+    def open(self, data: bytes, buffers: list, modules: Sequence[str]) -> tuple[str, Any]:
+        try:
+            for module in modules:
+                import_module(module)
+            # References inside a list come as references: the arrays are mapped out of this machine's store.
+            opened, arguments = unpacked(data, _ray().get(buffers))
+            self.work = opened(*arguments)
+            return "ready", None
+        except Exception as error:
+            # Ray wraps what an actor raises in a class of its own, and loses what cannot travel.
+            return "failed", portable(error)
 
-    def do(self, task: Any) -> Any:
-        return self.work(task)
+    def do(self, task: Any) -> tuple[str, Any]:
+        try:
+            return "done", self.work(task)
+        except Exception as error:
+            return "failed", portable(error)
 
 
 class _Actors(Crew):
@@ -101,31 +110,32 @@ class _Actors(Crew):
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, runtime_env={"env_vars": environment}
         )
         self._workers: list[Any] = []
-        # What each was asked for, in order: (kind, reference).
-        self._asked: dict[int, deque[tuple[str, Any]]] = {}
+        # References to the answers of each, in the order asked.
+        self._asked: dict[int, deque[Any]] = {}
 
     def add(self) -> int:
         worker = self._actor.remote()
         self._workers.append(worker)
         number = len(self._workers) - 1
-        self._asked[number] = deque([("ready", worker.open.remote(*self._payload))])
+        self._asked[number] = deque([worker.open.remote(*self._payload)])
         return number
 
     def give(self, worker: int, task: Any) -> None:
-        self._asked[worker].append(("done", self._workers[worker].do.remote(task)))
+        self._asked[worker].append(self._workers[worker].do.remote(task))
 
     def next_event(self) -> Event:
         ray = _ray()
         # Each one's oldest alone: of two answers that are there, Ray may name the younger first.
-        oldest = {asked[0][1]: number for number, asked in self._asked.items() if asked}
+        oldest = {asked[0]: number for number, asked in self._asked.items() if asked}
         [reference], _ = ray.wait(list(oldest), num_returns=1)
         number = oldest[reference]
-        kind, _ = self._asked[number].popleft()
+        self._asked[number].popleft()
         try:
-            return Event(kind, number, ray.get(reference))
-        except ray.exceptions.RayTaskError as error:
-            error.cause.add_note(f"In a worker:\n{error}")
-            return Event("failed", number, error.cause)
+            kind, value = ray.get(reference)
+            return Event(kind, number, value)
+        except ray.exceptions.RayTaskError:
+            # Not the task's doing, which `_Worker` catches: a result that cannot travel, for example.
+            raise
         except ray.exceptions.RayError:
             # Whatever else it was asked for is lost, too; and should it only be out of reach, it ends now.
             del self._asked[number]

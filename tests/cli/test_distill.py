@@ -10,7 +10,8 @@ import pytest
 from keras import layers
 
 from keras_distill.cli import main
-from keras_distill.quantize_aware import quantize_aware
+
+BACKEND = keras.config.backend()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,10 @@ def folder(tmp_path_factory):
     keras.Sequential([keras.Input((5,)), layers.Dense(3, activation="softmax")]).save(folder / "student.keras")
     keras.Sequential([keras.Input((5,)), layers.Dense(4)]).save(folder / "four.keras")
     keras.Sequential([keras.Input((6,)), layers.Dense(3)]).save(folder / "six.keras")
-    quantize_aware(teacher, arrays["x_train"]).save(folder / "int8.keras")
+    if BACKEND == "tensorflow":
+        from keras_distill.quantize_aware import quantize_aware
+
+        quantize_aware(teacher, arrays["x_train"]).save(folder / "int8.keras")
     (folder / "broken.keras").write_bytes((folder / "teacher.keras").read_bytes()[:500])
     return folder
 
@@ -65,6 +69,7 @@ def test_student_learns_what_the_teacher_knows_and_is_a_plain_model(folder, tmp_
     assert 100 * errors == pytest.approx(after, abs=0.01)
 
 
+@pytest.mark.tensorflow
 def test_int8_student_is_saved_for_any_other_process_to_load(folder, tmp_path, capsys):
     out = tmp_path / "int8.keras"
     inputs = keras.Input((5,))
@@ -107,9 +112,14 @@ def test_int8_student_is_saved_for_any_other_process_to_load(folder, tmp_path, c
         ({"teacher": "broken.keras"}, "broken.keras"),
         ({"student": "data.npz"}, "must be a .keras file; got .*, which is none"),
         ({"data": "no-such-set"}, "no-such-set"),
-        (
+        pytest.param(
             {"student": "int8.keras", "quantize_aware": ""},
             "student must be a float model; got layer .* quantised already",
+            marks=pytest.mark.tensorflow,
+        ),
+        (
+            {"quantize_aware": "", "distribute": "data-parallel"},
+            r"--quantize-aware must be tensorflow; got jax \(--distribute data-parallel\)\. Distil in float",
         ),
         ({"data": "nowhere.npz"}, "nowhere.npz"),
     ],
@@ -119,6 +129,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(folder, tmp_path, capsys, 
     captured = capsys.readouterr()
     assert re.search(message, captured.err)
     assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow trains int8 students")
+def test_int8_students_of_another_backend_are_refused_in_one_sentence(folder, tmp_path, capsys):
+    assert distill(folder, tmp_path / "out.keras", quantize_aware="") == 2
+    assert f"Keras's backend for --quantize-aware must be tensorflow; got {BACKEND}." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

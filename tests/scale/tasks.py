@@ -41,14 +41,24 @@ def opened_logged(folder):
 
 
 class SlowTeacher:
-    """Ten times the inputs, a batch at a time; each batch leaves a file with the first item's number and who did it."""
+    """Ten times the inputs, a batch at a time; each batch leaves a file with the first item's number and who did it.
+
+    A file `together-N` in the folder: nobody's first batch ends before N have begun.
+    """
 
     fingerprint = "ten times, slowly"
 
     def __init__(self, folder, seconds):
-        self.folder, self.seconds = Path(folder), seconds
+        self.folder, self.seconds, self.of_driver = Path(folder), seconds, str(os.getpid())
 
     def __call__(self, inputs):
         (self.folder / f"batch-{int(inputs[0, 0]):06d}-{os.getpid()}").touch()
+        for meeting in self.folder.glob("together-*"):
+            deadline = time.monotonic() + 240
+            while len(self._workers()) < int(meeting.name.split("-")[1]) and time.monotonic() < deadline:
+                time.sleep(0.05)
         time.sleep(self.seconds)
         return 10 * np.asarray(inputs)
+
+    def _workers(self):
+        return {file.name.split("-")[2] for file in self.folder.glob("batch-*")} - {self.of_driver}

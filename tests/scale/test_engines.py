@@ -38,12 +38,6 @@ with_ray = pytest.param(
 pytestmark = pytest.mark.slow
 
 
-def skip_unseen(engine):
-    """These have not yet been seen to pass on Ray."""
-    if isinstance(engine, Ray):
-        pytest.skip("written, not yet seen to pass on Ray")
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """A head without processors and three machines of one each, all of them raylets on loopback."""
@@ -51,17 +45,19 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1]), *([before] if before else [])])
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(3)]
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    yield cluster, nodes
-    ray.shutdown()
-    cluster.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1]), *([before] if before else [])]))
+        # Ray's workers give way to every other process, unless told not to: tests beside them would starve them.
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(3)]
+            ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+            yield cluster, nodes
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 @pytest.fixture(scope="module", params=["local", with_ray])
@@ -108,7 +104,6 @@ def test_what_a_task_raises_is_raised_here_with_the_workers_lines(engine):
 
 
 def test_a_killed_worker_costs_its_task_and_no_other(engine, tmp_path):
-    skip_unseen(engine)
     (tmp_path / "kill-3").write_text("1")
     found = dict(engine.run(Job(tasks.opened_logged, (tmp_path,)), range(12)))
     assert sorted(found) == list(range(12))
@@ -164,7 +159,6 @@ class Examples:
 
 
 def test_all_specialists_are_those_that_train_makes_one_by_one(engine, tmp_path):
-    skip_unseen(engine)
     x = inputs()
     examples = Examples(x, np.arange(len(x)) % 4)
     sets, recipe = [[0, 1], [2, 3], [1, 2]], {"num_steps": 12, "batch_size": 16, "learning_rate": 0.01}
@@ -184,8 +178,6 @@ def test_all_specialists_are_those_that_train_makes_one_by_one(engine, tmp_path)
 
 
 def test_models_are_made_whole_or_not_at_all(engine, tmp_path):
-    skip_unseen(engine)
-
     def make(position):
         if position == 1:
             raise ValueError("no such member")
@@ -199,7 +191,6 @@ def test_models_are_made_whole_or_not_at_all(engine, tmp_path):
     assert keras.models.load_model(paths[1]).output_shape == (None, 1)
 
 
-@pytest.mark.skip(reason="written, not yet seen to pass")
 @pytest.mark.parametrize("name", [with_ray])
 def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, name, tmp_path):
     head, nodes = cluster
@@ -212,6 +203,7 @@ def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, na
         """Once a few shards are there, one of the machines dies as when its plug is pulled."""
 
         def run(self, job, indices):
+            (tmp_path / "log" / "together-3").touch()
             for number, done in enumerate(super().run(job, indices)):
                 if number == 4:
                     head.remove_node(nodes.pop(), allow_graceful=False)
@@ -219,8 +211,8 @@ def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, na
 
     store = targets.label(slow, x, tmp_path / "store", engine=Killing(3), **options)
     np.testing.assert_array_equal(store.read(np.arange(len(x))), 10 * x)
-    firsts = [int(file.name.split("-")[1]) for file in (tmp_path / "log").iterdir()]
-    workers = {file.name.split("-")[2] for file in (tmp_path / "log").iterdir()} - {str(os.getpid())}
+    firsts = [int(file.name.split("-")[1]) for file in (tmp_path / "log").glob("batch-*")]
+    workers = {file.name.split("-")[2] for file in (tmp_path / "log").glob("batch-*")} - {str(os.getpid())}
     assert len(workers) >= 3, "all three machines took part"
     # One batch is the driver's own, that sees what rows look like.
     assert len(firsts) <= 24 + 1 + 1
@@ -228,10 +220,12 @@ def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, na
     assert content(tmp_path / "store") == content(tmp_path / "one")
 
 
-@pytest.mark.skip(reason="written, not yet seen to pass")
 @pytest.mark.parametrize("name", [with_ray])
 def test_a_cluster_without_room_for_a_worker_is_refused(cluster, name):
-    assert Ray().num_workers == len(cluster[1])
+    head, nodes = cluster
+    # That a machine is gone is noticed once it has not answered for a while.
+    head.wait_for_nodes(timeout=90)
+    assert Ray().num_workers == len(nodes)
     with pytest.raises(ValueError, match="must be of 8 CPU and 0 GPU, for a worker; got at most 1 CPU"):
         Ray(cpus_per_worker=8)
 

@@ -30,6 +30,9 @@ class Weights(keras.callbacks.Callback):
         self.student, self.seen = student, [student.get_weights()]
 
     def on_train_batch_end(self, batch, logs=None):
+        if keras.config.backend() == "jax":
+            # Between the steps of an epoch the values are in the hands of the compiled step.
+            self.model.jax_state_sync()
         self.seen.append(self.student.get_weights())
 
 
