@@ -61,3 +61,13 @@ def _seed():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_steps():
+    """What JAX has compiled it keeps for ever: gigabytes over a whole suite."""
+    yield
+    if not ON_TENSORFLOW:
+        import jax
+
+        jax.clear_caches()

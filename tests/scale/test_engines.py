@@ -35,7 +35,8 @@ with_ray = pytest.param(
         pytest.mark.filterwarnings("ignore::FutureWarning"),
     ],
 )
-pytestmark = pytest.mark.slow
+# A cluster that hangs fails.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

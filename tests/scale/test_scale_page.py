@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "scale.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line.strip()
 ]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 jax = pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed: pip install keras-distill[jax]")
 ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install keras-distill[ray]")
 
