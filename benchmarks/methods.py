@@ -348,9 +348,9 @@ def percent(values: list[float]) -> str:
     return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
 
 
-def page_part(result: dict[str, Any]) -> str:
-    """The generated part of docs/methods.md."""
-    accuracies, cost, feature = result["accuracy"], result["cost"], result["feature_step"]
+def table_of_methods(result: dict[str, Any]) -> str:
+    """The table of docs/methods.md."""
+    accuracies, cost = result["accuracy"], result["cost"]
     rows = [
         "| method | paper, section | when | cost of a step | test accuracy, % |",
         "|---|---|---|---|---|",
@@ -378,23 +378,26 @@ def page_part(result: dict[str, Any]) -> str:
         rows.append(f"| `{name}` | {paper} | {when} | {cost[name]:.2f} | {percent(accuracies[name])} |")
     rows.append(f"| teacher, all labels | – | – | – | {percent(accuracies['teacher'])} |")
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    figures = f"{result['seeds']} seeds, mean ± standard deviation; {result['rounds']} interleaved rounds; {where}."
+    return "\n".join([*rows, "", figures])
+
+
+def feature_step(result: dict[str, Any]) -> str:
+    """What docs/methods.md says of a step beside Keras's."""
+    feature = result["feature_step"]
     largest = max(part["parity_relative_difference"] for part in feature.values())
     ours, theirs = (feature["XLA"]["convolutions"][name] for name in ("ours", "keras"))
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"{result['seeds']} seeds, mean ± standard deviation; {result['rounds']} interleaved rounds; {where}.",
-            "",
-            "One step with a feature loss (a ConvNet of three blocks taught by one of four, the last block tapped, "
-            f"batch {BATCH_SIZE}): `keras.distillation.Distiller`, which runs the student twice, takes "
-            f"{feature['no XLA']['keras_over_ours']:.2f} times the processor's time of ours without XLA, the default "
-            f"on a CPU (goal: {FEATURE_GOAL} or more), and {feature['XLA']['keras_over_ours']:.2f} times under XLA. "
-            "There the compiler sees that the second forward pass computes what the first one did, and merges them: of "
-            f"the {theirs['asked']} convolutions that Keras's step asks for {theirs['left']} are left, of our "
-            f"{ours['asked']} {ours['left']}. What stays doubled is the way back. "
-            f"On the first step the two losses differ by {largest:.0e} of their value.",
-        ]
+    where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    return (
+        "One step with a feature loss (a ConvNet of three blocks taught by one of four, the last block tapped, "
+        f"batch {BATCH_SIZE}): `keras.distillation.Distiller`, which runs the student twice, takes "
+        f"{feature['no XLA']['keras_over_ours']:.2f} times the processor's time of ours without XLA, the default "
+        f"on a CPU (goal: {FEATURE_GOAL} or more), and {feature['XLA']['keras_over_ours']:.2f} times under XLA. "
+        "There the compiler sees that the second forward pass computes what the first one did, and merges them: of "
+        f"the {theirs['asked']} convolutions that Keras's step asks for {theirs['left']} are left, of our "
+        f"{ours['asked']} {ours['left']}. What stays doubled is the way back. "
+        f"On the first step the two losses differ by {largest:.0e} of their value.\n\n"
+        f"{result['rounds']} interleaved rounds; {where}."
     )
 
 
@@ -402,7 +405,7 @@ def main() -> None:
     """Prints the table, or the figures, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
+    parser.add_argument("--write", action="store_true", help="put what is whole into docs/methods.md")
     parser.add_argument(
         "--only", nargs="+", default=list(PHASES), choices=PHASES, help="leaves the others as they were"
     )
@@ -410,10 +413,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     result = measure(arguments.only, arguments.seeds, arguments.rounds)
-    is_whole = set(PHASES) <= set(result)
-    print(page_part(result) if is_whole and not arguments.json else json.dumps(result, indent=2))
-    if arguments.write and is_whole:
-        write_part("methods.md", "methods", page_part(result))
+    parts = {}
+    if {"accuracy", "cost"} <= set(result):
+        parts["methods"] = table_of_methods(result)
+    if "feature_step" in result:
+        parts["feature_step"] = feature_step(result)
+    print(json.dumps(result, indent=2) if arguments.json else "\n\n".join(parts.values()))
+    if arguments.write:
+        for name, text in parts.items():
+            write_part("methods.md", name, text)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Recipe:
     teacher_last_learning_rate: float = 7e-4
     student_epochs: int = 30
     student_batch_size: int = 256
-    student_learning_rate: float = 1e-3
+    student_learning_rate: float = 3e-3
     sweep_epochs: int = 8
     without_epochs: int = 12
     copies_beyond: int = 6
