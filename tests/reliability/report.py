@@ -215,6 +215,10 @@ def write_page(kept):
     PAGE.write_text(f"{before}{BEGIN}\n\n{rendered(kept)}\n{END}{after}")
 
 
+def kept_figures():
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
+
+
 def machine():
     packages = ", ".join(f"{package} {version(package)}" for package in ("tensorflow", "keras", "numpy"))
     cores = f"{os.cpu_count()} cores"
@@ -237,16 +241,16 @@ def main():
         "--shares", nargs="+", type=Path, help="what `mutants.py --share` wrote, in place of running it"
     )
     arguments = parser.parse_args()
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     holds = True
     for name in () if arguments.render else arguments.steps or STEPS:
-        kept[name] = STEPS[name](arguments)
-        kept["machine"] = machine()
-        holds &= kept[name]["holds"]
-        print(f"{name}: {'holds' if kept[name]['holds'] else 'BROKEN'}", file=sys.stderr, flush=True)
+        found = STEPS[name](arguments)
+        holds &= found["holds"]
+        print(f"{name}: {'holds' if found['holds'] else 'BROKEN'}", file=sys.stderr, flush=True)
+        # Read anew each time: another step may have ended meanwhile, in another process.
+        kept = kept_figures() | {name: found, "machine": machine()}
         KEPT.parent.mkdir(exist_ok=True)
         KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    write_page(kept)
+    write_page(kept_figures())
     return 0 if holds else 1
 
 
