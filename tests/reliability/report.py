@@ -1,6 +1,6 @@
 """Runs what `docs/reliability.md` promises, at full length, and writes the figures into its marked part.
 
-    make reliability                                        # all of it: about an hour on two cores
+    make reliability                                        # all of it: some hours on two cores
     python tests/reliability/report.py fuzz load            # some of it; the other figures stay as they are
     python tests/reliability/report.py --render             # only writes the page anew, out of the kept figures
 
@@ -118,6 +118,30 @@ def versions(arguments):
     return {"pairs": json.loads(run.stdout), "holds": run.returncode == 0}
 
 
+def coverage(arguments):
+    """The share of the package's lines that the whole suite runs, in all of its processes."""
+    file = ROOT / "build/coverage/lines.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tests = arguments.tests or []
+    output_of("-m", "coverage", "erase")
+    run = output_of("-m", "coverage", "run", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *tests)
+    for command in (["combine", "--quiet"], ["json", "--quiet", "-o", file]):
+        output_of("-m", "coverage", *command)
+    found = json.loads(file.read_text())
+    files = {name: of_file["summary"] for name, of_file in found["files"].items()}
+    return {
+        "tests": counts_of(run.stdout),
+        "lines": found["totals"]["num_statements"],
+        "percent": round(found["totals"]["percent_covered"], 2),
+        # Where most is missing; of all files, their lines are in `build/coverage/lines.json`.
+        "least": {
+            name: round(summary["percent_covered"], 1)
+            for name, summary in sorted(files.items(), key=lambda item: item[1]["percent_covered"])[:10]
+        },
+        "holds": run.returncode == 0 and found["totals"]["percent_covered"] >= 95.0,
+    }
+
+
 STEPS = {
     "faults": faults,
     "fuzz": fuzz,
@@ -125,6 +149,7 @@ STEPS = {
     "load": load,
     "mutants": mutants,
     "versions": versions,
+    "coverage": coverage,
 }
 
 
@@ -199,6 +224,13 @@ def rendered(kept):
             row = f"| {name} | {packages['tensorflow']} | {packages['keras']} | {clean} | {words(pair['counts'])} |"
             lines.append(row)
         lines.append("")
+    if found := kept.get("coverage"):
+        least = ", ".join(f"`{name}` {percent} %" for name, percent in list(found["least"].items())[:5])
+        lines += [
+            f"**Coverage**: {found['percent']} % of {found['lines']:,} lines, over {words(found['tests'])}. "
+            f"Least covered: {least}.",
+            "",
+        ]
     missing = [name for name in STEPS if name not in kept]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
@@ -237,6 +269,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each room; 0: all")
+    parser.add_argument("--tests", nargs="+", help="what `coverage` runs (default: the whole suite)")
     parser.add_argument(
         "--shares", nargs="+", type=Path, help="what `mutants.py --share` wrote, in place of running it"
     )

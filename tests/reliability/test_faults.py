@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_command_that_is_stopped_again_and_again_ends_in_what_an_undisturbed_o
 def test_the_specialists_went_on_from_their_backups_each_time(stopped):
     runs = stopped["specialists"]["runs"]
     backups = [[file for file in runs[fault]["left"] if "/step-" in file] for fault in ("SIGTERM", "SIGINT", "SIGKILL")]
-    steps = [int(files[0].split("-")[-1].split(".")[0]) for files in backups if files]
+    steps = [int(re.search(r"step-(\d+)", files[-1])[1]) for files in backups if files]
     assert len(steps) >= 2
     assert steps == sorted(set(steps))
 
