@@ -206,6 +206,8 @@ def rendered(kept):
         for name, room in found["rooms"].items():
             row = f"| {name} | {room['mutants']} | {room['tried']} | {noticed(room):.1%} | {room['survived']} |"
             lines.append(row)
+        if any(room["tried"] < room["mutants"] for room in found["rooms"].values()):
+            lines += ["", "Where not all are tried, they are a sample drawn at random (`--seed 0`)."]
         lines += ["", "Survivors:", ""]
         lines += [f"- `{survivor}`" for room in found["rooms"].values() for survivor in room["survivors"]] + [""]
     if found := kept.get("versions"):
