@@ -192,7 +192,7 @@ def rendered(kept):
             f"**Load**: {soaked['epochs']:,} epochs traced the step {traced} times after the first and grew by "
             f"{grown:.1f} MB over the last four fifths. A store of {stored['items']:,} items "
             f"({stored['megabytes_on_disk']:,.0f} MB): the process grew by {labelled['megabytes_grown']} MB while it "
-            f"labelled ({labelled['seconds']} s), {in_order['megabytes_grown']} MB while it read all of it in order, "
+            f"labelled, {in_order['megabytes_grown']} MB while it read all of it in order, "
             f"{shuffled['megabytes_grown']} MB over a shuffled epoch.",
             "",
         ]
@@ -267,7 +267,7 @@ def main():
     parser.add_argument(
         "--cases", type=int, default=5000, help="of each cheap kind of file; a twentieth of each heavy one"
     )
-    parser.add_argument("--examples", default="long", help="the profile of hypothesis: few, ci or long")
+    parser.add_argument("--examples", default="long", help="the profile of hypothesis: few, ci, more or long")
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each room; 0: all")
