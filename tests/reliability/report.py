@@ -114,7 +114,8 @@ def noticed(room):
 
 
 def versions(arguments):
-    run = output_of(HERE / "versions.py", "oldest", "newest")
+    tests = ["--tests", *arguments.tests] if arguments.tests else []
+    run = output_of(HERE / "versions.py", "oldest", "newest", *tests)
     return {"pairs": json.loads(run.stdout), "holds": run.returncode == 0}
 
 
@@ -271,7 +272,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each room; 0: all")
-    parser.add_argument("--tests", nargs="+", help="what `coverage` runs (default: the whole suite)")
+    parser.add_argument("--tests", nargs="+", help="what `coverage` (default: the whole suite) and `versions` run")
     parser.add_argument(
         "--shares", nargs="+", type=Path, help="what `mutants.py --share` wrote, in place of running it"
     )
