@@ -73,7 +73,7 @@ def properties(arguments):
         "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-show-statistics", *tests,
         KERAS_DISTILL_HYPOTHESIS=arguments.examples,
     )  # fmt: skip
-    examples = sum(int(count) for count in re.findall(r"(\d+) passing examples", run.stdout))
+    examples = sum(int(count) for count in re.findall(r"(\d+) passing", run.stdout))
     return {"tests": counts_of(run.stdout), "passing_examples": examples, "holds": run.returncode == 0}
 
 
@@ -184,7 +184,8 @@ def rendered(kept):
         total = sum(sum(ends.values()) for ends in found["ends"].values())
         lines += ["", f"{total:,} cases in all.", ""]
     if found := kept.get("properties"):
-        lines += [f"**Properties**: {words(found['tests'])}, over {found['passing_examples']:,} drawn examples.", ""]
+        drawn = f", over {found['passing_examples']:,} drawn examples" if found["passing_examples"] else ""
+        lines += [f"**Properties**: {words(found['tests'])}{drawn}.", ""]
     if found := kept.get("load"):
         soaked, stored = found["soak"], found["store"]
         grown, traced = soaked["bytes_grown_over_the_last_four_fifths"] / 1e6, soaked["traces_after_the_first_epoch"]
