@@ -58,18 +58,7 @@ class Backup(keras.callbacks.Callback):
         if not kept:
             return
         epoch, newest = kept[-1]
-        optimizer = self.model.optimizer
-        if optimizer is not None and not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
-        try:
-            self.model.load_weights(newest / _WEIGHTS)
-            with np.load(newest / _RANDOM_STATES, allow_pickle=False) as states:
-                for variable, name in zip(self._random_states(), states.files, strict=True):
-                    variable.assign(states[name])
-        except (ValueError, OSError, KeyError) as error:
-            remedy = "Name another folder, or remove it to begin anew."
-            received = " ".join(str(error).split())[:240]
-            raise ValueError(complaint(f"{newest}", "a backup of this model", received, remedy)) from error
+        restore_state(self.model, newest)
         # `fit` looks here, as it does for `BackupAndRestore`.
         self.model._initial_epoch = epoch
 
@@ -78,8 +67,7 @@ class Backup(keras.callbacks.Callback):
         if (epoch + 1) % self.every:
             return
         with whole_folder(self.folder / f"epoch-{epoch + 1:06d}") as aside:
-            self.model.save_weights(aside / _WEIGHTS)
-            np.savez(aside / _RANDOM_STATES, *[variable.numpy() for variable in self._random_states()])
+            save_state(self.model, aside)
         for _, older in self._kept()[:-1]:
             shutil.rmtree(older)
 
@@ -94,7 +82,34 @@ class Backup(keras.callbacks.Callback):
         """`(epoch, folder)` of the backups, the newest last."""
         return [(int(kept.name.removeprefix("epoch-")), kept) for kept in sorted(self.folder.glob("epoch-[0-9]*"))]
 
-    def _random_states(self) -> list[Any]:
-        """The states of dropout and its like, in the order of the layers: `variables` has them, `weights` has not."""
-        weights = {id(variable) for variable in self.model.weights}
-        return [variable for variable in self.model.variables if id(variable) not in weights]
+
+def save_state(model: keras.Model, folder: Path) -> None:
+    """Writes all that the next step of a compiled model depends on into an empty folder."""
+    model.save_weights(folder / _WEIGHTS)
+    np.savez(folder / _RANDOM_STATES, *[variable.numpy() for variable in _random_states(model)])
+
+
+def restore_state(model: keras.Model, folder: Path) -> None:
+    """Brings back what `save_state` wrote.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
+    optimizer = model.optimizer
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    try:
+        model.load_weights(folder / _WEIGHTS)
+        with np.load(folder / _RANDOM_STATES, allow_pickle=False) as states:
+            for variable, name in zip(_random_states(model), states.files, strict=True):
+                variable.assign(states[name])
+    except (ValueError, OSError, KeyError) as error:
+        remedy = "Name another folder, or remove it to begin anew."
+        received = " ".join(str(error).split())[:240]
+        raise ValueError(complaint(f"{folder}", "a backup of this model", received, remedy)) from error
+
+
+def _random_states(model: keras.Model) -> list[Any]:
+    """The states of dropout and its like, in the order of the layers: `variables` has them, `weights` has not."""
+    weights = {id(variable) for variable in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]

@@ -81,7 +81,8 @@ def _signals_as_exceptions() -> Iterator[None]:
     """SIGTERM and SIGINT raise, so that what was begun is swept; and again each second, until it is.
 
     By itself SIGTERM ends a process on the spot, with its half-written files. One exception is not enough: while it
-    traces a step, TensorFlow swallows whatever is raised.
+    traces a step, TensorFlow swallows whatever is raised. So does Python where a callback of its garbage collector is
+    interrupted, and prints a traceback, which would look like a fault.
     """
     # Only the main thread may say what a signal does.
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
@@ -95,20 +96,32 @@ def _signals_as_exceptions() -> Iterator[None]:
         if not _is_sweeping(frame):
             raise Terminated if first[0] == signal.SIGTERM else KeyboardInterrupt
 
+    say_unraisable = sys.unraisablehook
+
+    def say_unless_stopped(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            say_unraisable(unraisable)
+
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, stop) for number in numbers}
+    sys.unraisablehook = say_unless_stopped
     try:
         yield
     finally:
+        sys.unraisablehook = say_unraisable
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _is_sweeping(frame: Any) -> bool:
-    """Whether a file or folder is being put into its place or removed: to interrupt that would leave a half."""
+    """Whether a file or folder is being put into its place or removed: to interrupt that would leave a half.
+
+    So would an interrupted wait for threads that sweep what is theirs: Python 3.11 takes them for ended then.
+    """
     while frame is not None:
-        if os.path.basename(frame.f_code.co_filename) in ("_files.py", "tempfile.py", "shutil.py"):
+        name, function = os.path.basename(frame.f_code.co_filename), frame.f_code.co_name
+        if name in ("_files.py", "tempfile.py", "shutil.py") or (name, function) == ("thread.py", "shutdown"):
             return True
         frame = frame.f_back
     return False

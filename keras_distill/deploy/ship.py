@@ -353,7 +353,12 @@ def _make_variants(
     # Each conversion waits for a process of its own, so two at a time halve the wait on two cores.
     with ThreadPoolExecutor(max_workers=2) as pool:
         parts = [pool.submit(make) for make in (make_small_litert, make_onnx, make_litert)]
-        small_litert, onnx, litert = [part.result() for part in parts]
+        try:
+            small_litert, onnx, litert = [part.result() for part in parts]
+        except BaseException:
+            # What has begun is waited for, since it sweeps its own files; what has not need not begin.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [*onnx, *litert, *small_litert]
 
 

@@ -22,7 +22,8 @@ from keras_distill._checks import (
     check_positive,
     complaint,
 )
-from keras_distill._files import whole_file
+from keras_distill._files import whole_folder
+from keras_distill.backup import restore_state, save_state
 from keras_distill.distiller import Distiller
 from keras_distill.logits import logits_model
 from keras_distill.losses import SoftTargets
@@ -446,20 +447,20 @@ def _fit(
 
 
 def _back_up(distiller: Distiller, backup_dir: str | os.PathLike, num_done: int) -> None:
-    older = list(Path(backup_dir).glob("step-*.weights.h5"))
-    with whole_file(Path(backup_dir) / f"step-{num_done:07d}.weights.h5") as aside:
-        distiller.save_weights(aside)
-    for file in older:
-        file.unlink(missing_ok=True)
+    older = list(Path(backup_dir).glob("step-*"))
+    with whole_folder(Path(backup_dir) / f"step-{num_done:07d}") as aside:
+        save_state(distiller, aside)
+    for folder in older:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _restore(distiller: Distiller, backup_dir: str | os.PathLike | None) -> int:
-    """Brings back weights and optimizer; returns how many steps were done."""
-    files = [] if backup_dir is None else sorted(Path(backup_dir).glob("step-*.weights.h5"))
-    if not files:
+    """Brings back weights, optimizer and the random states of dropout; returns how many steps were done."""
+    folders = [] if backup_dir is None else sorted(Path(backup_dir).glob("step-*"))
+    if not folders:
         return 0
-    distiller.load_weights(files[-1])
-    return int(files[-1].name.removeprefix("step-").removesuffix(".weights.h5"))
+    restore_state(distiller, folders[-1])
+    return int(folders[-1].name.removeprefix("step-"))
 
 
 def _frozen_layers(model: keras.Model, trained: str) -> list[keras.layers.Layer]:

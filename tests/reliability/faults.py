@@ -8,15 +8,21 @@ Each prints one JSON object of what happened; `test_faults.py` says what must ha
 
 import argparse
 import contextlib
+import dataclasses
 import fcntl
 import importlib
+import io
 import json
 import os
 import resource
+import select
+import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -48,6 +54,10 @@ def forked(function, *arguments, nobody=False, max_file_bytes=None, output=None,
             os.setgid(65534)
             os.setuid(65534)
         code = function(*arguments) or 0
+        # As Python does at its end: threads finish, and sweep what is theirs.
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
         if modules_to is not None:
             modules_to.write_text(json.dumps(sorted(sys.modules)))
     except BaseException:
@@ -66,6 +76,10 @@ class Said:
     def __init__(self):
         self._read, self.write = os.pipe()
         fcntl.fcntl(self._read, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+    def anything(self):
+        """Whether the child has said anything yet."""
+        return bool(select.select([self._read], [], [], 0)[0])
 
     def text(self):
         """All of it, once the child has ended."""
@@ -179,23 +193,44 @@ def make_inputs(folder):
 
 
 COMMANDS = {
-    "label": "label --teacher {0}/teacher.keras --data {0}/data.npz --out {1} --batch-size 8 --dtype float32",
+    "label": "label --teacher {0}/teacher.keras --data {0}/data.npz --out {1} --batch-size 1 --dtype float32",
     "distill": "distill --teacher {0}/teacher.keras --student {0}/student.keras --data {0}/data.npz --epochs 40"
     " --out {1}.keras",
-    "specialists": "specialists --generalist {0}/teacher.keras --data {0}/data.npz --num-clusters 3 --steps 200"
+    "specialists": "specialists --generalist {0}/teacher.keras --data {0}/data.npz --num-clusters 2 --steps 60"
     " --out {1}",
     "export": "export {0}/student.keras --to onnx --out {1}",
     "ship": "ship {0}/student.keras --data {0}/data.npz --targets onnx --out {1}",
     "demo": "demo --quick --seeds 1 --out {1}",
 }
-# Seconds into a command that lie before its end on a fast machine and after its beginning on a slow one.
-MOMENTS = {"label": 0.6, "distill": 2.0, "specialists": 2.0, "export": 1.5, "ship": 3.0, "demo": 4.0}
+# In this order, since the first two end before the work has begun or soon after.
+FAULTS = ("read-only", "full-disk", "SIGTERM", "SIGINT", "SIGKILL")
+# The file whose appearance says that the work has begun (or, without one, the first words of the command), and after
+# how many seconds more at most the signal comes.
+MOMENTS = {
+    "label": (None, 0.1),
+    "distill": (None, 1.0),
+    "specialists": ("out/.specialist-*/step-*", 0.2),
+    "export": ("temporary/keras-distill-export-*", 0.7),
+    "ship": ("temporary/keras-distill-ship-*", 1.5),
+    "demo": (".partial-out-*", 4.0),
+}
 
 
-def run_command(argv):
-    os.environ["COLUMNS"] = "200"
+def smallest_demo():
+    """The demo's digits with the least that its machinery takes: a killed run is no matter of accuracy."""
+    from keras_distill.cli import demo_recipe
+
+    small = {"teacher_widths": (4,), "teacher_dense_width": 8, "student_widths": (4,), "student_dense_width": 8}
+    demo_recipe.RECIPES["digits"] = dataclasses.replace(demo_recipe.RECIPES["digits"], **small)
+
+
+def run_command(argv, temporary):
+    os.environ["COLUMNS"], os.environ["TMPDIR"] = "200", str(temporary)
+    tempfile.tempdir = str(temporary)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    if argv[0] == "demo":
+        smallest_demo()
     try:
         return keras_distill.cli.main(argv)
     except SystemExit as stopped:
@@ -203,54 +238,107 @@ def run_command(argv):
 
 
 def tree(folder):
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*"))
+    files = (file.relative_to(folder) for file in folder.rglob("*"))
+    return sorted(file.as_posix() for file in files if file.parts[0] != "temporary")
 
 
-def faulty_commands(folder, names, faults):
-    """Each command under each fault: its exit code, what it said, and what it left."""
+def signalled(child, number, home, name, said, delay):
+    """Sends a signal some seconds after the work has begun; a command that has ended by then is left alone."""
+    pattern, _ = MOMENTS[name]
+    before, began = set(home.glob(pattern)) if pattern else set(), time.monotonic()
+
+    def begun():
+        return set(home.glob(pattern)) - before if pattern else said.anything()
+
+    while not begun() and time.monotonic() - began < 120:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(child, number)
+
+
+def contents(file):
+    """What two runs of a command must agree in, of a file that holds no times: arrays by name, else bytes."""
+    if file.suffix == ".keras":
+        import h5py
+
+        arrays = {}
+        with zipfile.ZipFile(file) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
+            weights.visititems(
+                lambda key, node: arrays.update({key: node[()].tobytes()} if hasattr(node, "dtype") else {})
+            )
+        return arrays
+    return file.read_bytes() if file.suffix in (".npy", ".onnx", ".tflite", ".png") else None
+
+
+def differing(whole, found):
+    """Files that one of two folders lacks, and those whose contents are not bit for bit the same."""
+    if whole.with_suffix(".keras").is_file():
+        return [] if contents(whole.with_suffix(".keras")) == contents(found.with_suffix(".keras")) else ["out.keras"]
+    names, others = tree(whole), tree(found)
+    different = [name for name in names if name in others and (whole / name).is_file()]
+    different = [name for name in different if contents(whole / name) != contents(found / name)]
+    return sorted(set(names) ^ set(others)) + different
+
+
+def faulty_command(folder, inputs, name, faults, seed):
+    """One command under one fault after another, in the same place, then left to end: beside an undisturbed run."""
+    generator = np.random.default_rng(seed)
+    homes = {}
+    for which in ("whole", "faulty"):
+        homes[which] = folder / f"{name}-{which}"
+        (homes[which] / "temporary").mkdir(parents=True)
+        (homes[which] / "temporary").chmod(0o777)
+
+    def begin(which, **options):
+        said = Said()
+        argv = COMMANDS[name].format(inputs, homes[which] / "out").split()
+        return forked(run_command, argv, homes[which] / "temporary", output=said.write, **options), said
+
+    modules = folder / "modules.json"
+    child, said = begin("whole", modules_to=modules)
+    if ended(child) != (0, None):
+        raise RuntimeError(said.text())
+    # Nobody may not read every package: what the command imports must be there before the fork.
+    for module in json.loads(modules.read_text()):
+        if module not in sys.modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+    home, runs = homes["faulty"], {}
+    for fault in faults:
+        home.chmod(0o555 if fault == "read-only" else 0o777)
+        options = {"max_file_bytes": 3000} if fault == "full-disk" else {}
+        child, said = begin("faulty", nobody=fault == "read-only", **options)
+        if fault.startswith("SIG"):
+            delay = MOMENTS[name][1] * generator.uniform()
+            signalled(child, getattr(signal, fault), home, name, said, delay)
+        code, killed_by = ended(child)
+        runs[fault] = {"code": code, "killed_by": killed_by, "said": said.text()[-1500:], "left": tree(home)}
+        # What TensorFlow leaves there at its end is its own.
+        runs[fault]["temporary"] = sorted(file.name for file in (home / "temporary").glob("keras-distill-*"))
+        home.chmod(0o777)
+        # What a killed process could not sweep is no matter of the next one.
+        for left in (home / "temporary").iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    child, said = begin("faulty")
+    code, _ = ended(child)
+    return {
+        "runs": runs,
+        "whole": tree(homes["whole"]),
+        "code": code,
+        "said": said.text()[-1500:],
+        "then": tree(home),
+        "differing": differing(homes["whole"] / "out", home / "out"),
+    }
+
+
+def faulty_commands(folder, names, faults, seed):
     folder.chmod(0o755)
     inputs = folder / "inputs"
     inputs.mkdir()
     assert ended(forked(make_inputs, inputs)) == (0, None)
-    found = {}
-    for name in names:
-        # Nobody may not read every package: what the command imports must be there before the fork.
-        argv = COMMANDS[name].format(inputs, folder / f"{name}-whole").split()
-        modules = folder / "modules.json"
-        said = Said()
-        if ended(forked(run_command, argv, output=said.write, modules_to=modules)) != (0, None):
-            raise RuntimeError(said.text())
-        for module in json.loads(modules.read_text()):
-            if module not in sys.modules:
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(module)
-        for fault in faults:
-            home = folder / f"{name}-{fault}"
-            home.mkdir()
-            argv = COMMANDS[name].format(inputs, home / "out").split()
-            said, said_again = Said(), Said()
-            home.chmod(0o555 if fault == "read-only" else 0o777)
-            options = {"nobody": fault == "read-only", "output": said.write}
-            if fault == "full-disk":
-                options["max_file_bytes"] = 3000
-            child = forked(run_command, argv, **options)
-            began = time.monotonic()
-            if fault in ("SIGTERM", "SIGINT"):
-                time.sleep(MOMENTS[name])
-                os.kill(child, getattr(signal, fault))
-            code, killed_by = ended(child)
-            seconds = time.monotonic() - began
-            found[f"{name}, {fault}"] = {
-                "code": code,
-                "killed_by": killed_by,
-                "said": said.text()[-1500:],
-                "left": tree(home),
-                "seconds": round(seconds, 1),
-            }
-            home.chmod(0o777)
-            again, _ = ended(forked(run_command, argv, output=said_again.write))
-            found[f"{name}, {fault}"] |= {"again": again, "then": tree(home), "again_said": said_again.text()[-800:]}
-    return found
+    return {name: faulty_command(folder, inputs, name, faults, seed) for name in names}
 
 
 def main():
@@ -261,14 +349,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backup", choices=("keras", "ours"), default="keras")
     parser.add_argument("--names", nargs="+", choices=tuple(COMMANDS), default=list(COMMANDS))
-    parser.add_argument("--faults", nargs="+", default=["SIGTERM", "SIGINT", "full-disk", "read-only"])
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     arguments = parser.parse_args()
     # Forked runs must reach their folder as nobody too.
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     if arguments.what == "training":
         found = killed_trainings(folder, arguments.kills, arguments.backup, arguments.seed)
     else:
-        found = faulty_commands(folder, arguments.names, arguments.faults)
+        found = faulty_commands(folder, arguments.names, arguments.faults, arguments.seed)
     print(json.dumps(found))
 
 

@@ -1,6 +1,6 @@
 """Runs what `docs/reliability.md` promises, at full length, and writes the figures into its marked part.
 
-    make reliability                                        # all of it: about an hour on two cores
+    make reliability                                        # all of it: some hours on two cores
     python tests/reliability/report.py fuzz load            # some of it; the other figures stay as they are
     python tests/reliability/report.py --render             # only writes the page anew, out of the kept figures
 
@@ -73,7 +73,7 @@ def properties(arguments):
         "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-show-statistics", *tests,
         KERAS_DISTILL_HYPOTHESIS=arguments.examples,
     )  # fmt: skip
-    examples = sum(int(count) for count in re.findall(r"(\d+) passing examples", run.stdout))
+    examples = sum(int(count) for count in re.findall(r"(\d+) passing", run.stdout))
     return {"tests": counts_of(run.stdout), "passing_examples": examples, "holds": run.returncode == 0}
 
 
@@ -114,8 +114,33 @@ def noticed(room):
 
 
 def versions(arguments):
-    run = output_of(HERE / "versions.py", "oldest", "newest")
+    tests = ["--tests", *arguments.tests] if arguments.tests else []
+    run = output_of(HERE / "versions.py", "oldest", "newest", *tests)
     return {"pairs": json.loads(run.stdout), "holds": run.returncode == 0}
+
+
+def coverage(arguments):
+    """The share of the package's lines that the whole suite runs, in all of its processes."""
+    file = ROOT / "build/coverage/lines.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tests = arguments.tests or []
+    output_of("-m", "coverage", "erase")
+    run = output_of("-m", "coverage", "run", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *tests)
+    for command in (["combine", "--quiet"], ["json", "--quiet", "-o", file]):
+        output_of("-m", "coverage", *command)
+    found = json.loads(file.read_text())
+    files = {name: of_file["summary"] for name, of_file in found["files"].items()}
+    return {
+        "tests": counts_of(run.stdout),
+        "lines": found["totals"]["num_statements"],
+        "percent": round(found["totals"]["percent_covered"], 2),
+        # Where most is missing; of all files, their lines are in `build/coverage/lines.json`.
+        "least": {
+            name: round(summary["percent_covered"], 1)
+            for name, summary in sorted(files.items(), key=lambda item: item[1]["percent_covered"])[:10]
+        },
+        "holds": run.returncode == 0 and found["totals"]["percent_covered"] >= 95.0,
+    }
 
 
 STEPS = {
@@ -125,6 +150,7 @@ STEPS = {
     "load": load,
     "mutants": mutants,
     "versions": versions,
+    "coverage": coverage,
 }
 
 
@@ -158,7 +184,8 @@ def rendered(kept):
         total = sum(sum(ends.values()) for ends in found["ends"].values())
         lines += ["", f"{total:,} cases in all.", ""]
     if found := kept.get("properties"):
-        lines += [f"**Properties**: {words(found['tests'])}, over {found['passing_examples']:,} drawn examples.", ""]
+        drawn = f", over {found['passing_examples']:,} drawn examples" if found["passing_examples"] else ""
+        lines += [f"**Properties**: {words(found['tests'])}{drawn}.", ""]
     if found := kept.get("load"):
         soaked, stored = found["soak"], found["store"]
         grown, traced = soaked["bytes_grown_over_the_last_four_fifths"] / 1e6, soaked["traces_after_the_first_epoch"]
@@ -167,7 +194,7 @@ def rendered(kept):
             f"**Load**: {soaked['epochs']:,} epochs traced the step {traced} times after the first and grew by "
             f"{grown:.1f} MB over the last four fifths. A store of {stored['items']:,} items "
             f"({stored['megabytes_on_disk']:,.0f} MB): the process grew by {labelled['megabytes_grown']} MB while it "
-            f"labelled ({labelled['seconds']} s), {in_order['megabytes_grown']} MB while it read all of it in order, "
+            f"labelled, {in_order['megabytes_grown']} MB while it read all of it in order, "
             f"{shuffled['megabytes_grown']} MB over a shuffled epoch.",
             "",
         ]
@@ -181,6 +208,8 @@ def rendered(kept):
         for name, room in found["rooms"].items():
             row = f"| {name} | {room['mutants']} | {room['tried']} | {noticed(room):.1%} | {room['survived']} |"
             lines.append(row)
+        if any(room["tried"] < room["mutants"] for room in found["rooms"].values()):
+            lines += ["", "Where not all are tried, they are a sample drawn at random (`--seed 0`)."]
         lines += ["", "Survivors:", ""]
         lines += [f"- `{survivor}`" for room in found["rooms"].values() for survivor in room["survivors"]] + [""]
     if found := kept.get("versions"):
@@ -199,6 +228,13 @@ def rendered(kept):
             row = f"| {name} | {packages['tensorflow']} | {packages['keras']} | {clean} | {words(pair['counts'])} |"
             lines.append(row)
         lines.append("")
+    if found := kept.get("coverage"):
+        least = ", ".join(f"`{name}` {percent} %" for name, percent in list(found["least"].items())[:5])
+        lines += [
+            f"**Coverage**: {found['percent']} % of {found['lines']:,} lines, over {words(found['tests'])}. "
+            f"Least covered: {least}.",
+            "",
+        ]
     missing = [name for name in STEPS if name not in kept]
     if missing:
         lines += [f"Not run yet: {', '.join(missing)}.", ""]
@@ -215,6 +251,10 @@ def write_page(kept):
     PAGE.write_text(f"{before}{BEGIN}\n\n{rendered(kept)}\n{END}{after}")
 
 
+def kept_figures():
+    return json.loads(KEPT.read_text()) if KEPT.exists() else {}
+
+
 def machine():
     packages = ", ".join(f"{package} {version(package)}" for package in ("tensorflow", "keras", "numpy"))
     cores = f"{os.cpu_count()} cores"
@@ -229,24 +269,25 @@ def main():
     parser.add_argument(
         "--cases", type=int, default=5000, help="of each cheap kind of file; a twentieth of each heavy one"
     )
-    parser.add_argument("--examples", default="long", help="the profile of hypothesis: few, ci or long")
+    parser.add_argument("--examples", default="long", help="the profile of hypothesis: few, ci, more or long")
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each room; 0: all")
+    parser.add_argument("--tests", nargs="+", help="what `coverage` (default: the whole suite) and `versions` run")
     parser.add_argument(
         "--shares", nargs="+", type=Path, help="what `mutants.py --share` wrote, in place of running it"
     )
     arguments = parser.parse_args()
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     holds = True
     for name in () if arguments.render else arguments.steps or STEPS:
-        kept[name] = STEPS[name](arguments)
-        kept["machine"] = machine()
-        holds &= kept[name]["holds"]
-        print(f"{name}: {'holds' if kept[name]['holds'] else 'BROKEN'}", file=sys.stderr, flush=True)
+        found = STEPS[name](arguments)
+        holds &= found["holds"]
+        print(f"{name}: {'holds' if found['holds'] else 'BROKEN'}", file=sys.stderr, flush=True)
+        # Read anew each time: another step may have ended meanwhile, in another process.
+        kept = kept_figures() | {name: found, "machine": machine()}
         KEPT.parent.mkdir(exist_ok=True)
         KEPT.write_text(json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    write_page(kept)
+    write_page(kept_figures())
     return 0 if holds else 1
 
 

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,36 +49,73 @@ def test_training_killed_at_any_moment_also_while_it_saves_is_bit_for_bit_the_un
     assert found["left"] == []
 
 
-def checked(found, name, fault):
-    run = found[f"{name}, {fault}"]
+def check_whole_or_absent(name, left, whole):
+    """Of what stands there under a name of its own nothing is half-written; `partial` and `older` ones are hidden."""
+    shown = [file for file in left if not any(part.startswith(".") for part in file.split("/"))]
+    if name in ("label", "specialists"):
+        # What is finished stays, to go on from.
+        assert set(shown) <= set(whole)
+    else:
+        assert shown in ([], whole)
+
+
+def check_stopped(name, fault, run, whole):
     said = run["said"]
-    assert run["killed_by"] is None, said
     assert "Traceback" not in said, said
-    if fault in ("SIGTERM", "SIGINT") and run["code"] == 0:
+    check_whole_or_absent(name, run["left"], whole)
+    if fault == "SIGKILL":
+        assert run["killed_by"] == 9 or run["code"] == 0, said
+        return
+    assert run["killed_by"] is None, said
+    assert not [file for file in run["left"] if ".partial" in file or ".older" in file], run["left"]
+    assert run["temporary"] == []
+    if fault.startswith("SIG") and run["code"] == 0:
         # Done before the signal came: then it stands there whole.
-        assert run["left"] == run["then"]
-    elif fault in ("SIGTERM", "SIGINT"):
+        assert set(whole) <= set(run["left"])
+    elif fault.startswith("SIG"):
         assert run["code"] == {"SIGTERM": 143, "SIGINT": 130}[fault], said
-        assert "Run the same command again." in said
+        assert "nothing half-written was left. Run the same command again." in said
     else:
         assert run["code"] == 2, said
         assert f"keras-distill {name}: error:" in said
         assert "run the same command again" in said
-    assert not [file for file in run["left"] if ".partial" in file or ".older" in file], run["left"]
-    # What stands there is whole: the same command goes on from it or begins anew.
-    assert run["again"] == 0, run["again_said"]
-    return run
+
+
+@pytest.fixture(scope="module")
+def stopped():
+    """All commands, each under one fault after another in the same place; TensorFlow starts once for all of them."""
+    return run_faults("commands", "--names", "label", "distill", "specialists", "export", "ship")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["label", "distill"])
-def test_a_command_that_is_stopped_leaves_nothing_half_written_and_runs_again(name):
-    found = run_faults("commands", "--names", name)
-    for fault in ("SIGTERM", "SIGINT", "full-disk", "read-only"):
-        run = checked(found, name, fault)
-        if name == "distill":
-            assert run["left"] == ([] if run["code"] else ["out.keras"])
-            assert run["then"] == ["out.keras"]
+@pytest.mark.parametrize("name", ["label", "distill", "specialists", "export", "ship"])
+def test_a_command_that_is_stopped_again_and_again_ends_in_what_an_undisturbed_one_makes(stopped, name):
+    found = stopped[name]
+    for fault in ("read-only", "full-disk", "SIGTERM", "SIGINT", "SIGKILL"):
+        check_stopped(name, fault, found["runs"][fault], found["whole"])
+    # What stands there is whole: the same command goes on from it or begins anew.
+    assert found["code"] == 0, found["said"]
+    assert [file for file in found["then"] if ".partial-" not in file] == found["whole"]
+    assert found["differing"] == []
+
+
+@pytest.mark.slow
+def test_the_specialists_went_on_from_their_backups_each_time(stopped):
+    runs = stopped["specialists"]["runs"]
+    backups = [[file for file in runs[fault]["left"] if "/step-" in file] for fault in ("SIGTERM", "SIGINT", "SIGKILL")]
+    steps = [int(re.search(r"step-(\d+)", files[-1])[1]) for files in backups if files]
+    assert len(steps) >= 2
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_a_demo_that_is_killed_shows_nothing_and_runs_again():
+    found = run_faults("commands", "--names", "demo", "--faults", "SIGKILL")["demo"]
+    check_stopped("demo", "SIGKILL", found["runs"]["SIGKILL"], found["whole"])
+    assert found["code"] == 0, found["said"]
+    assert {"out/student.keras", "out/student.onnx", "out/student.tflite", "out/results.json"} <= set(found["then"])
+    assert [file for file in found["then"] if ".partial-" not in file] == found["whole"]
+    assert [file for file in found["differing"] if file.endswith((".keras", ".onnx"))] == []
 
 
 # Backup by itself

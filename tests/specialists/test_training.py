@@ -199,7 +199,10 @@ def test_same_seed_trains_the_same_specialist(generalist, examples):
     np.testing.assert_array_equal(first.get_weights()[0], second.get_weights()[0])
 
 
-def test_killed_training_goes_on_where_it_was(generalist, examples, tmp_path, monkeypatch):
+def test_killed_training_goes_on_where_it_was_also_with_dropout(generalist, examples, tmp_path, monkeypatch):
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.3), keras.layers.Dense(6)])
+    net.set_weights(generalist.get_weights())
+    generalist = net
     settings = {"num_steps": 20, "learning_rate": 0.01, "seed": 1}
     expected = train(generalist, [0, 1], examples, **settings)
     backed_up = training_module._back_up

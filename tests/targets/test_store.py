@@ -167,6 +167,18 @@ def test_top_k_targets_at_any_temperature_share_the_tail_evenly(tmp_path):
     np.testing.assert_allclose(targets["tail_probability"], expected[:, 3:].sum(axis=-1), rtol=1e-4)
 
 
+def test_top_k_targets_of_sequences_and_of_ids_in_rows_are_those_of_each_by_itself(tmp_path):
+    _, dense = write_store(tmp_path, top_k_manifest(dtype="float32", example_shape=(4,)))
+    ids = np.arange(6).reshape(2, 3)
+    falling = -np.sort(-dense[ids], axis=-1)
+    falling[..., 3:] = scipy.special.logsumexp(falling[..., 3:], axis=-1, keepdims=True) - np.log(6)
+    expected = scipy.special.softmax(falling / 3.0, axis=-1)
+    targets = SoftTargetStore.open(tmp_path).soft_targets(ids, 3.0)
+    assert targets["probabilities"].shape == (2, 3, 4, 3)
+    np.testing.assert_allclose(targets["probabilities"], expected[..., :3], rtol=1e-4)
+    np.testing.assert_allclose(targets["tail_probability"], expected[..., 3:].sum(axis=-1), rtol=1e-4)
+
+
 def test_top_k_of_all_classes_is_the_dense_softmax_at_any_temperature(tmp_path):
     _, dense = write_store(tmp_path, top_k_manifest(top_k=9, dtype="float32"))
     targets = SoftTargetStore.open(tmp_path).soft_targets(np.arange(50), 5.0)
@@ -328,6 +340,11 @@ def test_another_dataset_is_refused_by_what_differs(dense_store, question, messa
 def test_ids_outside_the_store_are_refused(dense_store, ids):
     with pytest.raises(ForeignDatasetError, match=r"ids must be in \[0, 50\)"):
         SoftTargetStore.open(dense_store).read(ids)
+
+
+def test_the_first_of_several_ids_outside_the_store_is_named(dense_store):
+    with pytest.raises(ForeignDatasetError, match=r"ids must be in \[0, 50\); got 50\b"):
+        SoftTargetStore.open(dense_store).read([0, 49, 50, 51, -1])
 
 
 def test_views_and_ids_of_the_wrong_kind_are_refused(dense_store):
