@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS
-from benchmarks.rounds import interleave, machine, median_ratio
+from benchmarks.rounds import interleave, machine, median_ratio, use_one_thread
 
 BATCH_SIZE, NUM_ITEMS, PARITY = 256, 2048, 1e-4
 
@@ -68,7 +69,7 @@ def measure_ensemble(num_members: int, num_rounds: int) -> dict[str, float]:
         stored = labelling().read(np.arange(NUM_ITEMS))
         _check("a store's log-probabilities", log_softmax(stored, -1), log_softmax(found, -1))
         runs = {"members": one_after_the_other, "Ensemble": bare_loop, "label": labelling}
-        seconds = interleave(runs, num_rounds=num_rounds)
+        seconds = interleave(runs, num_rounds=num_rounds, clock=time.process_time)
     rates = {name: NUM_ITEMS / float(np.median(times)) for name, times in seconds.items()}
     ratios = {f"{a} / {b}": median_ratio(seconds, a, b) for a, b in (("Ensemble", "members"), ("label", "Ensemble"))}
     return rates | ratios
@@ -90,7 +91,7 @@ def page_part(result: dict[str, Any]) -> str:
         ratios = [f"{found[name]:.2f}" for name in ("Ensemble / members", "label / Ensemble")]
         rows.append([str(count), *rates, *ratios])
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    return f"{table(header, rows)}\n{result['rounds']} rounds, medians. {where}.\n"
+    return f"{table(header, rows)}\nItems a second of one thread; {result['rounds']} rounds, medians. {where}.\n"
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 5, 10])
     arguments = parser.parse_args()
+    use_one_thread()
     members = {count: measure_ensemble(count, arguments.rounds) for count in arguments.members}
     result = {"machine": machine(), "rounds": arguments.rounds, "members": members}
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))

@@ -134,6 +134,6 @@ def in_torch(model: Any) -> Any:
 PAIRS = {
     "mlp-128": Pair((28, 28, 1), 10, 128, 50, lambda: perceptron(1200), lambda: perceptron(800)),
     "mlp-256": Pair((28, 28, 1), 10, 256, 30, lambda: perceptron(1200), lambda: perceptron(800)),
-    "convnet-64": Pair((32, 32, 3), 100, 64, 10, lambda: convolutional(32), lambda: depthwise(16)),
+    "convnet-64": Pair((32, 32, 3), 100, 64, 30, lambda: convolutional(32), lambda: depthwise(16)),
     "resnet-32": Pair((96, 96, 3), 100, 32, 3, residual, mobile),
 }

@@ -11,6 +11,7 @@ whole moves the student by are those of the parts, where the soft targets weigh 
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS, Pair
-from benchmarks.rounds import interleave, machine
+from benchmarks.rounds import interleave, machine, use_one_thread
 
 PARTS = ("teacher", "forward and backward", "update")
 PARITY = 1e-3
@@ -62,7 +63,7 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, float]:
     for name, times in (("fit", 1), ("fit of three epochs' steps", 3)):
         many = np.concatenate([inputs] * (pair.num_steps * times)), np.tile(labels, pair.num_steps * times)
         runs[name] = lambda many=many: fitting.fit(*many, batch_size=pair.batch_size, shuffle=False, verbose=0)
-    seconds = interleave(runs, num_rounds=num_rounds, num_warm_up=2)
+    seconds = interleave(runs, num_rounds=num_rounds, num_warm_up=2, clock=time.process_time)
     medians = {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
     longer = np.subtract(seconds["fit of three epochs' steps"], seconds["fit"])
     in_fit = 1e3 * float(np.median(longer)) / (2 * pair.num_steps)
@@ -117,7 +118,8 @@ def page_part(result: dict[str, Any]) -> str:
         rows.append(row)
     header = ["pair", *PARTS, "sum", "our step", "step / sum", "step in `fit`", "a call of `fit`"]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    return f"Milliseconds.\n\n{table(header, rows)}\n{result['rounds']} rounds, medians. {where}.\n"
+    text = f"{table(header, rows)}\n{result['rounds']} rounds, medians. {where}.\n"
+    return f"Milliseconds of the processor on one thread.\n\n{text}"
 
 
 def main() -> None:
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=["mlp-128", "convnet-64", "resnet-32"])
     arguments = parser.parse_args()
+    use_one_thread()
     pairs = {name: measure_pair(PAIRS[name], arguments.rounds) for name in arguments.pairs}
     result = {"machine": machine(), "rounds": arguments.rounds, "pairs": pairs}
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))

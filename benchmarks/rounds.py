@@ -1,7 +1,9 @@
 """How everything here is timed: interleaved rounds, medians, ratios; and what machine it was.
 
 The machine is shared, so one variant's minute is not another's: each round runs every variant once, the order
-turns from round to round, and a ratio is the median of the rounds' own ratios.
+turns from round to round, and a ratio is the median of the rounds' own ratios. Where a step is timed, it is the
+processor's time on one thread, which other processes disturb least: on two threads of a shared machine the same step
+took from one to one and a half times as long by the wall.
 """
 
 import os
@@ -10,6 +12,12 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+
+
+def use_one_thread() -> None:
+    """One thread for whatever is imported after this call: TensorFlow, PyTorch, NumPy's products."""
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ[name] = "1"
 
 
 def interleave(

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [--json] [--write] [--rounds 5] [--pairs mlp-128 …] [--xla off on] [--steps 1 10 50]
 
-Variants, interleaved in one process, each through plain `fit` on the same batches:
+Variants, interleaved in one process on one thread, each through plain `fit` on the same batches:
 
 - `student`: its own `fit` on labels; `teacher`: its inference over the batches, compiled as the step is;
 - `beside`: our Distiller with the teacher beside the student; `store`: ours, targets read from a store;
@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS, Pair, in_torch
-from benchmarks.rounds import interleave, machine, median_ratio
+from benchmarks.rounds import interleave, machine, median_ratio, use_one_thread
 
 TEMPERATURE, LABEL_WEIGHT, LEARNING_RATE = 4.0, 0.1, 1e-3
 NUM_MEMBERS = 10
@@ -129,7 +130,7 @@ def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: in
         plain = compiled(lambda student: student)
         runs["student"] = lambda: fit(plain, x, y)
         runs["teacher"] = _inference(teacher, x, pair.batch_size, xla)
-        seconds = interleave(runs, num_rounds=num_rounds)
+        seconds = interleave(runs, num_rounds=num_rounds, clock=time.process_time)
     return {
         "milliseconds_a_step": {name: 1e3 * float(np.median(all_)) / pair.num_steps for name, all_ in seconds.items()},
         "ratios": {
@@ -202,6 +203,7 @@ def _torch_epoch(pair: Pair, teacher: Any, student: Any, x: np.ndarray, y: np.nd
     import torch
     from torch.nn import functional
 
+    torch.set_num_threads(1)
     taught_by, learner = in_torch(teacher).eval(), in_torch(student).train()
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(y).long()
@@ -264,7 +266,7 @@ def page_part(result: dict[str, Any]) -> str:
     largest = max(cell["parity_relative_difference"] for cell in result["cells"])
     return "\n".join(
         [
-            "Ratios, medians over interleaved rounds:",
+            "Ratios of the processor's time on one thread, medians over interleaved rounds:",
             "",
             table(["pair", "XLA", "steps a call", *titles], [goals, *ratios]),
             "Milliseconds a step:",
@@ -285,6 +287,7 @@ def main() -> None:
     parser.add_argument("--xla", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 10, 50])
     arguments = parser.parse_args()
+    use_one_thread()
     wanted = (set(arguments.pairs), set(arguments.xla), set(arguments.steps))
     cells = [cell for cell in CELLS if all(part in asked for part, asked in zip(cell, wanted, strict=True))]
     result = measure(cells, arguments.rounds)

@@ -81,34 +81,37 @@ def _signals_as_exceptions() -> Iterator[None]:
     """SIGTERM and SIGINT raise, so that what was begun is swept; and again each second, until it is.
 
     By itself SIGTERM ends a process on the spot, with its half-written files. One exception is not enough: while it
-    traces a step, TensorFlow swallows whatever is raised. So does Python where a callback of its garbage collector is
-    interrupted, and prints a traceback, which would look like a fault.
+    traces a step, TensorFlow swallows whatever is raised, or makes an error of its own of it. Python swallows it where
+    a callback of its garbage collector is interrupted, and prints a traceback, which would look like a fault.
     """
     # Only the main thread may say what a signal does.
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
-    first: list[int] = []
+    received: list[int] = []
+
+    def stopped() -> KeyboardInterrupt:
+        return Terminated() if received[0] == signal.SIGTERM else KeyboardInterrupt()
 
     def stop(number: int, frame: Any) -> None:
-        first.append(number)
+        received.append(number)
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         if not _is_sweeping(frame):
-            raise Terminated if first[0] == signal.SIGTERM else KeyboardInterrupt
+            raise stopped()
 
-    say_unraisable = sys.unraisablehook
-
-    def say_unless_stopped(unraisable: Any) -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            say_unraisable(unraisable)
-
+    hooks = sys.unraisablehook, sys.excepthook
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = {number: signal.signal(number, stop) for number in numbers}
-    sys.unraisablehook = say_unless_stopped
+    sys.unraisablehook = lambda unraisable: None if received else hooks[0](unraisable)
+    sys.excepthook = lambda *raised: None if received else hooks[1](*raised)
     try:
         yield
+    except Exception as error:
+        if received:
+            raise stopped() from error
+        raise
     finally:
-        sys.unraisablehook = say_unraisable
+        sys.unraisablehook, sys.excepthook = hooks
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in before.items():
             signal.signal(number, handler)

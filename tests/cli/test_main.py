@@ -1,7 +1,10 @@
 """The command line as a whole: quick help, exit codes, no traceback."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -41,3 +44,22 @@ def test_interrupt_ends_without_a_traceback(monkeypatch, capsys):
     argv = ["distill", "--teacher", "t", "--student", "s", "--data", "digits", "--out", "o.keras"]
     assert main(argv) == 130
     assert "nothing half-written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_that_a_library_makes_an_error_of_is_still_a_stop(number, code, monkeypatch, capsys):
+    import keras_distill.cli.export as command
+
+    def traced(arguments):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            # As TensorFlow does where it traces a function.
+            raise TypeError("Binding inputs to tf.function failed") from None
+
+    monkeypatch.setattr(command, "run", traced)
+    assert main(["export", "student.keras", "--to", "onnx", "--out", "exported"]) == code
+    said = capsys.readouterr().err
+    assert "Run the same command again." in said
+    assert "tf.function" not in said

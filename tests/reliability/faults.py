@@ -196,7 +196,7 @@ COMMANDS = {
     "label": "label --teacher {0}/teacher.keras --data {0}/data.npz --out {1} --batch-size 1 --dtype float32",
     "distill": "distill --teacher {0}/teacher.keras --student {0}/student.keras --data {0}/data.npz --epochs 40"
     " --out {1}.keras",
-    "specialists": "specialists --generalist {0}/teacher.keras --data {0}/data.npz --num-clusters 2 --steps 60"
+    "specialists": "specialists --generalist {0}/teacher.keras --data {0}/data.npz --num-clusters 2 --steps 1200"
     " --out {1}",
     "export": "export {0}/student.keras --to onnx --out {1}",
     "ship": "ship {0}/student.keras --data {0}/data.npz --targets onnx --out {1}",
@@ -209,7 +209,8 @@ FAULTS = ("read-only", "full-disk", "SIGTERM", "SIGINT", "SIGKILL")
 MOMENTS = {
     "label": (None, 0.1),
     "distill": (None, 1.0),
-    "specialists": ("out/.specialist-*/step-*", 0.2),
+    # A tenth of a training lies between two backups, far more than this delay.
+    "specialists": ("out/.specialist-*/step-*", 0.05),
     "export": ("temporary/keras-distill-export-*", 0.7),
     "ship": ("temporary/keras-distill-ship-*", 1.5),
     "demo": (".partial-out-*", 4.0),
@@ -259,7 +260,7 @@ def signalled(child, number, home, name, said, delay):
 
 
 def contents(file):
-    """What two runs of a command must agree in, of a file that holds no times: arrays by name, else bytes."""
+    """What two runs of a command must agree in, of a file that holds no times: arrays, operations, else bytes."""
     if file.suffix == ".keras":
         import h5py
 
@@ -269,7 +270,14 @@ def contents(file):
                 lambda key, node: arrays.update({key: node[()].tobytes()} if hasattr(node, "dtype") else {})
             )
         return arrays
-    return file.read_bytes() if file.suffix in (".npy", ".onnx", ".tflite", ".png") else None
+    if file.suffix == ".onnx":
+        import onnx
+
+        # The converter numbers its constants in an order that changes from process to process.
+        graph = onnx.load(file).graph
+        weights = [onnx.numpy_helper.to_array(tensor).tobytes() for tensor in graph.initializer]
+        return {"operations": [node.op_type for node in graph.node], "weights": sorted(weights)}
+    return file.read_bytes() if file.suffix in (".npy", ".tflite", ".png") else None
 
 
 def differing(whole, found):
