@@ -10,10 +10,11 @@ rows. Peak memory is that of a process of its own for each variant.
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,9 @@ def main() -> None:
     use_one_thread()
     if arguments.peak_of:
         runs_of(arguments.classes[0], (arguments.peak_of,))[arguments.peak_of]()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+        # `ru_maxrss` would begin with what the process that started this one held.
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e6)
         return
     result = measure(arguments.classes, arguments.rounds)
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))
