@@ -7,9 +7,10 @@ The spoken digits of `speech.py`, its network and its first fold. Twice 3 %: of 
 all frames; its soft targets at T = 5 lie in a store, of which the student reads its 3 %. No label, no early stopping,
 no other regularisation.
 
-Last epoch, three seeds. Machine, minutes and expected result: not run to its end yet. Shares the files of `speech.py`
-where it is given the same `--out` (its default), and goes on where it stopped. Writes results.json and
-three-per-cent.svg in a folder three-per-cent there.
+Last epoch, three seeds. Machine: 2 cores of an AMD EPYC, 1.6 minutes; expect soft targets on 3 % of the frames to reach
+96 % of the teacher's accuracy (docs/results.md). Shares the files of `speech.py` where it is given the same `--out`
+(its default), and goes on where it stopped. Writes results.json and three-per-cent.svg in a folder three-per-cent
+there.
 """
 
 import sys

@@ -8,8 +8,9 @@ one sees what the ensemble says of these frames at T = 5, for four passes where 
 the labels for four. Frame accuracy, and word errors through a Viterbi decoder (1000 words a fold: differences below
 a point are noise).
 
-Last epoch, ten seeds of the baseline and three of the distilled model a fold. Machine, minutes and expected result:
-not run to its end yet. A killed run goes on where it stopped. Writes results.json and members.svg.
+Last epoch, ten seeds of the baseline and three of the distilled model a fold. Machine: 2 cores of an AMD EPYC, 4.3
+minutes; expect the distilled model to keep about 82 % of the ensemble's gain (docs/results.md). A killed run goes on
+where it stopped. Writes results.json and members.svg.
 """
 
 import sys
