@@ -24,7 +24,7 @@ from keras import ops
 
 import keras_distill as kd
 from examples import record
-from examples.jobs import Job, run_jobs
+from examples.jobs import Job, run_phases
 from keras_distill.data import networks
 from keras_distill.report import plots
 
@@ -192,11 +192,8 @@ def main() -> int:
     """Runs what has not been run yet, then writes what was found."""
     parser = record.parser(__doc__, "runs/compare-keras")
     arguments = parser.parse_args()
-    recipe, found = QUICK if arguments.quick else Recipe(), {}
-    for jobs in phases(recipe, arguments.seeds):
-        if arguments.only is not None:
-            jobs = [job for job in jobs if job.name.startswith(tuple(arguments.only))]
-        found |= run_jobs(jobs, arguments.out, arguments.jobs)
+    recipe = QUICK if arguments.quick else Recipe()
+    found = run_phases(phases(recipe, arguments.seeds), arguments)
     if arguments.only is None:
         lines = {
             title: (

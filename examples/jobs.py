@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -54,6 +55,23 @@ def run_jobs(jobs: Sequence[Job], folder: Path, num_workers: int = 1) -> dict[st
             for done in as_completed([pool.submit(_run, job, folder) for job in missing]):
                 done.result()
     return {job.name: json.loads(_file(folder, job).read_text()) for job in jobs}
+
+
+def run_phases(phases: Sequence[Sequence[Job]], arguments: Namespace) -> dict[str, dict[str, Any]]:
+    """Runs one phase after another, each of which needs those before it, as the options that all experiments have say.
+
+    Args:
+        phases: the experiment's jobs.
+        arguments: of `record.parser`: `out`, `jobs`, and `only`, the beginnings of the names that are wanted.
+
+    Returns:
+        What `run_jobs` found, of all phases.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for jobs in phases:
+        wanted = [job for job in jobs if arguments.only is None or job.name.startswith(tuple(arguments.only))]
+        found |= run_jobs(wanted, arguments.out, arguments.jobs)
+    return found
 
 
 def _run(job: Job, folder: Path) -> None:

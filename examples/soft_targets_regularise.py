@@ -23,7 +23,7 @@ import numpy as np
 
 import keras_distill as kd
 from examples import record, speech, speech_frames
-from examples.jobs import Job, run_jobs
+from examples.jobs import Job, run_phases
 from keras_distill.report import plots
 
 COMMAND = "python -m examples.soft_targets_regularise --jobs 2"
@@ -159,11 +159,8 @@ def main() -> int:
     """Runs what has not been run yet, then writes what was found."""
     parser = record.parser(__doc__, "runs/speech")
     arguments = parser.parse_args()
-    recipe, found = QUICK if arguments.quick else FULL, {}
-    for jobs in phases(recipe, arguments.seeds):
-        if arguments.only is not None:
-            jobs = [job for job in jobs if job.name.startswith(tuple(arguments.only))]
-        found |= run_jobs(jobs, arguments.out, arguments.jobs)
+    recipe = QUICK if arguments.quick else FULL
+    found = run_phases(phases(recipe, arguments.seeds), arguments)
     if arguments.only is None:
         folder = arguments.out / "three-per-cent"
         folder.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 import keras_distill as kd
 from examples import record, speech_frames
-from examples.jobs import Job, run_jobs
+from examples.jobs import Job, run_phases
 from examples.speech_frames import Frames
 from keras_distill.report import plots
 
@@ -198,11 +198,8 @@ def main() -> int:
     """Runs what has not been run yet, then writes what was found."""
     parser = record.parser(__doc__, "runs/speech")
     arguments = parser.parse_args()
-    recipe, found = QUICK if arguments.quick else Recipe(), {}
-    for jobs in phases(recipe, arguments.seeds):
-        if arguments.only is not None:
-            jobs = [job for job in jobs if job.name.startswith(tuple(arguments.only))]
-        found |= run_jobs(jobs, arguments.out, arguments.jobs)
+    recipe = QUICK if arguments.quick else Recipe()
+    found = run_phases(phases(recipe, arguments.seeds), arguments)
     if arguments.only is None:
         draw(arguments.out, recipe)
         lines = rows(found, recipe, arguments.seeds)
