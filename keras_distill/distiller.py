@@ -49,7 +49,8 @@ class Distiller(keras.Model):
             model of several outputs a dict `{output name: loss or None}`, which may be one of several.
         distillation_loss_weights: a non-negative number for each loss, of the losses' own structure; `None` weighs
             each 1. Each may be a schedule or a `keras.Variable`, which a compiled step reads anew.
-        student_loss_weight: the weight of the hard labels, in [0, 1]; may be a schedule or a variable too.
+        student_loss_weight: the weight of the hard labels, in [0, 1]; may be a schedule or a variable too. At 0.0
+            training neither computes nor reports their loss; `evaluate` does.
         from_logits: what models give whose graph cannot be read (subclassed models, callables): logits, or
             (`False`) probabilities. Heads of Functional and Sequential models are found by themselves.
         evaluate_distillation: whether `evaluate` too runs the teacher and reports `distillation_loss`.
@@ -224,13 +225,9 @@ class Distiller(keras.Model):
         def test_step(self, data: Any) -> dict[str, Any]:
             """One evaluation step of the student; the teacher runs only if `evaluate_distillation`."""
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            if not self.evaluate_distillation:
-                return super().test_step(data)
-            y = self._with_teacher(x, y)
-            outputs = self._student_pass(x, False)
-            loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
-            self._loss_tracker.update_state(unscaled(loss), sample_weight=_batch_size(x))
-            return self.compute_metrics(x, y, outputs, sample_weight)
+            if self.evaluate_distillation:
+                y = self._with_teacher(x, y)
+            return self._evaluation_of_all(super().test_step, (x, y, sample_weight))
 
     elif keras.config.backend() == "jax":
 
@@ -250,11 +247,7 @@ class Distiller(keras.Model):
 
         def test_step(self, state: Any, data: Any) -> Any:  # type: ignore[misc]  # Keras's signature for JAX
             """Keras's own; with `evaluate_distillation` the student gives all that the objective needs."""
-            self._gives_all = self.evaluate_distillation
-            try:
-                return super().test_step(state, data)
-            finally:
-                self._gives_all = False
+            return self._evaluation_of_all(super().test_step, state, data)
 
         def _taught(self, function: Any, training: bool) -> Any:
             if training and self.steps_per_execution > 1 and hasattr(self.teacher, "follow"):
@@ -307,14 +300,11 @@ class Distiller(keras.Model):
         batch_size = _batch_size(x)
 
         total_loss = ops.sum(ops.stack([self._aggregate(loss) for loss in self.losses])) if self.losses else 0.0
-        if _LABELS in parts and self._compile_loss is not None:
+        student_loss = None
+        if self._asks_labels(parts, outputs):
             self._check_loss_meets_head()
             student_loss = self._compile_loss(parts[_LABELS], student_output, sample_weight)
             self.student_loss_tracker.update_state(unscaled(student_loss), sample_weight=batch_size)
-            if training and not _may_differ(self.student_loss_weight, 0.0):
-                student_loss = None
-        else:
-            student_loss = None
         distillation_loss = self._distillation_loss(parts, outputs, sample_weight) if distils else None
         if distillation_loss is not None:
             self.distillation_loss_tracker.update_state(unscaled(distillation_loss), sample_weight=batch_size)
@@ -340,7 +330,7 @@ class Distiller(keras.Model):
         if _LABELS in parts:
             super().compute_metrics(x, parts[_LABELS], output, _item_weights(sample_weight))
         results = self.get_metrics_result()
-        reported = {"student_loss"} if _LABELS in parts and self._compile_loss is not None else set()
+        reported = {"student_loss"} if self._asks_labels(parts, y_pred) else set()
         if isinstance(y_pred, Outputs):
             reported |= {"total_loss"} | ({"distillation_loss"} if self._distils else set())
         return {name: value for name, value in results.items() if name in reported or name not in _OWN_METRICS}
@@ -377,6 +367,20 @@ class Distiller(keras.Model):
     @property
     def _distils(self) -> bool:
         return _may_differ(self.student_loss_weight, 1.0)
+
+    def _evaluation_of_all(self, test_step: Callable, *arguments: Any) -> Any:
+        """Keras's step of an evaluation; with `evaluate_distillation` the student gives all that the objective needs."""
+        self._gives_all = self.evaluate_distillation
+        try:
+            return test_step(*arguments)
+        finally:
+            self._gives_all = False
+
+    def _asks_labels(self, parts: dict[str, Any], outputs: Any) -> bool:
+        """Whether a step computes the labels' loss: evaluations do, trainings if its weight can be other than 0."""
+        trains = isinstance(outputs, Outputs) and not self._gives_all
+        counts = not trains or _may_differ(self.student_loss_weight, 0.0)
+        return counts and _LABELS in parts and self._compile_loss is not None
 
     def _open_student(self) -> None:
         names = _layer_names(self.distillation_losses, "student_layer_name")

@@ -312,6 +312,24 @@ def test_evaluate_tells_the_distillation_loss_when_asked(items):
     np.testing.assert_allclose(results["total_loss"], 0.4 * hard + 0.6 * soft, rtol=1e-4)
 
 
+def test_labels_without_a_weight_cost_nothing_in_training_and_count_in_evaluation(items):
+    x, y = items
+    asked = []
+
+    def counted(labels, logits):
+        asked.append(labels)
+        return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+    student = make_net(4)
+    distiller = kd.Distiller(make_net(16), student, student_loss_weight=0.0, evaluate_distillation=True)
+    distiller.compile("sgd", counted, metrics=["accuracy"])
+    history = distiller.fit(x, y, verbose=0).history
+    assert not asked
+    assert set(history) == {"loss", "total_loss", "distillation_loss", "accuracy"}
+    results = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(results["student_loss"], cross_entropy(np.asarray(student(x)), y).mean(), rtol=1e-4)
+
+
 def test_teacher_keeps_its_weights_statistics_and_trainable_flag(items):
     x, y = items
     teacher = make_net(16)

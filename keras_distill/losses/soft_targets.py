@@ -144,33 +144,43 @@ def _tail_logit(top_k_logits: Any, log_normalizer: Any, num_tail: int) -> Any:
 
 
 def _filled_divergence(log_kept: Any, log_each: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
-    """KL(p ‖ softmax(student / T)), p being `exp(log_kept)` at `ids` and `exp(log_each)` (or 0) elsewhere; `(...)`.
+    """KL(p ‖ softmax(student / T)), p being `exp(log_kept)` at `ids` and `exp(log_each)` (or 0) elsewhere; `(...)`."""
+    gathered = _gathered_log_softmax(student_logits, temperature, ids)
+    at_ids, elsewhere = gathered[..., :-1], gathered[..., -1]
+    divergence = ops.sum(ops.exp(log_kept) * (log_kept - at_ids), axis=-1)
+    if log_each is not None:
+        num_tail = student_logits.shape[-1] - ids.shape[-1]
+        divergence += ops.exp(log_each) * (num_tail * log_each - elsewhere)
+    return divergence
 
-    The gradient is written out: automatic differentiation would go through the student's row for the
-    maximum, the exponentials, the sum, the tail and the scattered shares, each on its own.
+
+def _gathered_log_softmax(logits: Any, temperature: Any, ids: Any) -> Any:
+    """log_softmax(logits / T) at the k `ids`, then its sum over all other classes; `(..., k + 1)`.
+
+    The gradient is written out: the softmax of the way forward, with k corrections. Automatic differentiation
+    would go through the row anew for the maximum, the exponentials, both sums and the gathered entries.
     """
-    num_tail = student_logits.shape[-1] - ids.shape[-1]
+    num_tail = logits.shape[-1] - ids.shape[-1]
 
-    def divergence(logits: Any) -> tuple[Any, Any]:
+    def gathered(logits: Any, temperature: Any) -> tuple[Any, Any]:
         centred = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
-        log_total = ops.log(ops.sum(ops.exp(centred), axis=-1))
-        at_ids = ops.take_along_axis(centred, ids, axis=-1)
-        value = ops.sum(ops.exp(log_kept) * (log_kept - at_ids + log_total[..., None]), axis=-1)
-        if log_each is not None:
-            elsewhere = ops.sum(centred, axis=-1) - ops.sum(at_ids, axis=-1)
-            value += ops.exp(log_each) * (num_tail * (log_each + log_total) - elsewhere)
+        shares = ops.softmax(centred, axis=-1)
+        # The largest share is where `centred` is 0: one over the sum of exponentials.
+        log_total = -ops.log(ops.max(shares, axis=-1, keepdims=True))
+        kept = ops.take_along_axis(centred, ids, axis=-1)
+        elsewhere = ops.sum(centred, axis=-1, keepdims=True) - ops.sum(kept, axis=-1, keepdims=True)
+        at_ids = kept - log_total
 
         def gradient(*arguments: Any, upstream: Any = None) -> Any:
-            scale = ((arguments[-1] if upstream is None else upstream) / temperature)[..., None]
-            shares = ops.exp(centred - log_total[..., None])
-            if log_each is not None:
-                shares -= ops.exp(log_each)[..., None]
-            corrected = ops.exp(at_ids - log_total[..., None]) - ops.exp(log_kept)
-            return _put_at(shares * scale, ids, corrected * scale)
+            upstream = (arguments[-1] if upstream is None else upstream) / temperature
+            of_ids, of_each = upstream[..., :-1], upstream[..., -1:]
+            total = ops.sum(of_ids, axis=-1, keepdims=True) + num_tail * of_each
+            of_logits = _put_at(of_each - total * shares, ids, of_ids - total * ops.exp(at_ids))
+            return of_logits, -ops.sum(of_logits * centred)
 
-        return value, gradient
+        return ops.concatenate([at_ids, elsewhere - num_tail * log_total], axis=-1), gradient
 
-    return ops.custom_gradient(divergence)(student_logits)
+    return ops.custom_gradient(gathered)(logits, temperature)
 
 
 def _bucket_divergence(log_kept: Any, log_tail: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:

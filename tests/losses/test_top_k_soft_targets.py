@@ -195,3 +195,13 @@ def test_the_object_chooses_by_the_mapping_and_keeps_its_policy(logits):
 def test_an_unknown_tail_is_refused():
     with pytest.raises(ValueError, match="tail must be one of"):
         SoftTargets(tail="ignore")
+
+
+@pytest.mark.parametrize("tail", POLICIES)
+def test_gradient_reaches_a_temperature_that_is_learnt(logits, tail):
+    """Against central differences of the float64 reference."""
+    teacher, student = logits
+    top, step = cut(teacher, 4), 1e-5
+    found = gradient(lambda temperature: top_k_soft_targets(*top, student, temperature, tail=tail), np.array(3.0))
+    above, below = (reference(*top, student, 3.0 + sign * step, tail).sum() for sign in (1, -1))
+    np.testing.assert_allclose(found, (above - below) / (2 * step), rtol=1e-6)
