@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHARED = {"__init__", "__main__", "page", "pairs", "rounds"}
+SHARED = {"__init__", "__main__", "page", "pairs", "plot", "rounds"}
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plot
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS
 from benchmarks.rounds import interleave, machine, median_ratio, use_one_thread
@@ -98,7 +99,7 @@ def main() -> None:
     """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 5, 10])
     arguments = parser.parse_args()
@@ -108,6 +109,9 @@ def main() -> None:
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))
     if arguments.write:
         write_part("performance.md", "ensembles", page_part(result))
+        names = {"one by one": "members", "Ensemble": "Ensemble", "label": "label"}
+        lines = {what: (list(members), [found[name] for found in members.values()]) for what, name in names.items()}
+        plot.growth("ensembles", lines, "members", "items a second")
 
 
 if __name__ == "__main__":

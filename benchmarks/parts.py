@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plot
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS, Pair
 from benchmarks.rounds import interleave, machine, use_one_thread
@@ -126,7 +127,7 @@ def main() -> None:
     """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=["mlp-128", "convnet-64", "resnet-32"])
     arguments = parser.parse_args()
@@ -136,6 +137,10 @@ def main() -> None:
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))
     if arguments.write:
         write_part("performance.md", "parts", page_part(result))
+        shares = {
+            name: {part: 100.0 * parts[part] / parts["step in fit"] for part in PARTS} for name, parts in pairs.items()
+        }
+        plot.bars("parts", shares, "% of a step in fit", stacked=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plot
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS
 from benchmarks.rounds import machine, use_one_thread
@@ -124,7 +125,7 @@ def main() -> None:
     """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     use_one_thread()
@@ -132,6 +133,15 @@ def main() -> None:
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))
     if arguments.write:
         write_part("performance.md", "roofline", page_part(result))
+        limit = result["billions_a_second"]
+        points = {
+            name: (
+                1e3 * cell["billion_operations"] / cell["megabytes"],
+                1e3 * cell["billion_operations"] / cell["measured_milliseconds"],
+            )
+            for name, cell in result["pairs"].items()
+        }
+        plot.roofline("roofline", points, limit["operations"], limit["bytes"])
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plot
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS, Pair, in_torch
 from benchmarks.rounds import interleave, machine, median_ratio, use_one_thread
@@ -277,11 +278,22 @@ def page_part(result: dict[str, Any]) -> str:
     )
 
 
+def _in_students(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Every variant's step, in steps of the student on labels, of the cells at Keras's defaults."""
+    groups = {}
+    for cell in result["cells"]:
+        if (cell["xla"], cell["steps_per_execution"]) == ("off", 1):
+            times = cell["milliseconds_a_step"]
+            shown = [name for name in times if name not in ("student", "teacher") and "10 teachers" not in name]
+            groups[cell["pair"]] = {name: times[name] / times["student"] for name in shown}
+    return groups
+
+
 def main() -> None:
     """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put tables and plot into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
     parser.add_argument("--xla", nargs="+", choices=("off", "on"), default=["off", "on"])
@@ -294,6 +306,7 @@ def main() -> None:
     print(json.dumps(result, indent=2, ensure_ascii=False) if arguments.json else page_part(result))
     if arguments.write:
         write_part("performance.md", "step", page_part(result))
+        plot.bars("step", _in_students(result), "time of a step / time of the student's own")
 
 
 if __name__ == "__main__":

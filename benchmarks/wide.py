@@ -4,9 +4,9 @@
 
 A linear student of 64 inputs, batch 64, through `fit` with Keras's own compile defaults, on batches that lie in memory:
 the output is the whole cost. All weight lies on the soft targets, but for the last variant, the `Distiller`'s default:
-the labels' loss beside them, which goes through the row once more. Times are the processor's, on one thread. Parity first: with k = all classes, where that
-is affordable, top-k and dense report the same loss; and top-k rows whose tail is even report the dense loss of the same
-rows. Peak memory is that of a process of its own for each variant.
+the labels' loss beside them, which goes through the row once more. Times are the processor's, on one thread. Parity
+first: top-k rows whose tail is even report the dense loss of the same rows. Peak memory is that of a process of its
+own for each variant.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plot
 from benchmarks.page import table, write_part
 from benchmarks.rounds import interleave, machine, median_ratio, use_one_thread
 
@@ -116,7 +117,7 @@ def main() -> None:
     """Prints the figures, and writes them into docs/performance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 1000, 32_000, 100_000])
     parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -132,6 +133,9 @@ def main() -> None:
     print(json.dumps(result, indent=2) if arguments.json else page_part(result))
     if arguments.write:
         write_part("performance.md", "wide", page_part(result))
+        cells = {int(num_classes): cell["milliseconds_a_step"] for num_classes, cell in result["classes"].items()}
+        lines = {name: (list(cells), [cell[name] for cell in cells.values()]) for name in VARIANTS}
+        plot.growth("wide", lines, "classes", "ms a step")
 
 
 if __name__ == "__main__":
