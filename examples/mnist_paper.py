@@ -51,7 +51,7 @@ class Recipe:
     teacher_learning_rate: float = 1.5e-3
     teacher_last_epochs: int = 20
     teacher_last_learning_rate: float = 7e-4
-    student_epochs: int = 45
+    student_epochs: int = 60
     student_batch_size: int = 256
     student_learning_rate: float = 3e-3
     sweep_epochs: int = 8

@@ -33,7 +33,7 @@ KINDS = {"frames": "3 % of the frames", "recordings": "3 % of the recordings"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long; a pass is one over the few frames in all three voices."""
+    """How long; a pass is one over the few frames in all five voices."""
 
     baseline: speech.Recipe
     passes: int
@@ -48,7 +48,7 @@ def label_all(folder: Path, seed: int) -> dict[str, Any]:
     """The baseline with this seed says once what it thinks of every training frame."""
     train, _ = speech_frames.split(speech.kept_frames(folder), FOLD)
     teacher = kd.load_model(folder / f"baseline-{FOLD}-{seed}.keras")
-    windows, _ = speech_frames.training_set(train)
+    windows, _ = speech_frames.training_set(train, speech_frames.TRANSFER_VOICES)
     kd.targets.label(teacher, windows, folder / f"store-of-baseline-{seed}", batch_size=1000)
     return {}
 
@@ -56,10 +56,10 @@ def label_all(folder: Path, seed: int) -> dict[str, Any]:
 def train_on_few(folder: Path, recipe: Recipe, kind: str, targets: str, seed: int) -> dict[str, Any]:
     """A model on 3 % of the data, with targets "hard" or "soft"; its accuracy as it trains, and at the end."""
     train, test = speech_frames.split(speech.kept_frames(folder), FOLD)
-    windows, states = speech_frames.training_set(train)
+    windows, states = speech_frames.training_set(train, speech_frames.TRANSFER_VOICES)
     few = _few(train, kind, seed)
     # The same frames in each of the voices; their ids in the store are their places.
-    ids = np.concatenate([few + voice * len(train.states) for voice in range(len(speech_frames.WARPS))])
+    ids = np.concatenate([few + voice * len(train.states) for voice in range(len(speech_frames.TRANSFER_VOICES))])
     store = folder / f"store-of-baseline-{seed}"
     batches = kd.targets.attach((windows[ids], states[ids]), store, batch_size=BATCH_SIZE, seed=seed, ids=ids)
     keras.utils.set_random_seed(200 + seed)

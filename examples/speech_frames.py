@@ -7,6 +7,7 @@ aligned in equal parts. What is trained, and what it shows, is in `speech.py` an
 
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ SAMPLE_RATE, FRAME_STEP = 8000, 80
 # Who is held out: two speakers a fold, of six.
 FOLDS = (("george", "lucas"), ("jackson", "nicolas"), ("theo", "yweweler"))
 # A throat longer or shorter by that factor moves all resonances along the frequency axis.
-WARPS = (1.0, 0.94, 1.06)
+VOICES = (1.0, 0.94, 1.06)
+# What a teacher labels: two more, between them.
+TRANSFER_VOICES = (*VOICES, 0.97, 1.03)
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,9 @@ def split(frames: Frames, fold: int) -> tuple[Frames, Frames]:
     return frames.take(np.flatnonzero(~held_out)), frames.take(np.flatnonzero(held_out))
 
 
-def training_set(train: Frames) -> tuple[np.ndarray, np.ndarray]:
-    """Windows and states of the training frames as they are and in two other voices: what every model here sees."""
-    return np.concatenate([train.windows(warp) for warp in WARPS]), np.tile(train.states, len(WARPS))
+def training_set(train: Frames, voices: Sequence[float] = VOICES) -> tuple[np.ndarray, np.ndarray]:
+    """Windows and states of the training frames in several voices, all frames of one voice after those of another."""
+    return np.concatenate([train.windows(warp) for warp in voices]), np.tile(train.states, len(voices))
 
 
 def adam(num_steps: int, peak: float = 2e-3) -> keras.optimizers.Optimizer:
