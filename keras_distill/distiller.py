@@ -618,20 +618,24 @@ class _FirstBatchWatch(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.before = [(variable, variable.numpy()) for variable in self.model.student.variables]
-        self.is_first = True
+        self.has_begun = False
         for variable, value in self.before:
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
                 remedy = "Load or initialise it again: no training mends them."
                 received = f"NaN or infinite values in {variable.path}"
                 raise ValueError(complaint("the student's weights", "finite", received, remedy))
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.is_first:
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # Before the second batch, not after the first: for whoever asks for a batch's end, Keras makes numbers of
+        # all metrics at the end of every one, and waits for them.
+        if self.has_begun and self.before:
             self._look()
-            self.is_first, self.before = False, []
+            self.before = []
+        self.has_begun = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._look()
+        self.before = []
 
     def _look(self) -> None:
         if hasattr(self.model, "jax_state_sync"):
