@@ -4,8 +4,8 @@
 
 The spoken digits of `speech.py`, its network and its first fold. Twice 3 %: of the frames, and of the recordings
 (whole words are fewer kinds of frames, so this is harder). The teacher is the baseline with the same seed, trained on
-all frames; its soft targets at T = 5 lie in a store, of which the student reads its 3 %. No label, no early stopping,
-no other regularisation.
+all frames; its soft targets at T = 5 lie in a store, of which the student reads its 3 %, in seven voices. So does the
+one on labels. No early stopping, no other regularisation.
 
 Last epoch, three seeds. Machine: 2 cores of an AMD EPYC, 1.6 minutes; expect soft targets on 3 % of the frames to reach
 96 % of the teacher's accuracy (docs/results.md). Shares the files of `speech.py` where it is given the same `--out`
@@ -33,7 +33,7 @@ KINDS = {"frames": "3 % of the frames", "recordings": "3 % of the recordings"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long; a pass is one over the few frames in all five voices."""
+    """How long; a pass is one over the few frames in all seven voices."""
 
     baseline: speech.Recipe
     passes: int
