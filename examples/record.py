@@ -133,7 +133,9 @@ def text_of(line: dict[str, Any]) -> str:
     text = f"{ours['mean']:.{digits}f}"
     if ours["std"] is not None:
         text += f" ± {ours['std']:.{digits}f}"
-    return f"{text} {line['unit']}".strip()
+    text = f"{text} {line['unit']}".strip()
+    # Where a goal is of the median, it is to be seen.
+    return f"{text}, median {ours['median']:g}" if (line.get("goal") or "").startswith("median") else text
 
 
 def _processor() -> str:

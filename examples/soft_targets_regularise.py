@@ -7,8 +7,8 @@ The spoken digits of `speech.py`, its network and its first fold. Twice 3 %: of 
 all frames; its soft targets at T = 5 lie in a store, of which the student reads its 3 %, in seven voices. So does the
 one on labels. No early stopping, no other regularisation.
 
-Last epoch, three seeds. Machine: 2 cores of an AMD EPYC, 1.6 minutes; expect soft targets on 3 % of the frames to reach
-96 % of the teacher's accuracy (docs/results.md). Shares the files of `speech.py` where it is given the same `--out`
+Last epoch, three seeds. Machine: 2 cores of an AMD EPYC, 3 quiet minutes (6 of one core); expect soft targets on 3 % of
+the frames to reach 98 % of the teacher's accuracy (docs/results.md). Shares the files of `speech.py` where it is given the same `--out`
 (its default), and goes on where it stopped. Writes results.json and three-per-cent.svg in a folder three-per-cent
 there.
 """

@@ -37,8 +37,9 @@ class Recipe:
     num_members: int = 10
     num_folds: int = 2
     passes: int = 2
-    distilled_passes: int = 4
     batch_size: int = 512
+    distilled_passes: int = 4
+    distilled_batch_size: int = 128
     temperature: float = 5.0
     student_loss_weight: float = 0.3
     max_recordings: int | None = None
@@ -60,7 +61,7 @@ def kept_frames(folder: Path) -> Frames:
 
 
 def train_on_labels(
-    folder: Path, recipe: Recipe, fold: int, seed: int, name: str, passes: int, voices: tuple[float, ...]
+    folder: Path, fold: int, seed: int, name: str, passes: int, batch_size: int, voices: tuple[float, ...]
 ) -> dict[str, Any]:
     """A model trained on the alignment's states: a baseline, and a member of the ensemble. Kept as `name`."""
     train, test = speech_frames.split(kept_frames(folder), fold)
@@ -68,9 +69,9 @@ def train_on_labels(
     keras.utils.set_random_seed(seed)
     model = speech_frames.network()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    num_steps = passes * -(-len(states) // recipe.batch_size)
+    num_steps = passes * -(-len(states) // batch_size)
     model.compile(speech_frames.adam(num_steps), loss, steps_per_execution=8)
-    model.fit(windows, states, recipe.batch_size, passes, verbose=2)
+    model.fit(windows, states, batch_size, passes, verbose=2)
     model.save(folder / f"{name}.keras", include_optimizer=False)
     logits = model.predict(test.windows(), 1000, verbose=0)
     np.save(folder / f"{name}-test-logits.npy", logits)
@@ -91,7 +92,8 @@ def distil(folder: Path, recipe: Recipe, fold: int, seed: int) -> dict[str, Any]
     """One more model of the same size, taught by the ensemble out of the store."""
     train, test = speech_frames.split(kept_frames(folder), fold)
     transfer_set = speech_frames.training_set(train, speech_frames.TRANSFER_VOICES)
-    batches = kd.targets.attach(transfer_set, folder / f"store-{fold}", batch_size=recipe.batch_size, seed=seed)
+    batch_size = recipe.distilled_batch_size
+    batches = kd.targets.attach(transfer_set, folder / f"store-{fold}", batch_size=batch_size, seed=seed)
     # Seeds that no member had.
     keras.utils.set_random_seed(100 + seed)
     student = speech_frames.network("student")
@@ -115,8 +117,8 @@ def figures(logits: np.ndarray, train: Frames, test: Frames) -> dict[str, Any]:
 def baseline_job(recipe: Recipe, fold: int, seed: int) -> Job:
     """The job that trains a baseline; `soft_targets_regularise` needs the same one."""
     name = f"baseline-{fold}-{seed}"
-    arguments = {"recipe": recipe, "fold": fold, "seed": seed, "name": name}
-    return Job(name, train_on_labels, arguments | {"passes": recipe.passes, "voices": speech_frames.VOICES})
+    arguments = {"fold": fold, "seed": seed, "name": name, "voices": speech_frames.VOICES}
+    return Job(name, train_on_labels, arguments | {"passes": recipe.passes, "batch_size": recipe.batch_size})
 
 
 def phases(recipe: Recipe, seeds: list[int]) -> list[list[Job]]:
@@ -126,8 +128,9 @@ def phases(recipe: Recipe, seeds: list[int]) -> list[list[Job]]:
     singles = [baseline_job(recipe, fold, seed) for fold in folds for seed in range(recipe.num_members)]
     for fold in folds:
         name = f"control-{fold}"
-        arguments = {"recipe": recipe, "fold": fold, "seed": 100, "name": name, "passes": recipe.distilled_passes}
-        singles.append(Job(name, train_on_labels, arguments | {"voices": speech_frames.TRANSFER_VOICES}))
+        arguments = {"fold": fold, "seed": 100, "name": name, "voices": speech_frames.TRANSFER_VOICES}
+        schedule = {"passes": recipe.distilled_passes, "batch_size": recipe.distilled_batch_size}
+        singles.append(Job(name, train_on_labels, arguments | schedule))
     ensembles = [Job(f"ensemble-{fold}", label_frames, {"recipe": recipe, "fold": fold}) for fold in folds]
     students = [
         Job(f"distilled-{fold}-{seed}", distil, {"recipe": recipe, "fold": fold, "seed": seed})
