@@ -8,9 +8,9 @@ all frames; its soft targets at T = 5 lie in a store, of which the student reads
 one on labels. No early stopping, no other regularisation.
 
 Last epoch, three seeds. Machine: 2 cores of an AMD EPYC, 3 quiet minutes (6 of one core); expect soft targets on 3 % of
-the frames to reach 98 % of the teacher's accuracy (docs/results.md). Shares the files of `speech.py` where it is given the same `--out`
-(its default), and goes on where it stopped. Writes results.json and three-per-cent.svg in a folder three-per-cent
-there.
+the frames to reach 98 % of the teacher's accuracy (docs/results.md). Shares the files of `speech.py` where it is given
+the same `--out` (its default), and goes on where it stopped. Writes results.json and three-per-cent.svg in a folder
+three-per-cent there.
 """
 
 import sys
