@@ -33,24 +33,25 @@ from keras_distill.saving import load_model
 
 RECIPE = {
     "data": "cifar100",
-    "widths": [32, 64, 96],
-    "epochs": 24,
+    "widths": [16, 24, 32],
+    "epochs": 30,
     "batch_size": 128,
     "learning_rate": 0.1,
-    "weight_decay": 0.002,
+    "weight_decay": 0.001,
     "crop_padding": 4,
     "specialists": {
         "--num-clusters": 10,
-        "--cluster-size": 16,
         "--num-routes": 2,
-        "--trained": "last_block",
-        "--steps": 300,
+        "--trained": "all",
+        "--flip": True,
+        "--shift": 4,
+        "--steps": 400,
         "--batch-size": 128,
-        "--learning-rate": 1e-3,
-        "--soft-target-weight": 0.5,
+        "--learning-rate": 3e-3,
+        "--soft-target-weight": 0.3,
         "--distill-back": 2,
         "--distill-start": "generalist",
-        "--distill-learning-rate": 1e-3,
+        "--distill-learning-rate": 2e-3,
     },
 }
 QUICK = RECIPE | {
@@ -60,7 +61,7 @@ QUICK = RECIPE | {
     "batch_size": 32,
     "crop_padding": 0,
     "specialists": RECIPE["specialists"]
-    | {"--num-clusters": 3, "--cluster-size": 4, "--steps": 20, "--batch-size": 32, "--distill-back": 1},
+    | {"--num-clusters": 3, "--flip": False, "--shift": 0, "--steps": 20, "--batch-size": 32, "--distill-back": 1},
 }
 NET_GOAL, RELATIVE_GOAL = 0.0, 2.0
 
@@ -263,7 +264,12 @@ def run(recipe, out, seeds):
         train_generalist(dataset, recipe, out).save(generalist)
     by_seed = []
     for seed in seeds:
-        options = [str(part) for option in recipe["specialists"].items() for part in option]
+        options = [
+            str(part)
+            for name, value in recipe["specialists"].items()
+            if value is not False
+            for part in ((name,) if value is True else (name, value))
+        ]
         arguments = ["--generalist", str(generalist), "--data", recipe["data"], "--out", str(out / f"seed-{seed}")]
         code = keras_distill(["specialists", *arguments, "--seed", str(seed), *options])
         if code:
