@@ -160,9 +160,9 @@ def taken_apart(folder, split):
     for position, class_set in enumerate(class_sets):
         covers[class_set, position] = 1.0
     ranked = np.argsort(-generalist, axis=1, kind="stable")
-    asked = {f"{count} routes": covers[ranked[:, :count]].max(axis=1) for count in (1, 2, 3)}
-    asked["all specialists"] = np.ones_like(asked["1 routes"])
-    asked["those that hold the true class"] = covers[split.labels]
+    asked = {f"specialists of the best {count}": covers[ranked[:, :count]].max(axis=1) for count in (1, 2, 3)}
+    asked["all specialists"] = np.ones_like(covers[split.labels])
+    asked["specialists of the true class"] = covers[split.labels]
     found = {}
     for name, routes in asked.items():
         merged = [
@@ -182,8 +182,8 @@ def summary(values):
     }
 
 
-def rows(by_seed, num_test):
-    """The rows of the results table."""
+def rows(by_seed, apart, num_test):
+    """The rows of the results table, from what the command and `taken_apart` left for each seed."""
 
     def percent(name):
         return [100.0 * (1.0 - run["models"][name]["errors"] / num_test) for run in by_seed]
@@ -223,6 +223,7 @@ def rows(by_seed, num_test):
         row("within its group: control", within("control")),
         row("within its group: specialists alone", within("specialists")),
         row("within its group: merged", within("merged")),
+        *[row(f"merged, {name} asked", [found[name] for found in apart]) for name in apart[0]],
         row("one net, self-distilled", percent("self-distilled")),
         row("one net, distilled from the control", percent("control, distilled")),
         row("one net, distilled from the merged", back, paper="left open"),
@@ -277,14 +278,14 @@ def run(recipe, out, seeds):
         by_seed.append(json.loads((out / f"seed-{seed}" / "results.json").read_text()))
     cost = [json.loads((out / "generalist-cost.json").read_text()), *(run["cost"] for run in by_seed)]
     num_test = len(dataset.test)
+    apart = [taken_apart(out / f"seed-{seed}", dataset.test) for seed in seeds]
     draw(by_seed, num_test, out / "accuracy.png")
     return {
         "experiment": "specialists",
         "minutes": sum(part["seconds"] for part in cost) / 60,
         "cpu_minutes": sum(part["cpu_seconds"] for part in cost) / 60,
         "seeds": list(seeds),
-        "rows": rows(by_seed, num_test),
-        "merge_taken_apart": {f"seed {seed}": taken_apart(out / f"seed-{seed}", dataset.test) for seed in seeds},
+        "rows": rows(by_seed, apart, num_test),
         "by_coverage": {f"seed {seed}": run["by_coverage"] for seed, run in zip(seeds, by_seed, strict=True)},
         "recipe": recipe,
     }

@@ -210,13 +210,18 @@ def _augmentation(arguments):
 
 
 def _recipe(arguments, seed):
+    """The options that specialists, the control and the nets distilled back share, for a training in this process."""
+    import tensorflow as tf
+
+    augmentation = _augmentation(arguments)
     return {
         "trained": arguments.trained,
         "batch_size": arguments.batch_size,
         "learning_rate": arguments.learning_rate,
         "soft_target_weight": arguments.soft_target_weight,
         "temperature": arguments.temperature,
-        "augmentation": _augmentation(arguments),
+        # As a graph it takes half the time that it takes op by op, the same to the last bit.
+        "augmentation": None if augmentation is None else tf.function(augmentation, autograph=False),
         "seed": seed,
     }
 
@@ -230,7 +235,8 @@ def _train_by_engine(arguments, generalist, clusters, dataset, logits, out):
         return
     if arguments.only is not None:
         raise ValueError("--only must be left out with an engine, which trains all of them; got both.")
-    recipe = _recipe(arguments, arguments.seed)
+    # A graph cannot travel to a worker.
+    recipe = _recipe(arguments, arguments.seed) | {"augmentation": _augmentation(arguments)}
     specialists.train_all(
         generalist,
         clusters.class_sets,
