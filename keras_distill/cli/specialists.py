@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", default="correlation", help="correlation or covariance (default: %(default)s)")
     add("--cluster-temperature", type=float, default=2.0, help="softens what is clustered (default: %(default)s)")
     add("--num-routes", type=int, default=1, help="best classes that choose specialists (default: %(default)s)")
+    add(
+        "--generalist-weight", type=float, default=1.0, help="beside a specialist's in the merge (default: %(default)s)"
+    )
     add("--trained", default="all", help="what is trained: head, last_block or all (default: %(default)s)")
     add("--steps", type=int, default=300, help="updates of each specialist (default: %(default)s)")
     add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
@@ -59,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_count("--distill-back", arguments.distill_back, 0)
     check_count("--shift", arguments.shift, 0)
     check_choice("--distill-start", arguments.distill_start, ("fresh", "generalist"))
-    for name in ("learning_rate", "temperature", "cluster_temperature", "distill_temperature", "distill_learning_rate"):
+    positive = ("learning_rate", "temperature", "cluster_temperature", "generalist_weight")
+    for name in (*positive, "distill_temperature", "distill_learning_rate"):
         check_positive(f"--{name.replace('_', '-')}", getattr(arguments, name))
     check_fraction("--soft-target-weight", arguments.soft_target_weight)
 
@@ -337,7 +341,11 @@ def _models(arguments, generalist, clusters, dataset, logits, features, out):
     merged = _made_once(
         out / "ensemble.keras",
         lambda: specialists.SpecialistEnsemble(
-            generalist, experts, clusters.class_sets, num_routes=arguments.num_routes
+            generalist,
+            experts,
+            clusters.class_sets,
+            num_routes=arguments.num_routes,
+            generalist_weight=arguments.generalist_weight,
         ),
     )
     return {"generalist": generalist, "control": control, "merged": merged}
