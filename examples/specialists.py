@@ -310,7 +310,7 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of groups and specialists")
     parser.add_argument("--quick", action="store_true", help="a small set and few steps, to see that it runs")
     arguments = parser.parse_args(argv)
-    recipe, seeds = (QUICK, arguments.seeds[:2]) if arguments.quick else (RECIPE, arguments.seeds)
+    recipe, seeds = (QUICK, arguments.seeds[:1]) if arguments.quick else (RECIPE, arguments.seeds)
     results = run(recipe, arguments.out, seeds) | {"quick": arguments.quick}
     packages = {name: version(name) for name in ("keras", "tensorflow", "numpy")}
     results["machine"] = {"processor": platform.processor() or platform.machine(), "num_cores": os.cpu_count()}
