@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import check_count, check_finite, complaint
+from keras_distill._checks import check_count, check_finite, check_positive, complaint
 from keras_distill.logits import logits_model
 
 # A dustbin's mass may meet classes that nobody gave any. They get this share of it outright, in proportion to what
@@ -85,6 +85,7 @@ def merge(
     *,
     routes: Any = None,
     max_active: int | None = None,
+    generalist_weight: float = 1.0,
     return_residual: bool = False,
 ) -> Any:
     """The distribution nearest to a generalist and its active specialists.
@@ -94,9 +95,9 @@ def merge(
 
         maximise over q:  Σ_c b_c · log q_c  +  Σ_m d_m · log Q_m,   Q_m = Σ_{c outside set m} q_c
 
-    which is `−KL(p_g‖q) − Σ_m KL(p_m‖q)` up to a constant. Its optimality conditions are
+    which is `−w · KL(p_g‖q) − Σ_m KL(p_m‖q)` up to a constant, where w is 1 in the paper. Its optimality conditions are
 
-        q_c · s_c = b_c,   Q_m · μ_m = d_m,   s_c = 1 + M − Σ_{m: c outside set m} μ_m
+        q_c · s_c = b_c,   Q_m · μ_m = d_m,   s_c = w + M − Σ_{m: c outside set m} μ_m
 
     Classes that the same specialists cover share their `s`, so Newton's method on these conditions (primal–dual, with
     a second-order corrector, stopping short of the boundary) works on a few cells and an M × M system. The last step
@@ -114,6 +115,8 @@ def merge(
         routes: `(batch, num_specialists)`, non-zero where a specialist counts; `None`: all count everywhere.
         max_active: how many specialists at most are active for one example, if that is fewer than there are: keeps
             the system small. Where more are active, those with the lowest positions count.
+        generalist_weight: w, how much the generalist counts beside each specialist. Below 1 specialists that know their
+            classes better than it does are diluted less.
         return_residual: whether to return also how far the result may be from the optimum.
 
     Returns:
@@ -122,7 +125,7 @@ def merge(
 
     Raises:
         ValueError: a set that is empty, names a class twice or one out of range, or holds all of them; an output
-            count that does not fit its set; NaN or infinite logits (outside of a graph).
+            count that does not fit its set; a weight that is not positive; NaN or infinite logits (outside of a graph).
 
     Example:
         >>> generalist = np.log([[0.5, 0.3, 0.2]])
@@ -136,6 +139,7 @@ def merge(
     num_classes = generalist_logits.shape[-1]
     class_sets = check_class_sets(class_sets, num_classes)
     check_count("steps", steps)
+    check_positive("generalist_weight", generalist_weight)
     _check_outputs(generalist_logits, specialist_logits, class_sets)
     log_generalist = ops.log_softmax(ops.cast(generalist_logits, "float32"), axis=-1)
     if not class_sets:
@@ -147,7 +151,7 @@ def merge(
     is_active = ops.ones_like(log_dustbins) if routes is None else ops.cast(ops.not_equal(routes, 0), "float32")
     if max_active is not None and check_count("max_active", max_active) < len(class_sets):
         is_active *= ops.cast(ops.cumsum(is_active, axis=-1) < max_active + 0.5, "float32")
-    log_mass = _log_observed(log_generalist, log_specialists, is_active, cells)
+    log_mass = _log_observed(log_generalist + math.log(generalist_weight), log_specialists, is_active, cells)
     log_cell_mass = _log_sum_by_cell(log_mass, cells)
 
     # (1 or batch, specialists, cells): where few of many are active, each example keeps only the rows of its own.
@@ -156,7 +160,8 @@ def merge(
         is_active, chosen = ops.top_k(is_active, max_active)
         log_dustbins = ops.take_along_axis(log_dustbins, chosen, axis=1)
         is_outside = ops.take(cells.is_outside, chosen, axis=0)
-    problem = _Problem(is_outside, is_active, log_cell_mass, ops.maximum(log_dustbins, _LOWEST))
+    log_dustbins = ops.maximum(log_dustbins, _LOWEST)
+    problem = _Problem(is_outside, is_active, log_cell_mass, log_dustbins, generalist_weight)
     # With one specialist or none, EM from the observed masses is exact, whatever the solver would say.
     log_scale = ops.zeros_like(log_cell_mass)
     if is_active.shape[-1] > 1:
@@ -197,12 +202,14 @@ class _Problem(NamedTuple):
         is_active: `(batch, specialists)`.
         log_mass: `(batch, cells)`, what is observed, nats.
         log_dustbins: `(batch, specialists)`, nats.
+        generalist_weight: the generalist's mass; an active specialist's is 1.
     """
 
     is_outside: Any
     is_active: Any
     log_mass: Any
     log_dustbins: Any
+    generalist_weight: float
 
     def over_cells(self, values: Any) -> Any:
         """`(batch, cells)` → its sum outside of each specialist's set, `(batch, specialists)`."""
@@ -214,8 +221,8 @@ class _Problem(NamedTuple):
         return ops.squeeze(ops.matmul(active, self.is_outside), -2)
 
     def total(self) -> Any:
-        """The mass of all that is observed, 1 + M, `(batch, 1)`."""
-        return 1.0 + ops.sum(self.is_active, axis=-1, keepdims=True)
+        """The mass of all that is observed, w + M, `(batch, 1)`."""
+        return self.generalist_weight + ops.sum(self.is_active, axis=-1, keepdims=True)
 
     def em_step(self, log_scale: Any) -> Any:
         """One step of EM; `log_scale` is `log(q / observed mass)`, `(batch, cells)`, up to a constant before."""
@@ -426,6 +433,7 @@ class SpecialistCombiner(keras.layers.Layer):
         num_classes: how many classes the generalist has.
         steps: see `merge`.
         max_active: see `merge`.
+        generalist_weight: see `merge`.
 
     Raises:
         ValueError: as `merge` does.
@@ -446,6 +454,7 @@ class SpecialistCombiner(keras.layers.Layer):
         steps: int = 10,
         *,
         max_active: int | None = None,
+        generalist_weight: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **{"dtype": "float32", **kwargs})
@@ -453,6 +462,7 @@ class SpecialistCombiner(keras.layers.Layer):
         self.class_sets = check_class_sets(class_sets, self.num_classes)
         self.steps = check_count("steps", steps)
         self.max_active = None if max_active is None else check_count("max_active", max_active)
+        self.generalist_weight = check_positive("generalist_weight", generalist_weight)
 
     def build(self, input_shape: Any) -> None:
         """There are no weights."""
@@ -472,6 +482,7 @@ class SpecialistCombiner(keras.layers.Layer):
             self.steps,
             routes=routes,
             max_active=self.max_active,
+            generalist_weight=self.generalist_weight,
             return_residual=return_residual,
         )
 
@@ -483,6 +494,7 @@ class SpecialistCombiner(keras.layers.Layer):
             "num_classes": self.num_classes,
             "steps": self.steps,
             "max_active": self.max_active,
+            "generalist_weight": self.generalist_weight,
         }
 
 
@@ -500,6 +512,7 @@ class SpecialistEnsemble(keras.Model):
         class_sets: for each specialist its classes, in the order of its outputs.
         num_routes: how many of the generalist's most probable classes choose specialists.
         steps: see `merge`.
+        generalist_weight: see `merge`.
         conditional: whether specialists are spared what they are not asked; `False` runs all of them on everything,
             for runtimes without conditionals or batches of unknown size, and for XLA.
         name: the model's name.
@@ -525,13 +538,23 @@ class SpecialistEnsemble(keras.Model):
         num_routes: int = 1,
         *,
         steps: int = 10,
+        generalist_weight: float = 1.0,
         conditional: bool = True,
         name: str | None = None,
     ):
         if not getattr(generalist, "inputs", None):
             remedy = "Give it an Input: inputs = keras.Input(…); keras.Model(inputs, model(inputs))."
             raise ValueError(complaint("generalist", "a model with known inputs", repr(generalist.name), remedy))
-        routed = RoutedSpecialists(generalist, specialists, class_sets, num_routes, steps, conditional, name="routed")
+        routed = RoutedSpecialists(
+            generalist,
+            specialists,
+            class_sets,
+            num_routes,
+            steps,
+            conditional,
+            generalist_weight=generalist_weight,
+            name="routed",
+        )
         inputs = keras.tree.map_structure(
             lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
             getattr(generalist, "_inputs_struct", generalist.inputs[0]),
@@ -566,6 +589,7 @@ class SpecialistEnsemble(keras.Model):
             "class_sets": self.class_sets,
             "num_routes": routed.num_routes,
             "steps": routed.steps,
+            "generalist_weight": routed.generalist_weight,
             "conditional": routed.conditional,
             "name": self.name,
         }
@@ -596,6 +620,8 @@ class RoutedSpecialists(keras.layers.Layer):
         num_routes: int,
         steps: int,
         conditional: bool,
+        *,
+        generalist_weight: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -614,6 +640,7 @@ class RoutedSpecialists(keras.layers.Layer):
         if self.num_routes > num_classes:
             raise ValueError(complaint("num_routes", f"<= {num_classes}, the number of classes", num_routes))
         self.steps = check_count("steps", steps)
+        self.generalist_weight = check_positive("generalist_weight", generalist_weight)
         self.conditional = bool(conditional)
         # How many examples ask a specialist is not known when a graph is compiled.
         self.supports_jit = not self.conditional
@@ -650,7 +677,13 @@ class RoutedSpecialists(keras.layers.Layer):
             for position in range(len(self.specialists))
         ]
         return merge(
-            generalist_logits, specialist_logits, self.class_sets, self.steps, routes=routes, max_active=self.max_active
+            generalist_logits,
+            specialist_logits,
+            self.class_sets,
+            self.steps,
+            routes=routes,
+            max_active=self.max_active,
+            generalist_weight=self.generalist_weight,
         )
 
     def _ask(self, position: int, inputs: Any, routes: Any, generalist_logits: Any, training: bool | None) -> Any:
@@ -682,6 +715,7 @@ class RoutedSpecialists(keras.layers.Layer):
             "class_sets": self.class_sets,
             "num_routes": self.num_routes,
             "steps": self.steps,
+            "generalist_weight": self.generalist_weight,
             "conditional": self.conditional,
         }
         return {**super().get_config(), **own}

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from keras_distill.cli import main
+from keras_distill.data import load
 from keras_distill.saving import load_model
+from keras_distill.specialists import train
+from keras_distill.targets import Augmentation, Flip, Shift
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,32 @@ def test_frozen_layers_one_dustbin_unit_and_a_warm_start_are_to_be_had(folder):
     models = json.loads((folder / "options" / "results.json").read_text())["models"]
     # Hardly trained, a net that starts from the generalist is the generalist.
     assert models["merged, distilled"]["errors"] == models["generalist"]["errors"]
+
+
+def test_flip_and_shift_train_on_the_librarys_own_views(tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, num_items in (("train", 60), ("validation", 12), ("test", 12)):
+        arrays[f"x_{split}"] = generator.normal(size=(num_items, 4, 4, 1)).astype("float32")
+        arrays[f"y_{split}"] = np.arange(num_items) % 6
+    np.savez(tmp_path / "data.npz", **arrays)
+    generalist = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(6)])
+    generalist.save(tmp_path / "generalist.keras")
+    assert specialists(tmp_path, tmp_path / "run", "--flip", "--shift", "1", "--only", "0", "--seed", "2", steps=5) == 0
+    class_sets = json.loads((tmp_path / "run" / "clusters.json").read_text())["class_sets"]
+    expected = train(
+        generalist,
+        class_sets[0],
+        load(str(tmp_path / "data.npz")).train,
+        num_steps=5,
+        learning_rate=0.05,
+        batch_size=32,
+        augmentation=Augmentation(Flip(), Shift(1), seed=2),
+        seed=2,
+    )
+    found = load_model(tmp_path / "run" / "specialist-000.keras")
+    for weight, other in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, other, atol=1e-6)
 
 
 @pytest.mark.parametrize(

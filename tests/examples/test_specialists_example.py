@@ -42,7 +42,7 @@ def test_quick_run_reports_what_its_saved_models_do(out):
     assert row["ours"]["mean"] == pytest.approx(100 * (merged / control - 1))
     assert row["goal_met"] is (row["ours"]["mean"] >= 2)
     # With the same number of routes the merge taken apart is the merge.
-    assert results["merge_taken_apart"]["seed 0"]["2 routes"] == pytest.approx(merged, abs=0.3)
+    assert rows["merged, specialists of the best 2 asked"]["ours"]["mean"] == pytest.approx(merged, abs=0.3)
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 

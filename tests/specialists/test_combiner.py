@@ -98,6 +98,23 @@ def test_one_active_specialist_is_exact_whatever_the_steps(steps):
     np.testing.assert_allclose(np.exp(merge_one(generalist, [specialist], [[2, 0]], steps)), expected, rtol=3e-6)
 
 
+def test_generalist_of_weight_one_half_is_as_good_as_every_specialist_twice():
+    generalist, specialists, class_sets = random_case(5, 20, 3, 6.0)
+    found = merge_one(generalist, specialists, class_sets, generalist_weight=0.5)
+    np.testing.assert_allclose(found, merge_one(generalist, specialists * 2, class_sets * 2), atol=1e-4)
+    assert np.abs(found - merge_one(generalist, specialists, class_sets)).max() > 0.1
+
+
+def test_one_active_specialist_beside_a_weighted_generalist_has_a_closed_form():
+    generalist, specialist, weight = np.array([1.0, 0.3, -0.5], "float32"), np.array([2.0, -1.0], "float32"), 0.25
+    p_generalist, p_specialist = softmax(generalist.astype("float64")), softmax(specialist.astype("float64"))
+    inside = (weight * p_generalist[0] + p_specialist[0]) / (1 + weight)
+    outside = (1 - inside) * p_generalist[1:] / p_generalist[1:].sum()
+    found, residual = merge_one(generalist, [specialist], [[0]], generalist_weight=weight, return_residual=True)
+    np.testing.assert_allclose(np.exp(found), [inside, *outside], rtol=3e-6)
+    assert residual < 1e-5
+
+
 @pytest.mark.parametrize("steps", [1, 10])
 def test_one_active_specialist_among_several_is_exact(steps):
     generalist, specialists, class_sets = random_case(3, 12, 4, 4.0)
@@ -289,7 +306,7 @@ def test_gradients_are_those_of_the_optimum():
 def test_layer_gives_float32_under_a_mixed_policy_and_survives_its_config():
     generalist, specialists, class_sets = random_case(1, 10, 3, 5.0)
     inputs = [part[None] for part in (generalist, *specialists)]
-    layer = SpecialistCombiner(class_sets, 10, steps=8, max_active=2)
+    layer = SpecialistCombiner(class_sets, 10, steps=8, max_active=2, generalist_weight=0.5)
     again = SpecialistCombiner.from_config(layer.get_config())
     np.testing.assert_array_equal(layer(inputs), again(inputs))
     keras.config.set_dtype_policy("mixed_float16")
@@ -456,6 +473,20 @@ def test_ensemble_survives_a_save_and_a_load(ensemble, examples, tmp_path):
     assert isinstance(again, SpecialistEnsemble)
     assert again.class_sets == ensemble.class_sets
     np.testing.assert_array_equal(again(examples), ensemble(examples))
+
+
+def test_weight_of_the_generalist_is_the_merges_and_survives_a_config(ensemble, examples):
+    weighted = SpecialistEnsemble(
+        ensemble.generalist, ensemble.specialists, ensemble.class_sets, num_routes=2, generalist_weight=0.25
+    )
+    outputs = [np.asarray(logits_model(model)(examples)) for model in (ensemble.generalist, *ensemble.specialists)]
+    routes = weighted.routes(outputs[0])
+    expected = merge(outputs[0], outputs[1:], ensemble.class_sets, routes=routes, generalist_weight=0.25)
+    np.testing.assert_allclose(weighted(examples), expected, atol=1e-4)
+    assert np.abs(expected - merge(outputs[0], outputs[1:], ensemble.class_sets, routes=routes)).max() > 0.1
+    again = SpecialistEnsemble.from_config(weighted.get_config())
+    again.set_weights(weighted.get_weights())
+    np.testing.assert_allclose(again(examples), expected, atol=1e-4)
 
 
 def test_ensemble_predicts_and_evaluates(ensemble, examples):
