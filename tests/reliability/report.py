@@ -115,6 +115,9 @@ def noticed(room):
 
 
 def versions(arguments):
+    if arguments.found:
+        pairs = json.loads(arguments.found.read_text())
+        return {"pairs": pairs, "holds": all(pair["holds"] for pair in pairs.values())}
     tests = ["--tests", *arguments.tests] if arguments.tests else []
     run = output_of(HERE / "versions.py", "oldest", "newest", *tests)
     return {"pairs": json.loads(run.stdout), "holds": run.returncode == 0}
@@ -282,6 +285,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the sample of mutants")
     parser.add_argument("--tests", nargs="+", help="what `coverage` (default: the whole suite) and `versions` run")
     parser.add_argument("--shares", nargs="+", type=Path, help="what `mutants.py --out` wrote, in place of running it")
+    parser.add_argument("--found", type=Path, help="what `versions.py` printed, in place of running it")
     arguments = parser.parse_args()
     holds = True
     for name in () if arguments.render else arguments.steps or STEPS:
