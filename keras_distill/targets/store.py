@@ -250,7 +250,7 @@ class SoftTargetStore:
 
     def _check_range(self, name: str, values: np.ndarray, limit: int) -> None:
         if values.size and not (values.min() >= 0 and values.max() < limit):
-            outside = values[(values < 0) | (values >= limit)].reshape(-1)[0]
+            outside = values[(values < 0) | (values >= limit)][0]
             remedy = "These are not the data that were labelled."
             raise ForeignDatasetError(complaint(f"{self.path}: {name}", f"in [0, {limit})", int(outside), remedy))
 

@@ -376,7 +376,8 @@ class Mutants:
             if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
                 break
             started = os.times()
-            found = self.verdict((file, scope, statement), tests)
+            limit = min(self.arguments.seconds, 20 + 5 * cost)
+            found = self.verdict((file, scope, statement), tests, limit)
             took = sum(os.times()[2:4]) - sum(started[2:4])
             counts[found] += 1
             if found == "survived":
@@ -411,7 +412,7 @@ class Mutants:
         surveyed = {name: surveyed[name] for name in self.items}
         # And those that most mutants meet in the order in which they meet them.
         quickest = sorted_by_seconds(surveyed)
-        if self.verdict(None, quickest[: len(quickest) // 4], log) != "survived":
+        if self.verdict(None, quickest[: len(quickest) // 4], log=log) != "survived":
             raise pytest.UsageError(f"the quickest tests of {self.room} must pass first; they do not, see {log}")
         return surveyed
 
@@ -424,7 +425,7 @@ class Mutants:
         """Runs one test, and ends all of its fixtures."""
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
 
-    def verdict(self, fault, tests, log=os.devnull):
+    def verdict(self, fault, tests, seconds=None, log=os.devnull):
         """«killed», «survived» or «ran out of time»: what becomes of a fault, or of none."""
 
         def meet():
@@ -435,7 +436,7 @@ class Mutants:
                 if self.session.testsfailed:
                     return
 
-        code = in_fork(meet, self.arguments.seconds, log, self.session)
+        code = in_fork(meet, seconds or self.arguments.seconds, log, self.session)
         return {0: "survived", 1: "killed", None: "ran out of time"}[code]
 
 
@@ -494,7 +495,10 @@ def main():
     parser.add_argument("--sample", type=int, help="so many mutants of each room, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument(
-        "--seconds", type=float, default=300, help="of processor time; a mutant that takes longer counts as noticed"
+        "--seconds",
+        type=float,
+        default=300,
+        help="of processor time; a mutant that takes longer, or five times as long as its tests, counts as noticed",
     )
     parser.add_argument("--minutes", type=float, help="of a room's mutants, as many as are tried in so many minutes")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N shares of them, I from 0")

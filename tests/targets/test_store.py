@@ -234,15 +234,20 @@ def test_rows_of_up_to_256_mib_are_mapped_and_more_are_read_by_position(tmp_path
 
 def test_no_more_than_256_files_are_open_at_once(tmp_path, open_shards):
     """A process may have 1024 open, unless somebody allowed it more."""
-    if not os.path.isdir("/proc/self/fd"):
-        pytest.skip("open files are counted in /proc, which this system has not")
     manifest = dense_manifest(num_items=260, rows_per_shard=1)
     rows, _ = write_store(tmp_path, manifest)
     store = open_shards(tmp_path)
     np.testing.assert_array_equal(store.read(np.arange(260)), rows["logits"].astype("float32"))
-    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
-    ours = [link for link in links if os.path.islink(link) and os.readlink(link).startswith(str(tmp_path))]
-    assert len(ours) == 256
+    assert len(open_files(tmp_path)) == 256
+
+
+def test_the_shard_that_was_read_longest_ago_is_let_go(tmp_path, open_shards):
+    write_store(tmp_path, dense_manifest())
+    store = open_shards(tmp_path)
+    store._max_shards = 2
+    for item in (0, 16, 1, 32):
+        store.read([item])
+    assert [os.path.basename(file)[:6] for file in open_files(tmp_path)] == ["000000", "000002"]
 
 
 def test_only_so_many_shards_are_open_at_once(tmp_path, open_shards):
@@ -386,6 +391,8 @@ def test_views_and_ids_of_the_wrong_kind_are_refused(dense_store):
     store = SoftTargetStore.open(dense_store)
     with pytest.raises(ForeignDatasetError, match=r"views must be in \[0, 1\)"):
         store.read([0], views=1)
+    with pytest.raises(ForeignDatasetError, match=r"views must be in \[0, 1\); got 1"):
+        store.read([0, 0], views=[0, 1])
     with pytest.raises(TypeError, match="integers"):
         store.read([0.5])
 
@@ -589,6 +596,15 @@ def tree(path):
 def environment():
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     return {**os.environ, "PYTHONPATH": root}
+
+
+def open_files(path):
+    """What this process holds open below a folder."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("open files are listed in /proc, which this system has not")
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    files = [os.readlink(link) for link in links if os.path.islink(link)]
+    return sorted(file for file in files if file.startswith(str(path)))
 
 
 def resident_bytes():
