@@ -79,9 +79,9 @@ def test_projecting_and_resizing_commute(size):
 
 
 def test_smaller_maps_are_block_means():
-    images = draw(2, 6, 4, 3)
-    expected = images.reshape(2, 3, 2, 2, 2, 3).mean(axis=(2, 4))
-    np.testing.assert_allclose(resized(images, (3, 2)), expected, rtol=1e-5, atol=1e-6)
+    images = draw(2, 6, 8, 3)
+    expected = images.reshape(2, 2, 3, 2, 4, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(resized(images, (2, 2)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_other_sizes_are_bilinear():
@@ -161,9 +161,10 @@ def test_places_that_are_not_known_yet_are_compared_with_nothing():
     assert attention_transfer(unknown, Input((None, 3))).shape == (None,)
     with pytest.raises(ValueError, match=r"\(None, 4\) an item, as the teacher's; got \(7, 3\)"):
         Hint("layer").validate_outputs(unknown, Input((7, 3)))
-    projector = Projector()
-    projector.match((None, None, 5), (None, 7, 8))
-    assert (projector.num_channels, projector.size) == (8, None)
+    for places in [(None, 7), (7, None), (None, None)]:
+        projector = Projector()
+        projector.match((None, places[0], 5), (None, places[1], 8))
+        assert (projector.num_channels, projector.size) == (8, None)
 
 
 def test_volumes_need_equal_places_or_a_projector_of_ones_own():

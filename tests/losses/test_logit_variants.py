@@ -325,6 +325,11 @@ def test_teacher_bounds_only_students_that_are_worse():
     expected = np.where(errors[1] + 2.0 > errors[0], 0.5 * np.mean((TEACHER - STUDENT) ** 2, -1), 0.0)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
     assert 0 < np.count_nonzero(expected) < 7
+    mean = losses.RegressionTargets(margin=2.0).compute_loss(TEACHER, STUDENT, labels=labels)
+    np.testing.assert_allclose(mean, expected.mean(), rtol=1e-10)
+    # On the other side of the label and as far from it: no worse.
+    on_par = losses.RegressionTargets(margin=0.0).per_example([[1.0]], [[-1.0]], labels=[[0.0]])
+    np.testing.assert_array_equal(on_par, [0.0])
 
 
 def test_members_of_a_regression_teach_their_weighted_mean():

@@ -230,7 +230,10 @@ def put_in(file, scope, statement):
         return
     function = function_of(holder, statement.name)
     # Within classes of the same names: `super()` needs its cell, and private names are mangled.
-    body = statement
+    body = copy.deepcopy(statement)
+    if "__class__" in function.__code__.co_freevars:
+        # Also where the fault is that `super()` is left out.
+        body.body += ast.parse("if False: __class__").body
     for name in reversed(scope):
         body = ast.ClassDef(name, [], [], [body], [])
     body = ast.fix_missing_locations(ast.copy_location(body, statement))
