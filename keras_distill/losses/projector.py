@@ -98,7 +98,6 @@ class Projector(keras.Layer):
         """Makes the kernel and the bias."""
         if self.num_channels is not None:
             self.dense.build(input_shape)
-            self.built = True
 
     def call(self, inputs: Any) -> Any:
         """Features `(batch, *places, channels)` as `(batch, *size, num_channels)`."""

@@ -149,15 +149,17 @@ def merge(
     log_specialists = [ops.log_softmax(ops.cast(logits, "float32"), axis=-1) for logits in specialist_logits]
     log_dustbins = ops.stack([log_probabilities[:, -1] for log_probabilities in log_specialists], axis=-1)
     is_active = ops.ones_like(log_dustbins) if routes is None else ops.cast(ops.not_equal(routes, 0), "float32")
-    if max_active is not None and check_count("max_active", max_active) < len(class_sets):
-        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) < max_active + 0.5, "float32")
+    num_active = len(class_sets) if max_active is None else check_count("max_active", max_active)
+    is_bounded = num_active < len(class_sets)
+    if is_bounded:
+        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) < num_active + 0.5, "float32")
     log_mass = _log_observed(log_generalist + math.log(generalist_weight), log_specialists, is_active, cells)
     log_cell_mass = _log_sum_by_cell(log_mass, cells)
 
     # (1 or batch, specialists, cells): where few of many are active, each example keeps only the rows of its own.
     is_outside = cells.is_outside[None]
-    if max_active is not None and max_active < len(class_sets):
-        is_active, chosen = ops.top_k(is_active, max_active)
+    if is_bounded:
+        is_active, chosen = ops.top_k(is_active, num_active)
         log_dustbins = ops.take_along_axis(log_dustbins, chosen, axis=1)
         is_outside = ops.take(cells.is_outside, chosen, axis=0)
     log_dustbins = ops.maximum(log_dustbins, _LOWEST)
@@ -236,8 +238,7 @@ class _Problem(NamedTuple):
         return ops.maximum(self.over_specialists(ops.exp(self.log_dustbins) / ops.maximum(outside, 1e-30)), 1e-30)
 
     def residual(self, log_scale: Any) -> Any:
-        """The Frank–Wolfe gap: above the distance to the optimum of a concave objective; nats, `(batch,)`."""
-        log_scale = log_scale - ops.logsumexp(self.log_mass + log_scale, axis=-1, keepdims=True)
+        """The Frank–Wolfe gap, of a q that sums to one: above the distance to the optimum; nats, `(batch,)`."""
         steepest = ops.max(ops.exp(-log_scale) + self.shares(log_scale), axis=-1)
         return ops.maximum(steepest - ops.squeeze(self.total(), -1), 0.0)
 
@@ -466,7 +467,6 @@ class SpecialistCombiner(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """There are no weights."""
-        self.built = True
 
     def call(self, inputs: Sequence[Any], routes: Any = None, return_residual: bool = False) -> Any:
         """`[(batch, C), (batch, k₁ + 1), …]` → `(batch, C)`, and with `return_residual` also `(batch,)`."""
@@ -659,7 +659,6 @@ class RoutedSpecialists(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """The models were built before."""
-        self.built = True
 
     def routes(self, generalist_logits: Any) -> Any:
         """Which specialists each example asks: float32 `(batch, num_specialists)`."""

@@ -65,6 +65,8 @@ from keras_distill.targets.manifest import (
 from keras_distill.targets.rows import READS_BY_POSITION, MappedRows, PositionedRows
 from keras_distill.targets.shards import is_sound, labelled_shards, shard_header
 
+# Bytes of rows that a store may keep in memory as a whole, unless it is told otherwise.
+_RESIDENT = 256 << 20
 _REMEDY = "Copy the store again, or run the same `label` again: it replaces what is damaged."
 
 
@@ -93,7 +95,7 @@ class SoftTargetStore:
         array([[0.731, 0.269]], dtype=float32)
     """
 
-    def __init__(self, path: str | os.PathLike, manifest: Manifest, *, resident_bytes: int = 256 << 20) -> None:
+    def __init__(self, path: str | os.PathLike, manifest: Manifest, *, resident_bytes: int = _RESIDENT) -> None:
         self.path = Path(path)
         self.manifest = manifest
         self.resident_bytes = resident_bytes
@@ -115,7 +117,7 @@ class SoftTargetStore:
         num_items: int | None = None,
         id_scheme: str | None = None,
         verify: bool = True,
-        resident_bytes: int = 256 << 20,
+        resident_bytes: int = _RESIDENT,
     ) -> "SoftTargetStore":
         """Opens a finished store, refusing by name one that is not what it should be.
 
@@ -147,9 +149,10 @@ class SoftTargetStore:
             received = f"{num_there} of {manifest.num_shards} shards"
             raise UnfinishedStoreError(complaint(str(path), "finished", received, "Run the same `label` again."))
         store = cls(path, manifest, resident_bytes=resident_bytes)
-        store._check_sizes()
         if verify:
             store.verify()
+        else:
+            store._check_sizes()
         return store
 
     def __len__(self) -> int:
@@ -247,7 +250,7 @@ class SoftTargetStore:
 
     def _check_range(self, name: str, values: np.ndarray, limit: int) -> None:
         if values.size and not (values.min() >= 0 and values.max() < limit):
-            outside = values[(values < 0) | (values >= limit)].reshape(-1)[0]
+            outside = values[(values < 0) | (values >= limit)][0]
             remedy = "These are not the data that were labelled."
             raise ForeignDatasetError(complaint(f"{self.path}: {name}", f"in [0, {limit})", int(outside), remedy))
 

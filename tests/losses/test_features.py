@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from backend import gradient
-from keras import layers
+from keras import Input, layers
 
 from keras_distill.losses import AttentionTransfer, Hint, Projector, attention_map, attention_transfer, hint
 from keras_distill.losses.projector import resized
@@ -79,9 +79,9 @@ def test_projecting_and_resizing_commute(size):
 
 
 def test_smaller_maps_are_block_means():
-    images = draw(2, 6, 4, 3)
-    expected = images.reshape(2, 3, 2, 2, 2, 3).mean(axis=(2, 4))
-    np.testing.assert_allclose(resized(images, (3, 2)), expected, rtol=1e-5, atol=1e-6)
+    images = draw(2, 6, 8, 3)
+    expected = images.reshape(2, 2, 3, 2, 4, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(resized(images, (2, 2)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_other_sizes_are_bilinear():
@@ -103,6 +103,7 @@ def test_own_projector_is_used():
     loss = Hint("layer", projector=layers.Dense(4, use_bias=False, kernel_initializer="ones"))
     teacher, student = np.zeros((2, 4), "float32"), np.ones((2, 3), "float32")
     loss.build(teacher, student)
+    assert loss.projector.kernel.shape == (3, 4)
     np.testing.assert_allclose(loss.per_example(teacher, student), 4.5)  # ½·3²
     with pytest.raises(TypeError, match="projector must be a Keras layer or None; got str"):
         Hint("layer", projector="dense")
@@ -140,9 +141,54 @@ def test_attention_gradient_of_a_dead_layer_is_finite():
 def test_attention_of_vectors_is_refused():
     with pytest.raises(ValueError, match=r"before the pooling; for vectors use Hint"):
         AttentionTransfer("layer").validate_outputs(draw(2, 4), draw(2, 4))
+    AttentionTransfer("layer").validate_outputs(draw(2, 3, 4), draw(2, 3, 5))
+    with pytest.raises(ValueError, match=r"of rank 4, as the teacher's; got \(2, 3, 4\)"):
+        AttentionTransfer("layer").validate_outputs(draw(2, 3, 3, 4), draw(2, 3, 4))
 
 
 def test_features_of_several_members_are_refused():
     members = {"member_logits": draw(2, 3, 4), "member_weights": np.ones((2, 3)) / 3}
-    with pytest.raises(ValueError, match="one tensor each of teacher and student; got several"):
-        Hint().validate_outputs(members, draw(2, 4))
+    for pair in [(members, draw(2, 4)), (draw(2, 4), members)]:
+        with pytest.raises(ValueError, match="one tensor each of teacher and student; got several"):
+            Hint().validate_outputs(*pair)
+
+
+def test_places_that_are_not_known_yet_are_compared_with_nothing():
+    unknown, known = Input((None, 4)), Input((7, 4))
+    for pair in [(unknown, known), (known, unknown), (unknown, unknown)]:
+        Hint("layer").validate_outputs(*pair)
+        AttentionTransfer("layer").validate_outputs(*pair)
+    assert attention_transfer(unknown, Input((None, 3))).shape == (None,)
+    with pytest.raises(ValueError, match=r"\(None, 4\) an item, as the teacher's; got \(7, 3\)"):
+        Hint("layer").validate_outputs(unknown, Input((7, 3)))
+    for places in [(None, 7), (7, None), (None, None)]:
+        projector = Projector()
+        projector.match((None, places[0], 5), (None, places[1], 8))
+        assert (projector.num_channels, projector.size) == (8, None)
+
+
+def test_volumes_need_equal_places_or_a_projector_of_ones_own():
+    projector = Projector()
+    projector.match((2, 3, 3, 3, 5), (2, 3, 3, 3, 8))
+    assert projector.dense.kernel.shape == (5, 8)
+    with pytest.raises(ValueError, match="features of rank > 4 must be of equal places"):
+        Projector().match((2, 3, 3, 3, 5), (2, 6, 6, 6, 8))
+
+
+@pytest.mark.parametrize(("size", "mapped"), [([2, 2], 4), ([2, 8], 16), ([4, 8], 16), ([8, 8], 16)])
+def test_the_smaller_of_two_maps_is_projected(size, mapped):
+    projector, images, sizes = Projector(3, size), draw(2, 4, 4, 5), []
+    projector.build(images.shape)
+    dense = projector.dense.call
+    projector.dense.call = lambda inputs: (sizes.append(tuple(inputs.shape)), dense(inputs))[1]
+    projected = projector(images)
+    assert [shape[1] * shape[2] for shape in sizes] == [mapped]
+    # Of equally many places the teacher's are taken.
+    assert mapped != 16 or size != [2, 8] or sizes[0][1:3] == (2, 8)
+    assert projected.shape == projector.compute_output_shape(images.shape) == (2, *size, 3)
+
+
+def test_a_projector_tells_the_shape_that_it_gives():
+    assert Projector().compute_output_shape((None, 7, 5)) == (None, 7, 5)
+    assert Projector(8).compute_output_shape((None, 7, 5)) == (None, 7, 8)
+    assert Projector(8, [6, 4]).compute_output_shape((None, 7, 7, 5)) == (None, 6, 4, 8)

@@ -9,7 +9,7 @@ from backend import gradient, under_xla
 from keras import ops
 
 from keras_distill import losses
-from keras_distill.losses.logit_loss import merged_logits
+from keras_distill.losses.logit_loss import LogitLoss, merged_logits
 from keras_distill.losses.logit_variants import target_classes
 
 
@@ -296,7 +296,9 @@ def test_members_are_merged_at_the_temperature_asked_for():
     np.testing.assert_allclose(found, numpy_decoupled(3.0 * np.log(expected), student, labels, 3.0, 1, 8), rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [losses.DecoupledKD(), losses.DIST(), losses.LogitStandardization()])
+@pytest.mark.parametrize(
+    "loss", [losses.DecoupledKD(), losses.DIST(), losses.LogitStandardization(), losses.BinarySoftTargets()]
+)
 def test_top_k_targets_are_refused_where_all_classes_are_needed(loss):
     top_k = {"top_k_logits": np.ones((2, 1)), "top_k_ids": np.zeros((2, 1), int), "log_normalizer": np.ones(2)}
     with pytest.raises(ValueError, match="the logits of all classes"):
@@ -323,6 +325,11 @@ def test_teacher_bounds_only_students_that_are_worse():
     expected = np.where(errors[1] + 2.0 > errors[0], 0.5 * np.mean((TEACHER - STUDENT) ** 2, -1), 0.0)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
     assert 0 < np.count_nonzero(expected) < 7
+    mean = losses.RegressionTargets(margin=2.0).compute_loss(TEACHER, STUDENT, labels=labels)
+    np.testing.assert_allclose(mean, expected.mean(), rtol=1e-10)
+    # On the other side of the label and as far from it: no worse.
+    on_par = losses.RegressionTargets(margin=0.0).per_example([[1.0]], [[-1.0]], labels=[[0.0]])
+    np.testing.assert_array_equal(on_par, [0.0])
 
 
 def test_members_of_a_regression_teach_their_weighted_mean():
@@ -377,6 +384,58 @@ def test_losses_train_a_plain_keras_model():
 
 
 # Bad input
+
+
+def test_what_is_not_given_is_what_the_papers_take():
+    """DKD's best weights, RKD's for classes, AT's square, DIST's ones; 4 is CIFAR-100's temperature in most of them."""
+    published = {
+        losses.SoftTargets: {"temperature": 4.0, "from_logits": True},
+        losses.DecoupledKD: {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "warm_up_epochs": 0.0},
+        losses.DIST: {"temperature": 4.0, "beta": 1.0, "gamma": 1.0},
+        losses.BinarySoftTargets: {"temperature": 4.0},
+        losses.RelationalKD: {"distance_weight": 25.0, "angle_weight": 50.0},
+        losses.AttentionTransfer: {"power": 2.0},
+        losses.SmoothedLabels: {"smoothing": 0.1},
+    }
+    for loss, numbers in published.items():
+        config = loss().get_config()
+        assert {name: config[name] for name in numbers} == numbers
+    assert losses.LogitStandardization().loss.temperature == 2.0
+    targets = np.eye(5)[LABELS]
+    expected = numpy_decoupled(TEACHER, STUDENT, LABELS, 3.0, 1.0, 8.0)
+    np.testing.assert_allclose(losses.decoupled(TEACHER, STUDENT, targets, 3.0), expected, rtol=1e-10)
+    maps = draw(2, 3, 4), draw(2, 3, 4, seed=1)
+    np.testing.assert_allclose(losses.attention_transfer(*maps), losses.attention_transfer(*maps, 2.0), rtol=1e-12)
+    np.testing.assert_allclose(losses.attention_map(maps[0]), losses.attention_map(maps[0], 2.0), rtol=1e-12)
+
+
+def test_logit_matching_merges_members_as_at_temperature_one():
+    members, weights = draw(4, 3, 5), np.tile([0.5, 0.3, 0.2], (4, 1))
+    logits, student = np.log(np.einsum("bmk,bm->bk", softmax(members), weights)), draw(4, 5, seed=1)
+    expected = losses.LogitMatching().per_example(logits, student)
+    teacher = {"member_logits": members, "member_weights": weights}
+    np.testing.assert_allclose(losses.LogitMatching().per_example(teacher, student), expected, rtol=1e-6)
+
+
+def test_losses_that_leave_something_out_say_what():
+    class Unfinished(losses.PerExampleLoss):
+        pass
+
+    class WithoutFormula(LogitLoss):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Unfinished must implement per_example"):
+        Unfinished().compute_loss(TEACHER, STUDENT)
+    with pytest.raises(NotImplementedError, match="Unfinished must implement get_config"):
+        Unfinished().get_config()
+    with pytest.raises(NotImplementedError, match="WithoutFormula must implement of_logits"):
+        WithoutFormula().compute_loss(TEACHER, STUDENT)
+
+
+def test_plain_keras_checks_outputs_before_it_compares_them():
+    for loss in (losses.SoftTargets(), losses.DIST(), losses.BinarySoftTargets(), losses.RegressionTargets()):
+        with pytest.raises(ValueError, match="of 5 classes, as the teacher's; got 4 classes"):
+            loss(TEACHER, STUDENT[:, :4])
 
 
 @pytest.mark.parametrize(

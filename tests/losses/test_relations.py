@@ -116,6 +116,12 @@ def test_far_from_the_origin_distances_keep_their_digits():
     np.testing.assert_allclose(pairwise_distances(rows), numpy_distances(rows.astype("float64")), atol=1e-3)
 
 
+def test_far_from_the_origin_angles_keep_their_digits():
+    far = (STUDENT + 1000.0).astype("float32")
+    found = np.mean(angle_relation(TEACHER.astype("float32"), far))
+    np.testing.assert_allclose(found, numpy_angle_relation(TEACHER, far.astype("float64")), atol=1e-3)
+
+
 def test_a_single_item_relates_to_nobody():
     loss = RelationalKD("layer")
     np.testing.assert_array_equal(loss.per_example(TEACHER[:1], STUDENT[:1]), [0.0])
@@ -126,6 +132,8 @@ def test_relational_loss_is_the_weighted_sum_of_distances_and_angles():
     np.testing.assert_allclose(RelationalKD("layer").compute_loss(TEACHER, STUDENT), expected, rtol=1e-6)
     only = RelationalKD("layer", distance_weight=0.0, angle_weight=2.0).compute_loss(TEACHER, STUDENT)
     np.testing.assert_allclose(only, 2.0 * numpy_angle_relation(TEACHER, STUDENT), rtol=1e-6)
+    only = RelationalKD("layer", distance_weight=3.0, angle_weight=0.0).compute_loss(TEACHER, STUDENT)
+    np.testing.assert_allclose(only, 3.0 * numpy_distance_relation(TEACHER, STUDENT), rtol=1e-6)
 
 
 def test_maps_are_compared_as_rows():

@@ -195,6 +195,8 @@ def test_the_object_chooses_by_the_mapping_and_keeps_its_policy(logits):
 def test_an_unknown_tail_is_refused():
     with pytest.raises(ValueError, match="tail must be one of"):
         SoftTargets(tail="ignore")
+    with pytest.raises(ValueError, match="tail must be one of"):
+        top_k_soft_targets([[2.0]], [[0]], [2.5], [[0.0, 0.0]], 1.0, tail="ignore")
 
 
 @pytest.mark.parametrize("tail", POLICIES)
@@ -205,3 +207,18 @@ def test_gradient_reaches_a_temperature_that_is_learnt(logits, tail):
     found = gradient(lambda temperature: top_k_soft_targets(*top, student, temperature, tail=tail), np.array(3.0))
     above, below = (reference(*top, student, 3.0 + sign * step, tail).sum() for sign in (1, -1))
     np.testing.assert_allclose(found, (above - below) / (2 * step), rtol=1e-6)
+
+
+def test_no_class_outside_the_k_is_likelier_than_the_kth_though_it_was_rounded():
+    """100.03 is 100 in float16, which leaves the third of three equal classes more than a third."""
+    top = np.float64(np.float16([[100.03, 100.03]])), [[0, 1]], [100.03 + np.log(3.0)]
+    np.testing.assert_allclose(top_k_soft_targets(*top, np.zeros((1, 3)), 1.0), 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tail", POLICIES)
+def test_where_the_k_have_everything_the_others_get_nothing(tail):
+    top, student = (np.log([[0.75, 0.25]]), [[0, 2]], [0.0]), np.log([[0.5, 0.4, 0.1]])
+    expected = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.1)
+    if tail == "renormalise":
+        np.testing.assert_allclose(top_k_soft_targets(*top, student, 1.0, tail=tail), expected, rtol=1e-9)
+    np.testing.assert_allclose(top_k_soft_targets(*top, student, 1.0, tail=tail), expected, rtol=1e-6)

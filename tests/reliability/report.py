@@ -90,7 +90,7 @@ def mutants(arguments):
         return {"rooms": rooms, "holds": all(noticed(room) >= 0.9 for room in rooms.values())}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "mutants.json"
-        sample = ["--sample", arguments.sample] if arguments.sample else []
+        sample = ["--sample", arguments.sample, "--seed", arguments.seed] if arguments.sample else []
         run = output_of(HERE / "mutants.py", *sample, "--out", out)
         rooms = json.loads(out.read_text())
     holds = run.returncode == 0 and all(noticed(room) >= 0.9 for room in rooms.values())
@@ -98,11 +98,12 @@ def mutants(arguments):
 
 
 def merged(shares):
-    """What `mutants.py --share I/N` found in several processes, as if one had done it all."""
+    """What `mutants.py` found in several processes, of rooms or of shares, as if one had done it all."""
     rooms = {}
     for share in shares:
         for name, room in share.items():
-            kept = rooms.setdefault(name, {**dict.fromkeys(room, 0), "mutants": room["mutants"], "survivors": []})
+            counts = dict.fromkeys(("tried", "killed", "survived", "ran out of time"), 0)
+            kept = rooms.setdefault(name, {**room, **counts, "survivors": []})
             for key in ("tried", "killed", "survived", "ran out of time"):
                 kept[key] += room[key]
             kept["survivors"] = sorted(kept["survivors"] + room["survivors"])
@@ -114,6 +115,9 @@ def noticed(room):
 
 
 def versions(arguments):
+    if arguments.found:
+        pairs = json.loads(arguments.found.read_text())
+        return {"pairs": pairs, "holds": all(pair["holds"] for pair in pairs.values())}
     tests = ["--tests", *arguments.tests] if arguments.tests else []
     run = output_of(HERE / "versions.py", "oldest", "newest", *tests)
     return {"pairs": json.loads(run.stdout), "holds": run.returncode == 0}
@@ -208,8 +212,13 @@ def rendered(kept):
         for name, room in found["rooms"].items():
             row = f"| {name} | {room['mutants']} | {room['tried']} | {noticed(room):.1%} | {room['survived']} |"
             lines.append(row)
-        if any(room["tried"] < room["mutants"] for room in found["rooms"].values()):
-            lines += ["", "Where not all are tried, they are a sample drawn at random (`--seed 0`)."]
+        samples = [
+            f"`mutants.py {name} --sample {room['tried']} --seed {room['seed']}`"
+            for name, room in found["rooms"].items()
+            if room["tried"] < room["mutants"]
+        ]
+        if samples:
+            lines += ["", f"Where not all are tried, they are a sample drawn at random: {', '.join(samples)}."]
         lines += ["", "Survivors:", ""]
         lines += [f"- `{survivor}`" for room in found["rooms"].values() for survivor in room["survivors"]] + [""]
     if found := kept.get("versions"):
@@ -273,10 +282,10 @@ def main():
     parser.add_argument("--epochs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=10_000_000)
     parser.add_argument("--sample", type=int, default=0, help="so many mutants of each room; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of mutants")
     parser.add_argument("--tests", nargs="+", help="what `coverage` (default: the whole suite) and `versions` run")
-    parser.add_argument(
-        "--shares", nargs="+", type=Path, help="what `mutants.py --share` wrote, in place of running it"
-    )
+    parser.add_argument("--shares", nargs="+", type=Path, help="what `mutants.py --out` wrote, in place of running it")
+    parser.add_argument("--found", type=Path, help="what `versions.py` printed, in place of running it")
     arguments = parser.parse_args()
     holds = True
     for name in () if arguments.render else arguments.steps or STEPS:

@@ -1,5 +1,7 @@
 """What holds of every ensemble and of every merge with specialists, whatever the numbers."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -14,23 +16,25 @@ from keras_distill.specialists import SpecialistEnsemble, merge
 from keras_distill.teachers.ensemble import arithmetic_mean, geometric_mean
 
 
+# Built once, and not while the module is imported.
+@functools.cache
 def net(seed, units=3):
     kernel = keras.initializers.RandomNormal(stddev=2.0, seed=seed)
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units, kernel_initializer=kernel)])
 
 
-MODEL = net(1)
-ALONE = {combine: Ensemble([MODEL], combine) for combine in ("arithmetic", "geometric")}
-TWICE = {combine: Ensemble([MODEL, MODEL], combine, weights=[1, 3]) for combine in ("arithmetic", "geometric")}
+@functools.cache
+def ensemble_of(combine, times):
+    return Ensemble([net(1)] * times, combine, weights=[1, 3][:times])
 
 
-@pytest.mark.parametrize("combine", ALONE)
-@pytest.mark.parametrize("ensembles", [ALONE, TWICE])
+@pytest.mark.parametrize("combine", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("times", [1, 2])
 @given(inputs=logits_of_shape((3, 4), 5.0), temperature=TEMPERATURES)
-def test_an_ensemble_of_one_model_is_the_model(combine, ensembles, inputs, temperature):
+def test_an_ensemble_of_one_model_is_the_model(combine, times, inputs, temperature):
     """Once or twice: at every temperature the same softmax; the geometric mean even the same logits."""
-    ensemble, inputs = ensembles[combine], inputs.astype("float32")
-    logits = np.asarray(MODEL(inputs))
+    ensemble, inputs = ensemble_of(combine, times), inputs.astype("float32")
+    logits = np.asarray(net(1)(inputs))
     found = np.asarray(ensemble(inputs))
     if combine == "geometric":
         np.testing.assert_allclose(found, logits, rtol=1e-6, atol=1e-6)
@@ -156,17 +160,19 @@ def test_who_is_not_asked_does_not_count(data, problem):
     np.testing.assert_allclose(objective(few, generalist, *rest), objective(alone, generalist, *rest), atol=1e-4)
 
 
-SPECIALISTS = SpecialistEnsemble(net(2, 5), [net(3, 3), net(4, 4)], [[0, 1], [1, 2, 3]], num_routes=1, steps=8)
+@functools.cache
+def specialists():
+    return SpecialistEnsemble(net(2, 5), [net(3, 3), net(4, 4)], [[0, 1], [1, 2, 3]], num_routes=1, steps=3)
 
 
 @few
 @given(inputs=logits_of_shape((4, 4), 5.0))
 def test_the_generalists_own_choice_decides_who_is_asked(inputs):
-    inputs = inputs.astype("float32")
-    generalist = np.asarray(SPECIALISTS.generalist(inputs))
+    inputs, ensemble = inputs.astype("float32"), specialists()
+    generalist = np.asarray(ensemble.generalist(inputs))
     covers = np.array([[1, 0], [1, 1], [0, 1], [0, 1], [0, 0]])
     routes = covers[np.argmax(generalist, axis=-1)]
-    np.testing.assert_array_equal(SPECIALISTS.routes(generalist), routes)
-    others = [np.asarray(model(inputs)) for model in SPECIALISTS.specialists]
-    expected = merge(generalist, others, SPECIALISTS.class_sets, 8, routes=routes)
-    np.testing.assert_allclose(SPECIALISTS(inputs), expected, atol=2e-4)
+    np.testing.assert_array_equal(ensemble.routes(generalist), routes)
+    others = [np.asarray(model(inputs)) for model in ensemble.specialists]
+    expected = merge(generalist, others, ensemble.class_sets, 3, routes=routes)
+    np.testing.assert_allclose(ensemble(inputs), expected, atol=2e-4)

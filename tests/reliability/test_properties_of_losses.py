@@ -3,6 +3,8 @@
 The bounds are theorems of others: Gibbs' and Pinsker's inequalities, the data-processing inequality of coarse classes.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -288,9 +290,11 @@ def test_relations_follow_the_order_of_the_items_and_leave_out_weights_of_zero(n
 # Weights of items, through the Distiller
 
 
-def distiller_of(loss, num_classes, student_loss_weight):
-    student = keras.Sequential([keras.Input((num_classes,)), keras.layers.Activation("linear")])
-    distiller = kd.Distiller(None, student, loss, student_loss_weight=student_loss_weight)
+# Built once, and not while the module is imported.
+@functools.cache
+def distiller_of(name):
+    student = keras.Sequential([keras.Input((4,)), keras.layers.Activation("linear")])
+    distiller = kd.Distiller(None, student, WEIGHED[name], student_loss_weight=0.3)
     hard = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     distiller.compile("sgd", hard, jit_compile=False)
     return distiller
@@ -302,13 +306,12 @@ WEIGHED = {
     "standardised": losses.LogitStandardization(),
     "matched logits": losses.LogitMatching(),
 }
-DISTILLERS = {name: distiller_of(loss, 4, 0.3) for name, loss in WEIGHED.items()}
 
 
 def summed(name, teacher, student, labels, weights):
     """The objective times the number of items: what all items add to the gradient."""
     y = {"labels": labels, "soft_targets": teacher.astype("float32")}
-    distiller = DISTILLERS[name]
+    distiller = distiller_of(name)
     outputs = distiller(student.astype("float32"), training=True)
     loss = distiller.compute_loss(student.astype("float32"), y, outputs, weights, training=True)
     return float(loss) * len(teacher)

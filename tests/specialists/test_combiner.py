@@ -77,6 +77,13 @@ def test_ten_steps_come_within_a_millionth_of_a_nat_of_scipys_optimum(num_specia
         assert distance_to_scipy(case, 10) < 1e-6
 
 
+def test_ten_steps_are_what_is_taken_unless_it_is_told_otherwise():
+    case = random_case(0, 12, 3, 5.0)
+    np.testing.assert_array_equal(merge_one(*case), merge_one(*case, 10))
+    assert SpecialistCombiner(case[2], 12).steps == 10
+    assert SpecialistEnsemble(net(4, 0), [net(2, 1)], [[0]]).get_config()["steps"] == 10
+
+
 def test_specialists_that_all_disown_an_example_stay_within_a_ten_thousandth_of_a_nat_in_twelve_steps():
     for seed in range(4):
         generalist, specialists, class_sets = random_case(seed, 20, 5, 50.0)
@@ -360,6 +367,21 @@ def test_logits_that_do_not_fit_are_refused(specialists, words):
         merge(np.zeros((1, 4)), specialists, [[0, 1]])
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [({"steps": 0}, "steps must be"), ({"max_active": 0}, "max_active must be")]
+)
+def test_no_steps_and_no_specialists_at_most_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        merge(np.zeros((1, 4)), [np.zeros((1, 3))], [[0, 1]], **options)
+    with pytest.raises(ValueError, match=words):
+        SpecialistCombiner([[0, 1]], 4, **options)
+
+
+def test_two_classes_are_enough_for_a_specialist():
+    found = SpecialistCombiner([[1]], 2)([np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])])
+    np.testing.assert_allclose(np.exp(found), [[0.3, 0.7]], rtol=1e-5)  # ½ + 0.1 and ½ + 0.9, halved
+
+
 def test_generalist_of_other_class_count_is_refused():
     with pytest.raises(ValueError, match="of 5 classes; got 4"):
         SpecialistCombiner([[0, 1]], 5)([np.zeros((1, 4)), np.zeros((1, 3))])
@@ -374,7 +396,7 @@ def net(units, seed, activation=None, dtype=None):
 @pytest.fixture(scope="module")
 def ensemble():
     specialists = [net(3, 1), net(4, 2, "softmax"), net(2, 3)]
-    return SpecialistEnsemble(net(6, 0), specialists, [[0, 1], [1, 2, 3], [5]], num_routes=1, steps=6)
+    return SpecialistEnsemble(net(6, 0), specialists, [[0, 1], [1, 2, 3], [5]], num_routes=1, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +411,7 @@ def test_ensemble_asks_those_whose_set_holds_the_generalists_best_class(ensemble
     np.testing.assert_array_equal(routes, expected)
     assert 0 < routes.mean() < 1
     logits = [np.asarray(logits_model(specialist)(examples)) for specialist in ensemble.specialists]
-    merged = merge(generalist, logits, ensemble.class_sets, 6, routes=routes)
+    merged = merge(generalist, logits, ensemble.class_sets, 2, routes=routes)
     np.testing.assert_allclose(ensemble(examples), merged, atol=1e-5)
     untouched = routes.sum(-1) == 0
     assert untouched.any()
@@ -399,11 +421,16 @@ def test_ensemble_asks_those_whose_set_holds_the_generalists_best_class(ensemble
 
 
 def test_two_routes_ask_for_the_second_class_too(ensemble, examples):
-    twice = SpecialistEnsemble(ensemble.generalist, ensemble.specialists, ensemble.class_sets, num_routes=2)
+    models = ensemble.generalist, ensemble.specialists
+    twice = SpecialistEnsemble(*models, ensemble.class_sets, num_routes=2, steps=2)
     generalist = np.asarray(twice.generalist(examples))
     best_two = np.argsort(-generalist, -1)[:, :2]
     expected = [[float(bool(set(best) & set(s))) for s in twice.class_sets] for best in best_two]
     np.testing.assert_array_equal(twice.routes(generalist), expected)
+    # Of three specialists the two classes ask three at most, and all of them count.
+    logits = [np.asarray(logits_model(specialist)(examples)) for specialist in twice.specialists]
+    merged = merge(generalist, logits, twice.class_sets, 2, routes=expected)
+    np.testing.assert_allclose(twice(examples), merged, atol=1e-5)
 
 
 class Counting(keras.layers.Layer):
@@ -432,7 +459,7 @@ def test_specialist_that_no_example_needs_is_not_run(compiled):
         [keras.Input((4,)), keras.layers.Dense(3, bias_initializer="zeros", kernel_initializer="zeros")]
     )
     generalist.layers[-1].bias.assign([5.0, 0.0, 0.0])
-    ensemble = SpecialistEnsemble(generalist, [wanted, unwanted], [[0], [1]])
+    ensemble = SpecialistEnsemble(generalist, [wanted, unwanted], [[0], [1]], steps=2)
     counting.runs.assign(0.0)
     run = compilation.compiled(ensemble, ensemble) if compiled else ensemble
     run(np.zeros((3, 4), "float32"))
@@ -447,13 +474,14 @@ def test_specialist_that_no_example_needs_is_not_run(compiled):
 def test_specialist_sees_only_the_examples_that_ask_it(compiled, examples):
     inputs, counting = keras.Input((4,)), Counting()
     asked = keras.Model(inputs, net(3, 1)(counting(inputs)))
-    ensemble = SpecialistEnsemble(net(6, 0), [asked, net(4, 2)], [[0, 1], [1, 2, 3]], num_routes=1)
+    ensemble = SpecialistEnsemble(net(6, 0), [asked, net(4, 2)], [[0, 1], [1, 2, 3]], steps=2)
     wanted = np.isin(np.asarray(ensemble.generalist(examples)).argmax(-1), [0, 1])
     counting.examples.assign(0.0)
     (compilation.compiled(ensemble, ensemble) if compiled else ensemble)(examples)
     assert counting.examples.numpy() == wanted.sum()
     assert 0 < wanted.sum() < 40
-    everywhere = SpecialistEnsemble(ensemble.generalist, ensemble.specialists, ensemble.class_sets, conditional=False)
+    models = ensemble.generalist, ensemble.specialists
+    everywhere = SpecialistEnsemble(*models, ensemble.class_sets, steps=2, conditional=False)
     np.testing.assert_allclose(ensemble(examples), everywhere(examples), atol=1e-5)
 
 
@@ -498,12 +526,35 @@ def test_ensemble_predicts_and_evaluates(ensemble, examples):
 
 
 @pytest.mark.parametrize(
-    ("specialists", "class_sets", "words"),
+    ("num_outputs", "class_sets", "words"),
     [
-        ([net(3, 1)], [[0, 1], [2]], "specialists must be 2"),
-        ([net(2, 1)], [[0, 1]], "of 3 outputs, its 2 classes and the dustbin; got 2"),
+        (3, [[0, 1], [2]], "specialists must be 2"),
+        (2, [[0, 1]], "of 3 outputs, its 2 classes and the dustbin; got 2"),
     ],
 )
-def test_ensembles_that_do_not_fit_are_refused(specialists, class_sets, words):
+def test_ensembles_that_do_not_fit_are_refused(num_outputs, class_sets, words):
     with pytest.raises(ValueError, match=words):
-        SpecialistEnsemble(net(6, 0), specialists, class_sets)
+        SpecialistEnsemble(net(6, 0), [net(num_outputs, 1)], class_sets)
+
+
+def test_more_routes_than_classes_are_refused():
+    assert SpecialistEnsemble(net(3, 0), [net(2, 1)], [[0]], num_routes=3).get_config()["num_routes"] == 3
+    with pytest.raises(ValueError, match="num_routes must be <= 3, the number of classes; got 4"):
+        SpecialistEnsemble(net(3, 0), [net(2, 1)], [[0]], num_routes=4)
+
+
+def test_a_generalist_of_unknown_inputs_is_refused():
+    with pytest.raises(ValueError, match="generalist must be a model with known inputs"):
+        SpecialistEnsemble(keras.Sequential([keras.layers.Dense(3)]), [net(2, 1)], [[0]])
+
+
+def test_an_ensemble_without_specialists_is_its_generalist(examples):
+    alone = SpecialistEnsemble(net(6, 0), [], [])
+    np.testing.assert_allclose(alone(examples), log_softmax(np.asarray(net(6, 0)(examples)), axis=-1), atol=1e-5)
+
+
+def test_what_runs_everywhere_may_be_compiled_by_xla_and_what_is_conditional_may_not():
+    """Keras asks every layer."""
+    for conditional in (True, False):
+        ensemble = SpecialistEnsemble(net(3, 0), [net(2, 1)], [[0]], conditional=conditional)
+        assert ensemble.get_layer("routed").supports_jit is not conditional

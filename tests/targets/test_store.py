@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -169,14 +170,28 @@ def test_top_k_targets_at_any_temperature_share_the_tail_evenly(tmp_path):
 
 def test_top_k_targets_of_sequences_and_of_ids_in_rows_are_those_of_each_by_itself(tmp_path):
     _, dense = write_store(tmp_path, top_k_manifest(dtype="float32", example_shape=(4,)))
-    ids = np.arange(6).reshape(2, 3)
+    ids = np.arange(10).reshape(2, 5)
     falling = -np.sort(-dense[ids], axis=-1)
     falling[..., 3:] = scipy.special.logsumexp(falling[..., 3:], axis=-1, keepdims=True) - np.log(6)
     expected = scipy.special.softmax(falling / 3.0, axis=-1)
     targets = SoftTargetStore.open(tmp_path).soft_targets(ids, 3.0)
-    assert targets["probabilities"].shape == (2, 3, 4, 3)
+    assert targets["probabilities"].shape == (2, 5, 4, 3)
     np.testing.assert_allclose(targets["probabilities"], expected[..., :3], rtol=1e-4)
     np.testing.assert_allclose(targets["tail_probability"], expected[..., 3:].sum(axis=-1), rtol=1e-4)
+
+
+def test_no_class_outside_the_k_is_likelier_than_the_kth_though_it_was_rounded(tmp_path):
+    """100.03 is 100 in float16, which leaves the third of three equal classes more than a third."""
+    manifest = top_k_manifest(num_classes=3, top_k=2, num_items=1)
+    rows = np.zeros(1, manifest.row_dtype)
+    rows["top_k_logits"], rows["top_k_ids"] = 100.03, [0, 1]
+    rows["log_normalizer"] = 100.03 + np.log(3.0)
+    create(tmp_path, manifest)
+    write_shard(tmp_path, manifest, 0, rows)
+    finish(tmp_path, manifest)
+    targets = SoftTargetStore.open(tmp_path).soft_targets([0], 1.0)
+    np.testing.assert_allclose(targets["probabilities"], [[1 / 3, 1 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(targets["tail_probability"], [1 / 3], rtol=1e-6)
 
 
 def test_top_k_of_all_classes_is_the_dense_softmax_at_any_temperature(tmp_path):
@@ -208,6 +223,31 @@ def test_mapped_and_positioned_reads_are_the_same(tmp_path, kind):
         one, other = (read if isinstance(read, dict) else {"logits": read} for read in pair)
         for name, values in one.items():
             np.testing.assert_array_equal(values, other[name])
+
+
+def test_rows_of_up_to_256_mib_are_mapped_and_more_are_read_by_position(tmp_path):
+    a_kilobyte = dense_manifest(num_classes=512, num_items=256 * 1024)
+    assert SoftTargetStore(tmp_path, a_kilobyte)._rows_of is MappedRows
+    one_more = dense_manifest(num_classes=512, num_items=256 * 1024 + 1)
+    assert SoftTargetStore(tmp_path, one_more)._rows_of is PositionedRows
+
+
+def test_no_more_than_256_files_are_open_at_once(tmp_path, open_shards):
+    """A process may have 1024 open, unless somebody allowed it more."""
+    manifest = dense_manifest(num_items=260, rows_per_shard=1)
+    rows, _ = write_store(tmp_path, manifest)
+    store = open_shards(tmp_path)
+    np.testing.assert_array_equal(store.read(np.arange(260)), rows["logits"].astype("float32"))
+    assert len(open_files(tmp_path)) == 256
+
+
+def test_the_shard_that_was_read_longest_ago_is_let_go(tmp_path, open_shards):
+    write_store(tmp_path, dense_manifest())
+    store = open_shards(tmp_path)
+    store._max_shards = 2
+    for item in (0, 16, 1, 32):
+        store.read([item])
+    assert [os.path.basename(file)[:6] for file in open_files(tmp_path)] == ["000000", "000002"]
 
 
 def test_only_so_many_shards_are_open_at_once(tmp_path, open_shards):
@@ -351,6 +391,8 @@ def test_views_and_ids_of_the_wrong_kind_are_refused(dense_store):
     store = SoftTargetStore.open(dense_store)
     with pytest.raises(ForeignDatasetError, match=r"views must be in \[0, 1\)"):
         store.read([0], views=1)
+    with pytest.raises(ForeignDatasetError, match=r"views must be in \[0, 1\); got 1"):
+        store.read([0, 0], views=[0, 1])
     with pytest.raises(TypeError, match="integers"):
         store.read([0.5])
 
@@ -371,6 +413,19 @@ def test_every_flipped_byte_of_a_shard_is_found(dense_store):
             SoftTargetStore.open(dense_store)
     file.write_bytes(whole)
     SoftTargetStore.open(dense_store).verify()
+
+
+def test_of_many_altered_shards_three_are_named_and_the_others_counted(tmp_path):
+    write_store(tmp_path, dense_manifest(num_items=80))
+    shards = SoftTargetStore.open(tmp_path).manifest.shards
+    for num_altered, words in enumerate(["0 more", "0 more", "0 more", "1 more", "2 more"], 1):
+        file = tmp_path / "shards" / shards[num_altered - 1]
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        named = ", ".join(shards[: min(num_altered, 3)])
+        rest = "" if words == "0 more" else f" and {words}"
+        with pytest.raises(DamagedShardError, match=re.escape(f"got {num_altered} altered ({named}{rest})")):
+            SoftTargetStore.open(tmp_path)
 
 
 def test_a_truncated_shard_is_refused_even_without_verifying(dense_store):
@@ -541,6 +596,15 @@ def tree(path):
 def environment():
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     return {**os.environ, "PYTHONPATH": root}
+
+
+def open_files(path):
+    """What this process holds open below a folder."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("open files are listed in /proc, which this system has not")
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    files = [os.readlink(link) for link in links if os.path.islink(link)]
+    return sorted(file for file in files if file.startswith(str(path)))
 
 
 def resident_bytes():
