@@ -8,8 +8,9 @@ validation data; all figures are of the test set, after the last epoch.
     KERAS_DISTILL_DATA=… python -m examples.compress_and_ship --out runs/compress-and-ship
     python -m examples.compress_and_ship --quick --out runs/quick      # digits, two epochs: tries the machinery
 
-Machine and minutes: one core of an AMD EPYC, 3 minutes for the teacher and 2 for each of the three seeds; no run has
-been timed, nor its table recorded, to the end yet.
+Machine and minutes: 2 cores of an AMD EPYC, 15 minutes of one core. Expect a student 200 times smaller and 9 to 12
+times faster than the ensemble, within all budgets; and of 10,000 digits 101 errors of the ensemble, 157 of the student
+on labels and 212 of it distilled: that goal is missed, with 4,618 weights, eight epochs and T = 5 (docs/results.md).
 Goals, printed with the table: fewer errors than on labels, and each file within its budgets.
 
 Writes to `--out`: `results.json`, `trade_off.svg`, `store/`, `student.keras`, `bundle/` (open its report.html) and
@@ -175,12 +176,12 @@ def run(recipe: Recipe, out: Path) -> dict[str, object]:
     points = trade_off_points(shipments, len(test))
     (out / "trade_off.svg").write_text(plots.trade_off(points), encoding="utf-8")
     return {
-        "experiment": "compress and ship",
+        "experiment": "compress-and-ship",
         "command": "python -m examples.compress_and_ship" + (" --quick" if recipe is QUICK else ""),
         "machine": {**shipments["student"]["machine"], "num_cores": os.cpu_count()},
         "minutes": round((time.monotonic() - start) / 60, 1),
         # Of this process and of the conversions that it waited for, on all cores.
-        "core_minutes": round(sum(os.times()[:4]) / 60, 1),
+        "cpu_minutes": round(sum(os.times()[:4]) / 60, 1),
         "quick": recipe is QUICK,
         "seeds": list(recipe.seeds),
         "data": dataset.name,

@@ -369,7 +369,7 @@ class Distiller(keras.Model):
         return _may_differ(self.student_loss_weight, 1.0)
 
     def _evaluation_of_all(self, test_step: Callable, *arguments: Any) -> Any:
-        """Keras's step of an evaluation; with `evaluate_distillation` the student gives all that the objective needs."""
+        """Keras's step; with `evaluate_distillation` the student gives all that the objective needs."""
         self._gives_all = self.evaluate_distillation
         try:
             return test_step(*arguments)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from examples import compress_and_ship
+from examples.results import COMMANDS
 from keras_distill import data
 from keras_distill.deploy import read_bundle
 
@@ -16,6 +17,7 @@ def test_quick_journey_leaves_a_bundle_and_figures_that_are_the_bundle_s_own(tmp
     assert compress_and_ship.main(["--quick", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["quick"]
+    assert results["experiment"] in COMMANDS
     assert results["minutes"] > 0
     rows = {row["row"]: row for row in results["rows"]}
     assert set(rows["teacher: ensemble of 2 ConvNets"]) == {"row", "paper", "ours", "unit", "goal", "goal_met", "note"}
