@@ -5,8 +5,8 @@
 Spoken digits stand in for the paper's 2000 hours: 3000 recordings of six speakers, two of them held out, in two
 folds. All models are of one size (three layers of 256). The members differ in their seed alone; they see all frames in
 three voices, twice. The distilled one sees the frames in seven voices, four times and in smaller batches, with what the
-ensemble says of them at T = 5 beside the labels; a control sees the labels of the same frames in the same way. Frame accuracy, and word errors
-through a Viterbi decoder (1000 words a fold: differences below a point are noise).
+ensemble says of them at T = 5 beside the labels; a control sees the labels of the same frames in the same way. Frame
+accuracy, and word errors through a Viterbi decoder (1000 words a fold: differences below a point are noise).
 
 Last epoch, ten seeds of the baseline and three of the distilled model a fold. Machine: 2 cores of an AMD EPYC, 8 quiet
 minutes (16 of one core); expect the distilled model to keep about 97 % of the ensemble's gain (docs/results.md). A
