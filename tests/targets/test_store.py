@@ -135,6 +135,18 @@ def test_dense_targets_are_softmaxes_of_the_logits(tmp_path, temperature):
     np.testing.assert_allclose(targets, scipy.special.softmax(logits[[53, 99]] / temperature, axis=-1), rtol=1e-5)
 
 
+def test_targets_of_large_logits_are_finite(tmp_path):
+    manifest = dense_manifest(dtype="float32", num_items=16)
+    rows, _ = random_rows(manifest)
+    rows["logits"] *= 1000.0
+    create(tmp_path, manifest)
+    write_shard(tmp_path, manifest, 0, rows)
+    finish(tmp_path, manifest)
+    expected = scipy.special.softmax(rows["logits"].astype("float64"), axis=-1)
+    targets = SoftTargetStore.open(tmp_path).soft_targets(np.arange(16), 1.0)
+    np.testing.assert_allclose(targets, expected, rtol=1e-4, atol=1e-30)
+
+
 def test_members_targets_are_the_weighted_mean_of_their_softmaxes(tmp_path):
     rows, _ = write_store(tmp_path, KINDS["members"])
     each = scipy.special.softmax(rows["member_logits"].astype("float64") / 3.0, axis=-1)
@@ -181,17 +193,18 @@ def test_top_k_targets_of_sequences_and_of_ids_in_rows_are_those_of_each_by_itse
 
 
 def test_no_class_outside_the_k_is_likelier_than_the_kth_though_it_was_rounded(tmp_path):
-    """100.03 is 100 in float16, which leaves the third of three equal classes more than a third."""
+    """100.03 is 100 in float16, which leaves more to the third class than the second has."""
     manifest = top_k_manifest(num_classes=3, top_k=2, num_items=1)
     rows = np.zeros(1, manifest.row_dtype)
-    rows["top_k_logits"], rows["top_k_ids"] = 100.03, [0, 1]
-    rows["log_normalizer"] = 100.03 + np.log(3.0)
+    rows["top_k_logits"], rows["top_k_ids"] = [101.0, 100.03], [0, 1]
+    rows["log_normalizer"] = scipy.special.logsumexp([101.0, 100.03, 100.03])
     create(tmp_path, manifest)
     write_shard(tmp_path, manifest, 0, rows)
     finish(tmp_path, manifest)
     targets = SoftTargetStore.open(tmp_path).soft_targets([0], 1.0)
-    np.testing.assert_allclose(targets["probabilities"], [[1 / 3, 1 / 3]], rtol=1e-6)
-    np.testing.assert_allclose(targets["tail_probability"], [1 / 3], rtol=1e-6)
+    expected = scipy.special.softmax([101.0, 100.0, 100.0])
+    np.testing.assert_allclose(targets["probabilities"], [expected[:2]], rtol=1e-6)
+    np.testing.assert_allclose(targets["tail_probability"], expected[2:], rtol=1e-6)
 
 
 def test_top_k_of_all_classes_is_the_dense_softmax_at_any_temperature(tmp_path):
@@ -376,7 +389,7 @@ def test_another_dataset_is_refused_by_what_differs(dense_store, question, messa
         create(dense_store, dense_manifest(**question))
 
 
-@pytest.mark.parametrize("ids", [[50], [-1], [[0, 1], [2, 70_000]]])
+@pytest.mark.parametrize("ids", [[50], [-1], [3, -1], [[0, 1], [2, 70_000]]])
 def test_ids_outside_the_store_are_refused(dense_store, ids):
     with pytest.raises(ForeignDatasetError, match=r"ids must be in \[0, 50\)"):
         SoftTargetStore.open(dense_store).read(ids)
@@ -393,6 +406,8 @@ def test_views_and_ids_of_the_wrong_kind_are_refused(dense_store):
         store.read([0], views=1)
     with pytest.raises(ForeignDatasetError, match=r"views must be in \[0, 1\); got 1"):
         store.read([0, 0], views=[0, 1])
+    with pytest.raises(ForeignDatasetError, match=r"view must be in \[0, 1\)"):
+        next(store.batches(8, view=1))
     with pytest.raises(TypeError, match="integers"):
         store.read([0.5])
 
