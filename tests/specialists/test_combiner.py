@@ -77,6 +77,16 @@ def test_ten_steps_come_within_a_millionth_of_a_nat_of_scipys_optimum(num_specia
         assert distance_to_scipy(case, 10) < 1e-6
 
 
+@pytest.mark.parametrize(("steps", "nats"), [(2, 2e-5), (3, 1e-7), (4, 1e-9)])
+@pytest.mark.parametrize("scale", [3.0, 10.0, 50.0])
+def test_the_distance_to_the_optimum_falls_quadratically(steps, nats, scale):
+    """As Newton's method promises near an optimum: every step doubles the digits, or nearly so."""
+    for num_specialists in (2, 5, 10):
+        for seed in range(4):
+            case = random_case(seed, [6, 30][seed % 2], num_specialists, scale)
+            assert distance_to_scipy(case, steps) < nats
+
+
 def test_ten_steps_are_what_is_taken_unless_it_is_told_otherwise():
     case = random_case(0, 12, 3, 5.0)
     np.testing.assert_array_equal(merge_one(*case), merge_one(*case, 10))
