@@ -36,7 +36,7 @@ from keras_distill.deploy import Budgets, Provenance, read_bundle, ship
 from keras_distill.report import metrics, plots
 from keras_distill.targets import Augmentation, Shift, attach, label
 
-TEMPERATURE, HARD_WEIGHT = 5.0, 0.1
+TEMPERATURE, HARD_WEIGHT = 2.0, 0.1
 BUDGETS = Budgets(max_accuracy_drop=0.002, max_size=100_000, max_latency_ms=2.0)
 
 
@@ -124,8 +124,11 @@ def run(recipe: Recipe, out: Path) -> dict[str, object]:
     dataset = kd.data.load(recipe.data)
     test, validation = dataset.test, dataset.validation
 
+    def error_rate(model: keras.Model, split: kd.data.Split) -> float:
+        return metrics.error_rate(logits_of(model, split.inputs), split.labels)
+
     def errors(model: keras.Model) -> int:
-        return round(metrics.error_rate(logits_of(model, test.inputs), test.labels) * len(test))
+        return round(error_rate(model, test) * len(test))
 
     say(f"teacher: {recipe.num_members} ConvNets on {dataset.name}")
     teacher = train_teacher(dataset, recipe)
@@ -173,6 +176,13 @@ def run(recipe: Recipe, out: Path) -> dict[str, object]:
         "labels": [errors(pair["labels"]) for pair in pairs],
         "distilled": [errors(pair["distilled"]) for pair in pairs],
     }
+    fits = {
+        f"wrong of the {'training' if split is dataset.train else 'test'} images: {kind}": [
+            100 * error_rate(pair[name], split) for pair in pairs
+        ]
+        for name, kind in (("labels", "on labels"), ("distilled", "distilled"))
+        for split in (dataset.train, test)
+    }
     points = trade_off_points(shipments, len(test))
     (out / "trade_off.svg").write_text(plots.trade_off(points), encoding="utf-8")
     return {
@@ -189,12 +199,17 @@ def run(recipe: Recipe, out: Path) -> dict[str, object]:
         "num_parameters": {"teacher": teacher.count_params(), "student": student.count_params()},
         "shipped_seed": recipe.seeds[chosen],
         "left_out": shipments["student"]["left_out"],
-        "rows": rows_of(figures, shipments, recipe.num_members),
+        "rows": rows_of(figures, fits, shipments, recipe.num_members),
     }
 
 
-def rows_of(figures: dict[str, list[int]], shipments: dict[str, dict], num_members: int) -> list[dict[str, object]]:
-    """The table: accuracy of all seeds, then size and latency of what ships beside the teacher in the same runtime."""
+def rows_of(
+    figures: dict[str, list[int]], fits: dict[str, list[float]], shipments: dict[str, dict], num_members: int
+) -> list[dict[str, object]]:
+    """The table: accuracy of all seeds, then size and latency of what ships beside the teacher in the same runtime.
+
+    `fits` tells whether a student has overfitted, which soft targets mend, or lacks room for what it is taught.
+    """
     teacher, labels, distilled = (float(np.mean(figures[name])) for name in ("teacher", "labels", "distilled"))
     saved = [100 * (a - b) / (a - teacher) if a > teacher else 0.0 for a, b in zip(*pairs_of(figures), strict=True)]
 
@@ -220,6 +235,7 @@ def rows_of(figures: dict[str, list[int]], shipments: dict[str, dict], num_membe
             distilled < labels,
         ),
         row("of the distance to the teacher, closed", saved, "%"),
+        *[row(name, values, "%") for name, values in fits.items()],
     ]
     first = shipments["teacher"]["artifacts"]
     for target, artifact in shipments["student"]["artifacts"].items():

@@ -324,7 +324,8 @@ def test_labels_without_a_weight_cost_nothing_in_training_and_count_in_evaluatio
     distiller = kd.Distiller(make_net(16), student, student_loss_weight=0.0, evaluate_distillation=True)
     distiller.compile("sgd", counted, metrics=["accuracy"])
     history = distiller.fit(x, y, verbose=0).history
-    assert not asked
+    # Before it trains, Keras on JAX asks once for shapes alone.
+    assert len(asked) == (1 if keras.config.backend() == "jax" else 0)
     assert set(history) == {"loss", "total_loss", "distillation_loss", "accuracy"}
     results = distiller.evaluate(x, y, verbose=0, return_dict=True)
     np.testing.assert_allclose(results["student_loss"], cross_entropy(np.asarray(student(x)), y).mean(), rtol=1e-4)
