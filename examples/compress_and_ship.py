@@ -8,7 +8,7 @@ validation data; all figures are of the test set, after the last epoch.
     KERAS_DISTILL_DATA=… python -m examples.compress_and_ship --out runs/compress-and-ship
     python -m examples.compress_and_ship --quick --out runs/quick      # digits, two epochs: tries the machinery
 
-Machine and minutes: 2 cores of an AMD EPYC, 15 minutes of one core. Expect a student 200 times smaller and 9 to 12
+Machine and minutes: 2 cores of an AMD EPYC, 18 minutes of one core. Expect a student 200 times smaller and 9 to 12
 times faster than the ensemble, within all budgets; and of 10,000 digits 101 errors of the ensemble, 157 of the student
 on labels and 184 of it distilled: that goal is missed, and the table shows why. The student on labels is wrong as often
 on its training images as on others: 4,618 weights overfit nothing that soft targets could mend, and lack room for more
