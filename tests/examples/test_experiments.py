@@ -113,5 +113,5 @@ def test_row_says_whether_its_goal_is_met():
     line = record.row("errors", [60, 66, 90], "errors", goal="median ≤ 67", reaches=lambda ours: ours["median"] <= 67)
     assert line["goal_met"] is True
     assert line["ours"] == {"mean": 72, "std": pytest.approx(15.874508), "median": 66, "per_seed": [60, 66, 90]}
-    assert record.text_of(line) == "72.0 ± 15.9 errors"
+    assert record.text_of(line) == "72.0 ± 15.9 errors, median 66"
     assert record.row("errors", [60], "errors")["goal_met"] is None
