@@ -328,7 +328,7 @@ def test_teacher_bounds_only_students_that_are_worse():
     mean = losses.RegressionTargets(margin=2.0).compute_loss(TEACHER, STUDENT, labels=labels)
     np.testing.assert_allclose(mean, expected.mean(), rtol=1e-10)
     # On the other side of the label and as far from it: no worse.
-    on_par = losses.RegressionTargets(margin=0.0).per_example([[1.0]], [[-1.0]], labels=[[0.0]])
+    on_par = losses.RegressionTargets(margin=0.0).per_example(*np.array([[[1.0]], [[-1.0]]]), labels=np.zeros((1, 1)))
     np.testing.assert_array_equal(on_par, [0.0])
 
 
