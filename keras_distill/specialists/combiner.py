@@ -588,8 +588,8 @@ class SpecialistEnsemble(keras.Model):
             "specialists": [keras.saving.serialize_keras_object(specialist) for specialist in self.specialists],
             "class_sets": self.class_sets,
             "num_routes": routed.num_routes,
-            "steps": routed.steps,
-            "generalist_weight": routed.generalist_weight,
+            "steps": routed.combiner.steps,
+            "generalist_weight": routed.combiner.generalist_weight,
             "conditional": routed.conditional,
             "name": self.name,
         }
@@ -639,8 +639,6 @@ class RoutedSpecialists(keras.layers.Layer):
         self.num_routes = check_count("num_routes", num_routes)
         if self.num_routes > num_classes:
             raise ValueError(complaint("num_routes", f"<= {num_classes}, the number of classes", num_routes))
-        self.steps = check_count("steps", steps)
-        self.generalist_weight = check_positive("generalist_weight", generalist_weight)
         self.conditional = bool(conditional)
         # How many examples ask a specialist is not known when a graph is compiled.
         self.supports_jit = not self.conditional
@@ -655,7 +653,10 @@ class RoutedSpecialists(keras.layers.Layer):
         self.covers = covers
         # The most specialists that any `num_routes` classes can call: the solver's system need not be larger.
         coverage = np.sort(covers.sum(axis=1))[::-1]
-        self.max_active = max(1, min(len(self.class_sets), int(coverage[: self.num_routes].sum())))
+        max_active = max(1, min(len(self.class_sets), int(coverage[: self.num_routes].sum())))
+        self.combiner = SpecialistCombiner(
+            self.class_sets, num_classes, steps, max_active=max_active, generalist_weight=generalist_weight
+        )
 
     def build(self, input_shape: Any) -> None:
         """The models were built before."""
@@ -675,15 +676,7 @@ class RoutedSpecialists(keras.layers.Layer):
             self._ask(position, inputs, routes, generalist_logits, training)
             for position in range(len(self.specialists))
         ]
-        return merge(
-            generalist_logits,
-            specialist_logits,
-            self.class_sets,
-            self.steps,
-            routes=routes,
-            max_active=self.max_active,
-            generalist_weight=self.generalist_weight,
-        )
+        return self.combiner([generalist_logits, *specialist_logits], routes)
 
     def _ask(self, position: int, inputs: Any, routes: Any, generalist_logits: Any, training: bool | None) -> Any:
         """One specialist's logits, `(batch, k + 1)`; those of examples that do not ask it mean nothing."""

@@ -27,18 +27,22 @@ HEAVY = ("keras", "onnx", "tflite", "arguments")
 
 
 def output_of(*command, **environment):
-    """The JSON object in the last lines that a command prints; its progress goes to standard error."""
+    """A Python command that has ended, with what it printed; its progress goes to standard error."""
     print("$ python", *command, file=sys.stderr, flush=True)
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"} | environment
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if run.returncode:
+        # Which tests failed, and why.
+        print(run.stdout, file=sys.stderr)
+    return run
 
 
 def json_of(*command, **environment):
     run = output_of(*command, **environment)
     if run.returncode:
-        raise RuntimeError(f"{command} ended with exit code {run.returncode}: {run.stdout[-2000:]}")
+        raise RuntimeError(f"{command} ended with exit code {run.returncode}")
     return json.loads(run.stdout[run.stdout.index("{") :])
 
 
@@ -57,7 +61,9 @@ def faults(arguments):
 
 
 def counts_of(text):
-    return {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", text)}
+    """What the last line of pytest's output says; other lines may be a test's own words, of «15.9 errors»."""
+    last = text.rstrip().rpartition("\n")[2]
+    return {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
 
 
 def fuzz(arguments):
