@@ -706,8 +706,8 @@ class RoutedSpecialists(keras.layers.Layer):
             "specialists": [serialize(specialist) for specialist in self.specialists],
             "class_sets": self.class_sets,
             "num_routes": self.num_routes,
-            "steps": self.steps,
-            "generalist_weight": self.generalist_weight,
+            "steps": self.combiner.steps,
+            "generalist_weight": self.combiner.generalist_weight,
             "conditional": self.conditional,
         }
         return {**super().get_config(), **own}
