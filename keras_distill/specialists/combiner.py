@@ -27,8 +27,8 @@ _LOWEST = -120.0
 _SHIFT = 50.0
 # How far towards the boundary a step may go: 0.9 loses two steps, 0.99 gets stuck in float32.
 _REACH = 0.95
-# Two objectives closer than this, relatively, are the same in float32.
-_RESOLUTION = 2e-7
+# Two objectives closer than this, nats, may be the same in float32.
+_RESOLUTION = 1e-5
 
 
 class Cells(NamedTuple):
@@ -101,7 +101,7 @@ def merge(
 
     Classes that the same specialists cover share their `s`, so Newton's method on these conditions (primal–dual, with
     a second-order corrector, stopping short of the boundary) works on a few cells and an M × M system. The last step
-    is one of EM, exact for a single active specialist. Gradients flow through the last Newton step and that of EM
+    is one of EM, exact for a single active specialist. Gradients flow through the best of Newton's steps and that of EM
     alone: at the optimum that is the implicit derivative.
 
     Args:
@@ -253,19 +253,17 @@ class _Problem(NamedTuple):
         dustbins = ops.maximum(ops.exp(self.log_dustbins), _FLOOR)
         state = best = self.start(mass, dustbins)
         best_objective, best_error = self.objective(best, mass, dustbins), self.error(best, mass, dustbins)
-        for step in range(steps):
-            if step == steps - 1:
-                state = best
+        for _ in range(steps):
             state = self.newton_step(_State(*(ops.stop_gradient(part) for part in state)), mass, dustbins)
             objective, error = self.objective(state, mass, dustbins), self.error(state, mass, dustbins)
-            # Float32 can lose its way at the boundary: the best state is where the last step starts from. The objective
-            # is flat at its optimum: there a state 1e-4 away looks as good, and the conditions tell them apart.
+            # Float32 can lose its way at the boundary, so the best state is kept. The objective is flat at its optimum:
+            # there a state 1e-4 away looks as good, and the conditions tell them apart.
             gain = objective - best_objective
-            unclear = _RESOLUTION * (1.0 + ops.abs(best_objective))
-            better = ops.logical_or(gain > unclear, ops.logical_and(gain > -unclear, error < best_error))
-            best = _State(*(ops.where(better, new, old) for new, old in zip(state, best, strict=True)))
-            best_objective = ops.where(better, objective, best_objective)
-            best_error = ops.where(better, error, best_error)
+            is_nearer = ops.logical_and(gain > -_RESOLUTION, error < best_error)
+            is_better = ops.logical_or(gain > _RESOLUTION, is_nearer)
+            best = _State(*(ops.where(is_better, new, old) for new, old in zip(state, best, strict=True)))
+            best_objective = ops.where(is_better, objective, best_objective)
+            best_error = ops.where(is_better, error, best_error)
         # q = mass / slack, whichever of the two float32 knows better: a small slack is a difference of large prices,
         # and a small q may be nothing but the floor.
         log_scale = ops.log(best.q) - self.log_mass

@@ -102,6 +102,27 @@ def test_specialists_that_all_disown_an_example_stay_within_a_ten_thousandth_of_
         assert distance_to_scipy((generalist, specialists, class_sets), 12) < 1e-4
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("scale", [3.0, 50.0])
+def test_steps_beyond_the_optimum_do_no_harm(nested, scale):
+    """Float32 loses its way where dustbins are certain and the optimum lies at the boundary."""
+    generator = np.random.default_rng(0)
+    order = generator.permutation(24)
+    class_sets = [order[: 4 * m + 1] if nested else generator.choice(24, 2 * m + 2, replace=False) for m in range(5)]
+    generalist = generator.uniform(-scale, scale, (128, 24)).astype("float32")
+    specialists = [generator.uniform(-scale, scale, (128, len(s) + 1)).astype("float32") for s in class_sets]
+    for logits in specialists:
+        logits[:, -1] = scale
+
+    def reached(steps):
+        log_q = log_softmax(np.asarray(merge(generalist, specialists, class_sets, steps), "float64"), axis=-1)
+        rows = zip(np.exp(log_q), generalist.astype("float64"), *(part.astype("float64") for part in specialists))
+        return np.array([objective(q, first, rest, class_sets) for q, first, *rest in rows])
+
+    early, late = np.maximum(reached(6), reached(10)), reached(40)
+    assert (early - late).max() < (1e-9 if scale == 3.0 else 2e-5)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_one_active_specialist_is_exact_whatever_the_steps(steps):
     generalist = np.array([1.0, 0.3, -0.5, 0.0], "float32")
