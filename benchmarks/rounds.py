@@ -44,10 +44,21 @@ def interleave(
     return seconds
 
 
+def ratios(seconds: dict[str, list[float]], name: str, *references: str) -> list[float]:
+    """Each round's time of one variant over the sum of the references'."""
+    sums = [sum(times) for times in zip(*(seconds[reference] for reference in references), strict=True)]
+    return [time_ / sum_ for time_, sum_ in zip(seconds[name], sums, strict=True)]
+
+
 def median_ratio(seconds: dict[str, list[float]], name: str, *references: str) -> float:
     """The median over rounds of one variant's time over the sum of the references'."""
-    sums = [sum(times) for times in zip(*(seconds[reference] for reference in references), strict=True)]
-    return statistics.median(time_ / sum_ for time_, sum_ in zip(seconds[name], sums, strict=True))
+    return statistics.median(ratios(seconds, name, *references))
+
+
+def spread_of_ratio(seconds: dict[str, list[float]], name: str, *references: str) -> float:
+    """Half the distance between the quartiles of the rounds' ratios."""
+    first, _, third = statistics.quantiles(ratios(seconds, name, *references), n=4, method="inclusive")
+    return (third - first) / 2
 
 
 def machine() -> dict[str, object]:

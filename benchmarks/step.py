@@ -1,6 +1,6 @@
 """What a distilling step costs beside the student's own training and the teacher's inference, and beside our peers.
 
-    python -m benchmarks.step [--json] [--write] [--rounds 5] [--pairs mlp-128 …] [--xla off on] [--steps 1 10 50]
+    python -m benchmarks.step [--json] [--write] [--rounds 7] [--pairs mlp-128 …] [--xla off on] [--steps 1 10 50]
 
 Variants, interleaved in one process on one thread, each through plain `fit` on the same batches:
 
@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import plot
 from benchmarks.page import table, write_part
 from benchmarks.pairs import PAIRS, Pair, in_torch
-from benchmarks.rounds import interleave, machine, median_ratio, use_one_thread
+from benchmarks.rounds import interleave, machine, median_ratio, spread_of_ratio, use_one_thread
 
 TEMPERATURE, LABEL_WEIGHT, LEARNING_RATE = 4.0, 0.1, 1e-3
 NUM_MEMBERS = 10
@@ -132,13 +132,15 @@ def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: in
         runs["student"] = lambda: fit(plain, x, y)
         runs["teacher"] = _inference(teacher, x, pair.batch_size, xla)
         seconds = interleave(runs, num_rounds=num_rounds, clock=time.process_time)
+    measured = {
+        title: (name, *references)
+        for title, name, references, _, _ in GOALS
+        if name in seconds and set(references) <= set(seconds)
+    }
     return {
         "milliseconds_a_step": {name: 1e3 * float(np.median(all_)) / pair.num_steps for name, all_ in seconds.items()},
-        "ratios": {
-            title: median_ratio(seconds, name, *references)
-            for title, name, references, _, _ in GOALS
-            if name in seconds and set(references) <= set(seconds)
-        },
+        "ratios": {title: median_ratio(seconds, *names) for title, names in measured.items()},
+        "spreads": {title: spread_of_ratio(seconds, *names) for title, names in measured.items()},
         "parity_relative_difference": difference,
         "skipped": skipped,
     }
@@ -258,7 +260,8 @@ def page_part(result: dict[str, Any]) -> str:
     ratios, times, variants = [], [], list(dict.fromkeys(n for c in result["cells"] for n in c["milliseconds_a_step"]))
     for cell in result["cells"]:
         where = [cell["pair"], cell["xla"], str(cell["steps_per_execution"])]
-        ratios.append(where + [f"{cell['ratios'][t]:.2f}" if t in cell["ratios"] else "–" for t in titles])
+        medians, spreads = cell["ratios"], cell["spreads"]
+        ratios.append(where + [f"{medians[t]:.2f} ± {spreads[t]:.2f}" if t in medians else "–" for t in titles])
         milliseconds = cell["milliseconds_a_step"]
         times.append(where + [f"{milliseconds[v]:.2f}" if v in milliseconds else "–" for v in variants])
     goals = ["goal", "", "", *(f"{'≥' if more else '≤'} {bound:g}" for *_, bound, more in GOALS)]
@@ -267,7 +270,8 @@ def page_part(result: dict[str, Any]) -> str:
     largest = max(cell["parity_relative_difference"] for cell in result["cells"])
     return "\n".join(
         [
-            "Ratios of the processor's time on one thread, medians over interleaved rounds:",
+            "Ratios of the processor's time on one thread: medians over interleaved rounds ± half the distance between "
+            "their quartiles.",
             "",
             table(["pair", "XLA", "steps a call", *titles], [goals, *ratios]),
             "Milliseconds a step:",
@@ -294,7 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--write", action="store_true", help="put tables and plot into docs/performance.md")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
     parser.add_argument("--xla", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 10, 50])

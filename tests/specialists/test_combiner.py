@@ -102,25 +102,82 @@ def test_specialists_that_all_disown_an_example_stay_within_a_ten_thousandth_of_
         assert distance_to_scipy((generalist, specialists, class_sets), 12) < 1e-4
 
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("scale", [3.0, 50.0])
-def test_steps_beyond_the_optimum_do_no_harm(nested, scale):
-    """Float32 loses its way where dustbins are certain and the optimum lies at the boundary."""
+def disowned_batch(class_sets, num_classes, scale):
+    """128 examples of which every specialist is certain that they are none of its own: the optimum is at a boundary."""
     generator = np.random.default_rng(0)
-    order = generator.permutation(24)
-    class_sets = [order[: 4 * m + 1] if nested else generator.choice(24, 2 * m + 2, replace=False) for m in range(5)]
-    generalist = generator.uniform(-scale, scale, (128, 24)).astype("float32")
+    generalist = generator.uniform(-scale, scale, (128, num_classes)).astype("float32")
     specialists = [generator.uniform(-scale, scale, (128, len(s) + 1)).astype("float32") for s in class_sets]
     for logits in specialists:
         logits[:, -1] = scale
+    return generalist, specialists, class_sets
 
-    def reached(steps):
-        log_q = log_softmax(np.asarray(merge(generalist, specialists, class_sets, steps), "float64"), axis=-1)
-        rows = zip(np.exp(log_q), generalist.astype("float64"), *(part.astype("float64") for part in specialists))
-        return np.array([objective(q, first, rest, class_sets) for q, first, *rest in rows])
 
-    early, late = np.maximum(reached(6), reached(10)), reached(40)
-    assert (early - late).max() < (1e-9 if scale == 3.0 else 2e-5)
+def objectives(log_q, generalist, specialists, class_sets):
+    """`objective` of every row, `(batch,)`."""
+    wide = [part.astype("float64") for part in specialists]
+    return np.array(
+        [
+            objective(softmax(row), generalist[place].astype("float64"), [part[place] for part in wide], class_sets)
+            for place, row in enumerate(np.asarray(log_q, "float64"))
+        ]
+    )
+
+
+@pytest.mark.parametrize(("scale", "num_specialists", "nats"), [(3.0, 5, 1e-9), (50.0, 5, 2e-5), (50.0, 10, 1e-4)])
+def test_steps_beyond_the_optimum_do_no_harm(scale, num_specialists, nats):
+    generator = np.random.default_rng(0)
+    class_sets = [generator.choice(24, size + 2, replace=False) for size in range(num_specialists)]
+    batch = disowned_batch(class_sets, 24, scale)
+    early, late = (objectives(merge(*batch, steps), *batch) for steps in (10, 40))
+    assert (early - late).max() < nats
+
+
+def nested_optimum(generalist, specialists, class_sets):
+    """Log q of one example whose sets lie in each other, the smallest first: a chain of two-way splits, float64."""
+    mass, dustbins, outside = em_problem(generalist, specialists, class_sets)
+    # From outside of the largest set inwards: all that is seen of the outer side against the next layer's own mass.
+    sides = [*(outside[::-1] > 0), np.ones(len(mass), bool)]
+    seen = mass[sides[0]].sum()
+    log_q = np.log(mass) - np.log(seen)
+    for side, larger, dustbin in zip(sides[:-1], sides[1:], dustbins[::-1], strict=True):
+        seen += dustbin
+        own = mass[larger & ~side].sum()
+        log_q[side] += np.log(seen / (seen + own))
+        log_q[larger & ~side] = np.log(mass[larger & ~side] / (seen + own))
+        seen += own
+    return log_q
+
+
+@pytest.mark.parametrize(
+    ("scale", "num_specialists", "steps", "nats"), [(3.0, 10, 5, 1e-9), (50.0, 3, 10, 1e-5), (50.0, 5, 20, 1e-4)]
+)
+def test_sets_that_lie_in_each_other_have_a_closed_form(scale, num_specialists, steps, nats):
+    order = np.random.default_rng(1).permutation(24)
+    batch = disowned_batch([order[: 2 * size + 1] for size in range(num_specialists)], 24, scale)
+    wide = [part.astype("float64") for part in (batch[0], *batch[1])]
+    expected = [nested_optimum(wide[0][row], [part[row] for part in wide[1:]], batch[2]) for row in range(len(wide[0]))]
+    found, residual = merge(*batch, steps, return_residual=True)
+    distance = objectives(expected, *batch) - objectives(found, *batch)
+    assert distance.max() < nats
+    assert (distance <= np.asarray(residual) + 1e-5).all()
+
+
+def test_the_last_step_is_one_of_em():
+    generalist, specialists, class_sets = random_case(2, 12, 3, 4.0)
+    expected = np.log(float64_em(*em_problem(generalist, specialists, class_sets), num_steps=1))
+    np.testing.assert_allclose(merge_one(generalist, specialists, class_sets, 1), expected, atol=3e-6)
+    assert np.abs(expected - merge_one(generalist, specialists, class_sets)).max() > 1e-3
+
+
+@pytest.mark.tensorflow
+def test_one_specialist_costs_no_solver_however_many_the_steps():
+    def operations(num_specialists, steps):
+        layer = SpecialistCombiner([[0], [1]][:num_specialists], 4, steps=steps)
+        logits = [np.zeros((1, 4), "float32")] + [np.zeros((1, 2), "float32")] * num_specialists
+        return len(compilation.compiled(layer, None).get_concrete_function(logits).graph.get_operations())
+
+    assert operations(1, 2) == operations(1, 12)
+    assert operations(2, 2) < operations(2, 12)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
@@ -257,18 +314,23 @@ def test_specialists_beyond_the_most_that_may_be_active_are_as_good_as_absent():
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def float64_optimum(generalist_logits, specialist_logits, class_sets, num_steps=20_000):
-    """Log q by EM until nothing moves: slow, plain, and of another method than ours."""
+def em_problem(generalist_logits, specialist_logits, class_sets):
+    """The masses observed by name, those of the dustbins, and which classes lie outside of which set; float64."""
     mass, outside, dustbins = softmax(generalist_logits.astype("float64")), [], []
     for logits, class_set in zip(specialist_logits, class_sets, strict=True):
         probabilities = softmax(logits.astype("float64"))
         mass[class_set] += probabilities[:-1]
         dustbins.append(probabilities[-1])
         outside.append(~np.isin(np.arange(len(mass)), class_set))
-    outside, q = np.array(outside, float), mass / mass.sum()
+    return mass, np.array(dustbins), np.array(outside, float)
+
+
+def float64_em(mass, dustbins, outside, num_steps=20_000):
+    """q by EM until nothing moves: slow, plain, and of another method than ours."""
+    q = mass / mass.sum()
     for _ in range(num_steps):
-        q = (mass + q * (outside.T @ (np.array(dustbins) / (outside @ q)))) / (1 + len(dustbins))
-    return np.log(q)
+        q = (mass + q * (outside.T @ (dustbins / (outside @ q)))) / (1 + len(dustbins))
+    return q
 
 
 def test_log_probabilities_themselves_are_right_where_the_objective_is_flat():
@@ -281,7 +343,7 @@ def test_log_probabilities_themselves_are_right_where_the_objective_is_flat():
             [generator.normal(size=len(class_set) + 1) for class_set in class_sets],
             class_sets,
         )
-        np.testing.assert_allclose(merge_one(*case), float64_optimum(*case), atol=3e-6)
+        np.testing.assert_allclose(merge_one(*case), np.log(float64_em(*em_problem(*case))), atol=3e-6)
 
 
 def test_rows_of_a_batch_do_not_meet():
@@ -314,17 +376,8 @@ def test_gradients_are_those_of_the_optimum():
     generalist, specialists, class_sets = random_case(9, 8, 3, 2.0)
     weights = np.random.default_rng(0).normal(size=8)
 
-    def optimum(generalist_logits, specialist_logits):
-        """float64 EM to convergence."""
-        mass, outside, dustbins = softmax(generalist_logits), np.ones((3, 8)), []
-        for m, (logits, class_set) in enumerate(zip(specialist_logits, class_sets, strict=True)):
-            mass[class_set] += softmax(logits)[:-1]
-            outside[m, class_set] = 0
-            dustbins.append(softmax(logits)[-1])
-        q = mass / mass.sum()
-        for _ in range(3000):
-            q = (mass + q * (outside.T @ (dustbins / (outside @ q)))) / 4
-        return weights @ np.log(q)
+    def optimum(parts):
+        return weights @ np.log(float64_em(*em_problem(parts[0], parts[1:], class_sets), num_steps=3000))
 
     found = gradient(
         lambda parts: merge(parts[0], parts[1:], class_sets, 12) * weights.astype("float32"),
@@ -337,7 +390,7 @@ def test_gradients_are_those_of_the_optimum():
             for step in (1e-5, -1e-5):
                 moved = [other.copy() for other in parts]
                 moved[position][place] += step
-                shifted.append(optimum(moved[0], moved[1:]))
+                shifted.append(optimum(moved))
             np.testing.assert_allclose(found[position][0, place], (shifted[0] - shifted[1]) / 2e-5, atol=2e-3)
 
 

@@ -162,6 +162,12 @@ def test_merged_rows_refuse_any_other_temperature(tmp_path):
         store.soft_targets([0], 2.0)
 
 
+def test_a_temperature_that_is_not_positive_is_refused(dense_store):
+    for temperature in (0.0, -1.0):
+        with pytest.raises(ValueError, match="temperature must be"):
+            SoftTargetStore.open(dense_store).soft_targets([0], temperature)
+
+
 def test_top_k_targets_at_temperature_one_have_the_teachers_own_tail(tmp_path):
     _, dense = write_store(tmp_path, top_k_manifest(dtype="float32"))
     probabilities = np.sort(scipy.special.softmax(dense, axis=-1), axis=-1)[:, ::-1]
