@@ -153,7 +153,7 @@ def merge(
     num_active = len(class_sets) if max_active is None else check_count("max_active", max_active)
     is_bounded = num_active < len(class_sets)
     if is_bounded:
-        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) < num_active + 0.5, "float32")
+        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) <= num_active, "float32")
     log_mass = _log_observed(log_generalist + math.log(generalist_weight), log_specialists, is_active, cells)
     log_cell_mass = _log_sum_by_cell(log_mass, cells)
 
@@ -229,8 +229,6 @@ class _Problem(NamedTuple):
 
     def em_step(self, log_scale: Any) -> Any:
         """One step of EM; `log_scale` is `log(q / observed mass)`, `(batch, cells)`, up to a constant before."""
-        log_q = self.log_mass + log_scale
-        log_scale = log_scale - ops.logsumexp(log_q, axis=-1, keepdims=True)
         return ops.logaddexp(0.0, log_scale + ops.log(self.shares(log_scale))) - ops.log(self.total())
 
     def shares(self, log_scale: Any) -> Any:
@@ -298,7 +296,7 @@ class _Problem(NamedTuple):
         outside = self.over_cells(q)
         slack_error = self.total() - self.over_specialists(price) - slack
         weight = ops.expand_dims(q / slack, -2)
-        pairs = ops.matmul(self.is_outside * weight, ops.swapaxes(self.is_outside + ops.zeros_like(weight), -1, -2))
+        pairs = ops.matmul(self.is_outside * weight, ops.swapaxes(self.is_outside, -1, -2))
         pairs = pairs * ops.expand_dims(self.is_active, -1) * ops.expand_dims(self.is_active, -2)
         own = ops.where(self.is_active > 0.5, outside / price, ops.ones_like(price))
         solve = _solver(pairs, own)
@@ -542,7 +540,7 @@ class SpecialistEnsemble(keras.Model):
             num_routes,
             steps,
             conditional,
-            generalist_weight=generalist_weight,
+            generalist_weight,
             name="routed",
         )
         inputs = keras.tree.map_structure(
@@ -610,8 +608,7 @@ class RoutedSpecialists(keras.layers.Layer):
         num_routes: int,
         steps: int,
         conditional: bool,
-        *,
-        generalist_weight: float = 1.0,
+        generalist_weight: float,
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)

@@ -452,9 +452,14 @@ def test_logits_that_do_not_fit_are_refused(specialists, words):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"steps": 0}, "steps must be"), ({"max_active": 0}, "max_active must be")]
+    ("options", "words"),
+    [
+        ({"steps": 0}, "steps must be"),
+        ({"max_active": 0}, "max_active must be"),
+        ({"generalist_weight": 0.0}, "generalist_weight must be"),
+    ],
 )
-def test_no_steps_and_no_specialists_at_most_are_refused(options, words):
+def test_no_steps_no_specialists_at_most_and_a_generalist_without_weight_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         merge(np.zeros((1, 4)), [np.zeros((1, 3))], [[0, 1]], **options)
     with pytest.raises(ValueError, match=words):
@@ -577,6 +582,17 @@ def test_gradients_are_finite_where_examples_ask_none_one_or_several():
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     np.testing.assert_array_equal(gradients[1][0], 0.0)
     np.testing.assert_allclose(gradients[0][0], np.eye(8)[0] - softmax(generalist), atol=1e-6)
+
+
+def test_ensemble_made_under_a_mixed_policy_gives_its_models_what_it_was_given(ensemble, examples):
+    """Its models keep the policy that they were made under: inputs beyond float16 must reach them."""
+    large = examples * np.float32(1e5)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        mixed = SpecialistEnsemble(ensemble.generalist, ensemble.specialists, ensemble.class_sets, steps=2)
+        np.testing.assert_allclose(mixed(large), ensemble(large), rtol=1e-5)
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 def test_ensemble_survives_a_save_and_a_load(ensemble, examples, tmp_path):
