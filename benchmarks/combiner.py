@@ -274,7 +274,7 @@ def page_part(result: dict) -> str:
         "Distances of the objective to SciPy's optimum, nats, the greatest of all problems; "
         "0 where SciPy found nothing better.",
         "",
-        f"Sets that lie in each other, all dustbins certain, ±50, {NUM_NESTED:,} problems each, against the closed form:",
+        f"{NUM_NESTED:,} problems each of sets that lie in each other, ±50, dustbins certain, against the closed form:",
         "",
         f"| specialists | steps | nats away, most | further than {CERTAIN_LIMIT:.0e} | their residual, least |",
         "|---|---|---|---|---|",
