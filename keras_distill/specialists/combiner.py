@@ -284,10 +284,8 @@ class _Problem(NamedTuple):
 
     def error(self, state: "_State", mass: Any, dustbins: Any) -> Any:
         """How far the optimality conditions are from holding, mass, `(batch, 1)`."""
-        q, slack, price = state
-        slack_error = self.total() - self.over_specialists(price) - slack
-        of_cells = ops.abs(q * slack - mass) + q * ops.abs(slack_error)
-        of_specialists = self.is_active * ops.abs(self.over_cells(q) * price - dustbins)
+        of_cells = ops.abs(state.q * (self.total() - self.over_specialists(state.price)) - mass)
+        of_specialists = self.is_active * ops.abs(self.over_cells(state.q) * state.price - dustbins)
         return ops.max(ops.concatenate([of_cells, of_specialists], axis=-1), axis=-1, keepdims=True)
 
     def newton_step(self, state: "_State", mass: Any, dustbins: Any) -> "_State":
