@@ -1,6 +1,6 @@
 """What a distilling step costs beside the student's own training and the teacher's inference, and beside our peers.
 
-    python -m benchmarks.step [--json] [--write] [--rounds 7] [--pairs mlp-128 …] [--xla off on] [--steps 1 10 50]
+    python -m benchmarks.step [--json] [--write] [--rounds 8] [--pairs mlp-128 …] [--xla off on] [--steps 1 10 50]
 
 Variants, interleaved in one process on one thread, each through plain `fit` on the same batches:
 
@@ -12,11 +12,13 @@ Variants, interleaved in one process on one thread, each through plain `fit` on 
 - `keras, 10 teachers`: Keras's Distiller with an ensemble of ten, beside `store, 10 teachers`.
 
 A cell is a pair (`benchmarks/pairs.py`), XLA off, Keras's default on a CPU, or on, and a number of steps per execution.
-Parity first: with the same weights and batches every distilling variant reports the same loss of its first steps. A
-cell that was measured is kept in runs/step.json, and the page shows all that are.
+Each variant is made twice, in opposite orders, since the place that weights come to lie at shows. Parity first: with
+the same weights and batches every distilling variant reports the same loss of its first steps. A cell that was measured
+is kept in runs/step.json, and the page shows all that are.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -104,34 +106,38 @@ def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: in
         settings = {"batch_size": pair.batch_size} if len(data) > 1 else {}
         return model.fit(*data, epochs=1, shuffle=False, verbose=0, **settings).history["loss"][-1]
 
-    skipped: dict[str, str] = {}
+    def epochs_of(model: Any, *data: Any) -> Callable[[], float]:
+        return lambda: fit(model, *data)
+
     with tempfile.TemporaryDirectory() as folder:
         stores = {"store": label(teacher, x, Path(folder) / "one", dtype="float32")}
-        distillers: dict[str, Any] = {"beside": ours(teacher), "keras": theirs(teacher)}
-        distillers["by hand"] = compiled(lambda student: _by_hand(teacher, student))
+        # Each makes a model of its own and returns what trains it for an epoch.
+        makers: dict[str, Callable[[], Callable[[], Any]]] = {
+            "beside": lambda: epochs_of(ours(teacher), x, y),
+            "keras": lambda: epochs_of(theirs(teacher), x, y),
+            "by hand": lambda: epochs_of(compiled(lambda student: _by_hand(teacher, student)), x, y),
+        }
         if ensemble:
             many = Ensemble([pair.teacher() for _ in range(NUM_MEMBERS)], combine="geometric")
             stores["store, 10 teachers"] = label(many, x, Path(folder) / "many", dtype="float32")
-            distillers["keras, 10 teachers"] = theirs(many)
-        runs: dict[str, Callable[[], float]] = {
-            name: lambda model=model: fit(model, x, y) for name, model in distillers.items()
-        }
+            makers["keras, 10 teachers"] = lambda: epochs_of(theirs(many), x, y)
         for name, store in stores.items():
             batches = attach((x, y), store, batch_size=pair.batch_size, shuffle=False)
-            distillers[name] = ours(None)
-            runs[name] = lambda model=distillers[name], batches=batches: fit(model, batches)
-        if steps_per_execution == 1:
-            try:
-                runs["torch"] = _torch_epoch(pair, teacher, first, x, y)
-            except (ImportError, NotImplementedError) as error:
-                skipped["torch"] = str(error)
-        # The first epoch is the parity check, and warms every variant up.
-        losses = {name: run() for name, run in runs.items()}
-        difference = _check_parity(losses)
-        plain = compiled(lambda student: student)
-        runs["student"] = lambda: fit(plain, x, y)
-        runs["teacher"] = _inference(teacher, x, pair.batch_size, xla)
-        seconds = interleave(runs, num_rounds=num_rounds, clock=time.process_time)
+            makers[name] = lambda batches=batches: epochs_of(ours(None), batches)
+        why_not = _why_no_torch(pair) if steps_per_execution == 1 else "eager: it has no steps per execution"
+        if not why_not:
+            makers["torch"] = lambda: _torch_epoch(pair, teacher, first, x, y)
+        makers["student"] = lambda: epochs_of(compiled(lambda student: student), x, y)
+        makers["teacher"] = lambda: _inference(teacher, x, pair.batch_size, xla)
+        # Where its weights come to lie makes a step some percent slower or faster, and whoever is made first gets the
+        # worse places: each variant is made twice, in opposite orders, and the rounds take turns.
+        made = [{name: makers[name]() for name in names} for names in (list(makers), list(makers)[::-1])]
+        # The first epochs are the parity check, and warm every variant up.
+        losses = [{name: run() for name, run in runs.items() if name not in ("student", "teacher")} for runs in made]
+        difference = max(map(_check_parity, losses))
+        turns = {name: itertools.cycle([runs[name] for runs in made]) for name in makers}
+        runs = {name: lambda name=name: next(turns[name])() for name in makers}
+        seconds = interleave(runs, num_rounds=num_rounds, num_warm_up=2, clock=time.process_time)
     measured = {
         title: (name, *references)
         for title, name, references, _, _ in GOALS
@@ -142,7 +148,7 @@ def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: in
         "ratios": {title: median_ratio(seconds, *names) for title, names in measured.items()},
         "spreads": {title: spread_of_ratio(seconds, *names) for title, names in measured.items()},
         "parity_relative_difference": difference,
-        "skipped": skipped,
+        "skipped": {"torch": why_not} if why_not else {},
     }
 
 
@@ -199,6 +205,14 @@ def _by_hand(teacher: Any, student: Any) -> Any:
             return {"loss": self._loss_tracker.result()}
 
     return ByHand()
+
+
+def _why_no_torch(pair: Pair) -> str | None:
+    try:
+        in_torch(pair.student())
+    except (ImportError, NotImplementedError) as error:
+        return str(error)
+    return None
 
 
 def _torch_epoch(pair: Pair, teacher: Any, student: Any, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:
@@ -298,7 +312,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--write", action="store_true", help="put tables and plot into docs/performance.md")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
     parser.add_argument("--xla", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 10, 50])
