@@ -280,6 +280,7 @@ def page_part(result: dict[str, Any]) -> str:
         times.append(where + [f"{milliseconds[v]:.2f}" if v in milliseconds else "–" for v in variants])
     goals = ["goal", "", "", *(f"{'≥' if more else '≤'} {bound:g}" for *_, bound, more in GOALS)]
     last = result["cells"][-1]
+    rounds = " or ".join(map(str, sorted({cell["rounds"] for cell in result["cells"]})))
     where = ", ".join(f"{name} {value}" for name, value in last["machine"].items())
     largest = max(cell["parity_relative_difference"] for cell in result["cells"])
     return "\n".join(
@@ -291,7 +292,7 @@ def page_part(result: dict[str, Any]) -> str:
             "Milliseconds a step:",
             "",
             table(["pair", "XLA", "steps a call", *variants], times),
-            f"{last['rounds']} rounds; the variants' losses agree to {largest:.0e}. {where}.",
+            f"{rounds} rounds; the variants' losses agree to {largest:.0e}. {where}.",
         ]
     )
 
