@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -303,17 +304,22 @@ def test_threads_that_read_one_store_at_once_read_what_is_there(tmp_path, open_s
     store = open_shards(tmp_path)
     store._max_shards = 2
     interval = sys.getswitchinterval()
+    all_have_begun = threading.Barrier(5)
 
     def read(seed):
+        all_have_begun.wait()
         generator = np.random.default_rng(seed)
         for _ in range(200):
             ids = generator.integers(0, 400, 40)
             np.testing.assert_array_equal(store.read(ids), rows["logits"][ids].astype("float32"))
 
     try:
-        sys.setswitchinterval(1e-6)
         with ThreadPoolExecutor(4) as threads:
-            for done in [threads.submit(read, seed) for seed in range(4)]:
+            reading = [threads.submit(read, seed) for seed in range(4)]
+            all_have_begun.wait()
+            # Not before: coverage.py installs itself as a thread begins, and cannot be interrupted in that.
+            sys.setswitchinterval(1e-6)
+            for done in reading:
                 done.result()
     finally:
         sys.setswitchinterval(interval)
