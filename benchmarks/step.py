@@ -124,7 +124,7 @@ def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: in
         for name, store in stores.items():
             batches = attach((x, y), store, batch_size=pair.batch_size, shuffle=False)
             makers[name] = lambda batches=batches: epochs_of(ours(None), batches)
-        why_not = _why_no_torch(pair) if steps_per_execution == 1 else "eager: it has no steps per execution"
+        why_not = _why_no_torch(teacher, first) if steps_per_execution == 1 else "eager: it has no steps per execution"
         if not why_not:
             makers["torch"] = lambda: _torch_epoch(pair, teacher, first, x, y)
         makers["student"] = lambda: epochs_of(compiled(lambda student: student), x, y)
@@ -207,9 +207,11 @@ def _by_hand(teacher: Any, student: Any) -> Any:
     return ByHand()
 
 
-def _why_no_torch(pair: Pair) -> str | None:
+def _why_no_torch(*models: Any) -> str | None:
+    """What keeps these models from PyTorch, if anything."""
     try:
-        in_torch(pair.student())
+        for model in models:
+            in_torch(model)
     except (ImportError, NotImplementedError) as error:
         return str(error)
     return None
