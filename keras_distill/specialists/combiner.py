@@ -27,8 +27,8 @@ _LOWEST = -120.0
 _SHIFT = 50.0
 # How far towards the boundary a step may go: 0.9 loses two steps, 0.99 gets stuck in float32.
 _REACH = 0.95
-# Two objectives closer than this, nats, may be the same in float32.
-_RESOLUTION = 1e-5
+# Two objectives closer than this, relatively, are the same in float32.
+_RESOLUTION = 2e-7
 
 
 class Cells(NamedTuple):
@@ -68,7 +68,7 @@ def cells_of(class_sets: Sequence[Sequence[int]], num_classes: int) -> Cells:
             covered_by[label].append(first_output + offset)
         first_output += len(class_set)
     patterns, cell_of_class = np.unique(inside, axis=0, return_inverse=True)
-    depth = max(map(len, covered_by))
+    depth = max((len(positions) for positions in covered_by), default=0)
     sources = [positions + [first_output] * (depth - len(positions)) for positions in covered_by]
     return Cells(
         cell_of_class.reshape(-1).astype("int32"),
@@ -101,7 +101,7 @@ def merge(
 
     Classes that the same specialists cover share their `s`, so Newton's method on these conditions (primal–dual, with
     a second-order corrector, stopping short of the boundary) works on a few cells and an M × M system. The last step
-    is one of EM, exact for a single active specialist. Gradients flow through the best of Newton's steps and that of EM
+    is one of EM, exact for a single active specialist. Gradients flow through the last Newton step and that of EM
     alone: at the optimum that is the implicit derivative.
 
     Args:
@@ -111,8 +111,8 @@ def merge(
             dustbin.
         class_sets: for each specialist its classes, each once, at least one and not all of them.
         steps: the last is EM, the ones before Newton. 10 reach 1e-6 nats for up to 10 active specialists whose
-            logits span ±50. Where all dustbins are certain 1e-4 takes 12, or 20 if five sets lie in each other; of ten
-            such sets some examples stay tenths of a nat away, and `return_residual` tells which.
+            logits span ±50. Of ten sets nested in each other whose dustbins are all certain, some examples stay away
+            from the optimum however many the steps; `return_residual` tells which.
         routes: `(batch, num_specialists)`, non-zero where a specialist counts; `None`: all count everywhere.
         max_active: how many specialists at most are active for one example, if that is fewer than there are: keeps
             the system small. Where more are active, those with the lowest positions count.
@@ -153,7 +153,7 @@ def merge(
     num_active = len(class_sets) if max_active is None else check_count("max_active", max_active)
     is_bounded = num_active < len(class_sets)
     if is_bounded:
-        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) <= num_active, "float32")
+        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) < num_active + 0.5, "float32")
     log_mass = _log_observed(log_generalist + math.log(generalist_weight), log_specialists, is_active, cells)
     log_cell_mass = _log_sum_by_cell(log_mass, cells)
 
@@ -187,7 +187,7 @@ def check_class_sets(class_sets: Sequence[Sequence[int]], num_classes: int) -> l
         outside = [label for label in classes if label >= num_classes]
         if outside:
             raise ValueError(complaint(subject, f"classes in [0, {num_classes})", outside[0]))
-        label, times = Counter(classes).most_common()[0]
+        label, times = Counter(classes).most_common(1)[0]
         if times > 1:
             raise ValueError(complaint(subject, "each class once", f"{label} {times} times"))
         if len(classes) == num_classes:
@@ -229,6 +229,8 @@ class _Problem(NamedTuple):
 
     def em_step(self, log_scale: Any) -> Any:
         """One step of EM; `log_scale` is `log(q / observed mass)`, `(batch, cells)`, up to a constant before."""
+        log_q = self.log_mass + log_scale
+        log_scale = log_scale - ops.logsumexp(log_q, axis=-1, keepdims=True)
         return ops.logaddexp(0.0, log_scale + ops.log(self.shares(log_scale))) - ops.log(self.total())
 
     def shares(self, log_scale: Any) -> Any:
@@ -252,17 +254,19 @@ class _Problem(NamedTuple):
         dustbins = ops.maximum(ops.exp(self.log_dustbins), _FLOOR)
         state = best = self.start(mass, dustbins)
         best_objective, best_error = self.objective(best, mass, dustbins), self.error(best, mass, dustbins)
-        for _ in range(steps):
+        for step in range(steps):
+            if step == steps - 1:
+                state = best
             state = self.newton_step(_State(*(ops.stop_gradient(part) for part in state)), mass, dustbins)
             objective, error = self.objective(state, mass, dustbins), self.error(state, mass, dustbins)
-            # Float32 can lose its way at the boundary, so the best state is kept. The objective is flat at its optimum:
-            # there a state 1e-4 away looks as good, and the conditions tell them apart.
+            # Float32 can lose its way at the boundary: the best state is where the last step starts from. The objective
+            # is flat at its optimum: there a state 1e-4 away looks as good, and the conditions tell them apart.
             gain = objective - best_objective
-            is_nearer = ops.logical_and(gain > -_RESOLUTION, error < best_error)
-            is_better = ops.logical_or(gain > _RESOLUTION, is_nearer)
-            best = _State(*(ops.where(is_better, new, old) for new, old in zip(state, best, strict=True)))
-            best_objective = ops.where(is_better, objective, best_objective)
-            best_error = ops.where(is_better, error, best_error)
+            unclear = _RESOLUTION * (1.0 + ops.abs(best_objective))
+            better = ops.logical_or(gain > unclear, ops.logical_and(gain > -unclear, error < best_error))
+            best = _State(*(ops.where(better, new, old) for new, old in zip(state, best, strict=True)))
+            best_objective = ops.where(better, objective, best_objective)
+            best_error = ops.where(better, error, best_error)
         # q = mass / slack, whichever of the two float32 knows better: a small slack is a difference of large prices,
         # and a small q may be nothing but the floor.
         log_scale = ops.log(best.q) - self.log_mass
@@ -272,8 +276,9 @@ class _Problem(NamedTuple):
         """Half the observed masses, half the same for every cell: away from every boundary."""
         flat = 1.0 / mass.shape[-1]
         q = 0.5 * (mass / ops.sum(mass, axis=-1, keepdims=True) + flat)
-        price = 0.5 * (dustbins + 0.1) / self.over_cells(q)
-        return _State(q, ops.maximum(self.total() - self.over_specialists(price), 0.5), price)
+        outside = self.over_cells(q)
+        price = 0.5 * (dustbins + 0.1) / outside
+        return _State(q, outside, ops.maximum(self.total() - self.over_specialists(price), 0.5), price)
 
     def objective(self, state: "_State", mass: Any, dustbins: Any) -> Any:
         """What is maximised, with `q` scaled to sum to one; nats, `(batch, 1)`."""
@@ -284,32 +289,39 @@ class _Problem(NamedTuple):
 
     def error(self, state: "_State", mass: Any, dustbins: Any) -> Any:
         """How far the optimality conditions are from holding, mass, `(batch, 1)`."""
-        of_cells = ops.abs(state.q * (self.total() - self.over_specialists(state.price)) - mass)
-        of_specialists = self.is_active * ops.abs(self.over_cells(state.q) * state.price - dustbins)
-        return ops.max(ops.concatenate([of_cells, of_specialists], axis=-1), axis=-1, keepdims=True)
+        q, outside, slack, price = state
+        slack_error = self.total() - self.over_specialists(price) - slack
+        outside_error = self.over_cells(q) - outside
+        of_cells = ops.abs(q * slack - mass) + q * ops.abs(slack_error)
+        of_specialists = ops.abs(outside * price - dustbins) + price * ops.abs(outside_error)
+        return ops.sum(of_cells, axis=-1, keepdims=True) + ops.sum(
+            self.is_active * of_specialists, axis=-1, keepdims=True
+        )
 
     def newton_step(self, state: "_State", mass: Any, dustbins: Any) -> "_State":
         """A predictor, a corrector for its second-order error, and a step that stays inside."""
-        q, slack, price = state
-        outside = self.over_cells(q)
+        q, outside, slack, price = state
         slack_error = self.total() - self.over_specialists(price) - slack
+        outside_error = self.over_cells(q) - outside
         weight = ops.expand_dims(q / slack, -2)
-        pairs = ops.matmul(self.is_outside * weight, ops.swapaxes(self.is_outside, -1, -2))
+        pairs = ops.matmul(self.is_outside * weight, ops.swapaxes(self.is_outside + ops.zeros_like(weight), -1, -2))
         pairs = pairs * ops.expand_dims(self.is_active, -1) * ops.expand_dims(self.is_active, -2)
         own = ops.where(self.is_active > 0.5, outside / price, ops.ones_like(price))
         solve = _solver(pairs, own)
 
         def direction(mass_target: Any, dustbin_target: Any) -> "_State":
             missing = mass_target / slack - q - q / slack * slack_error
-            right = dustbin_target / price - outside - self.over_cells(missing)
+            right = dustbin_target / price - outside - outside_error - self.over_cells(missing)
             price_step = solve(right * self.is_active)
             slack_step = slack_error - self.over_specialists(price_step)
             q_step = (mass_target - q * slack - q * slack_step) / slack
-            return _State(q_step, slack_step, price_step * self.is_active)
+            outside_step = (dustbin_target - outside * price - outside * price_step) / price
+            return _State(q_step, outside_step, slack_step, price_step * self.is_active)
 
         def reach(step: "_State") -> tuple[Any, Any]:
-            """How far q, and s and μ, may go along `step`, each `(batch, 1)`, at most 1."""
-            first = -step.q / q
+            """How far q and Q, and s and μ, may go along `step`, each `(batch, 1)`, at most 1."""
+            # An inactive specialist's Q moves with nobody's leave: it is not part of the problem.
+            first = ops.concatenate([-step.q / q, -step.outside / outside * self.is_active], axis=-1)
             second = ops.concatenate([-step.slack / slack, -step.price / price], axis=-1)
             return tuple(  # type: ignore[return-value]
                 ops.stop_gradient(_REACH / ops.maximum(ops.max(side, axis=-1, keepdims=True), _REACH))
@@ -321,22 +333,25 @@ class _Problem(NamedTuple):
         second_order = ops.stop_gradient(primal * dual)
         step = direction(
             mass - second_order * ops.stop_gradient(step.q * step.slack),
-            dustbins - second_order * ops.stop_gradient(self.over_cells(step.q) * step.price),
+            dustbins - second_order * ops.stop_gradient(step.outside * step.price),
         )
         primal, dual = reach(step)
-        return _State(q + primal * step.q, slack + dual * step.slack, price + dual * step.price)
+        outside_next = ops.where(self.is_active > 0.5, outside + primal * step.outside, outside)
+        return _State(q + primal * step.q, outside_next, slack + dual * step.slack, price + dual * step.price)
 
 
 class _State(NamedTuple):
-    """An interior point: all three positive. Q is the sum of q, which loses nothing.
+    """An interior point: all four positive.
 
     Attributes:
         q: `(batch, cells)`.
+        outside: Q, `(batch, specialists)`.
         slack: s, `(batch, cells)`.
         price: μ, `(batch, specialists)`.
     """
 
     q: Any
+    outside: Any
     slack: Any
     price: Any
 
@@ -538,7 +553,7 @@ class SpecialistEnsemble(keras.Model):
             num_routes,
             steps,
             conditional,
-            generalist_weight,
+            generalist_weight=generalist_weight,
             name="routed",
         )
         inputs = keras.tree.map_structure(
@@ -606,7 +621,8 @@ class RoutedSpecialists(keras.layers.Layer):
         num_routes: int,
         steps: int,
         conditional: bool,
-        generalist_weight: float,
+        *,
+        generalist_weight: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
