@@ -1,30 +1,34 @@
-"""Runs every benchmark, or those that are named, and writes what they found into docs/.
+"""Runs benchmarks, one process each so that none warms the next one up, and writes what they found into docs/.
 
-python -m benchmarks [step store …]
+    python -m benchmarks [--all] [step store …]
+
+Without names those that time what is there: every figure of docs/performance.md, the combiner, the store and what
+ships, about an hour and a half. With `--all` also those that train first what they compare, which takes hours.
 """
 
+import argparse
 import subprocess
 import sys
-from pathlib import Path
 
-SHARED = {"__init__", "__main__", "page", "pairs", "plot", "rounds"}
+TIMED = ("step", "parts", "roofline", "wide", "ensembles", "startup", "combiner", "store", "ship")
+TRAINED = ("methods", "quantization", "scale", "specialists")
 
 
 def main() -> int:
-    """Each benchmark in a process of its own, so that none warms the next one up."""
-    known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in SHARED)
-    names = sys.argv[1:] or known
-    for name in names:
-        if name not in known:
-            print(f"benchmark must be one of {', '.join(known)}; got {name}.", file=sys.stderr)
-            return 2
+    """Returns 1 where one failed or missed a limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(TIMED + TRAINED))
+    parser.add_argument("--all", action="store_true", help="also those that train models first")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(TIMED + TRAINED):
+        parser.error(f"NAME must be one of {', '.join(TIMED + TRAINED)}; got {', '.join(sorted(unknown))}")
     failed = []
-    for name in names:
+    for name in arguments.names or (TIMED + TRAINED if arguments.all else TIMED):
         print(f"\n== {name} ==", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--write"], check=False).returncode:
             failed.append(name)
     if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"failed, or missed a limit: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -130,6 +130,16 @@ def in_torch(model: Any) -> Any:
     return torch.nn.Sequential(*chain).to(memory_format=torch.channels_last)
 
 
+def why_no_torch(*models: Any) -> str | None:
+    """What keeps these models from PyTorch, if anything."""
+    try:
+        for model in models:
+            in_torch(model)
+    except (ImportError, NotImplementedError) as error:
+        return str(error)
+    return None
+
+
 # Named by architecture and batch size.
 PAIRS = {
     "mlp-128": Pair((28, 28, 1), 10, 128, 50, lambda: perceptron(1200), lambda: perceptron(800)),

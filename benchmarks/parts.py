@@ -6,10 +6,12 @@ Each part is a compiled function of its own on one batch that lies in memory: th
 forward and backward pass on labels; Adam's update of the student with given gradients. The whole is the `train_step` of
 our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA. What `fit` adds is had from two
 lengths of an epoch: its cost a step, and what a call of it costs before the first step. Parity: the gradients that the
-whole moves the student by are those of the parts, where the soft targets weigh nothing.
+whole moves the student by are those of the parts, where the soft targets weigh nothing. The three parts are also timed
+in PyTorch, where it is installed and the architectures are translated; parity there: both models' logits.
 """
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -19,15 +21,16 @@ import numpy as np
 
 from benchmarks import plot
 from benchmarks.page import table, write_part
-from benchmarks.pairs import PAIRS, Pair
+from benchmarks.pairs import PAIRS, Pair, in_torch, why_no_torch
 from benchmarks.rounds import interleave, machine, use_one_thread
 
 PARTS = ("teacher", "forward and backward", "update")
 PARITY = 1e-3
+IN_TORCH = " in PyTorch"
 
 
-def measure_pair(pair: Pair, num_rounds: int) -> dict[str, float]:
-    """Milliseconds of the parts, of the whole step, of a step in `fit`, and of a call of `fit`."""
+def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
+    """Milliseconds of the parts, of the whole step, of a step in `fit`, of a call of `fit`, of PyTorch's parts."""
     import keras
     import tensorflow as tf
 
@@ -61,6 +64,10 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, float]:
     runs: dict[str, Callable[[], Any]] = {
         name: _repeated(tf.function(function), pair.num_steps) for name, function in functions.items()
     }
+    without_torch = why_no_torch(teacher, student)
+    if not without_torch:
+        for name, function in _parts_in_torch(teacher, student, inputs, labels).items():
+            runs[name + IN_TORCH] = _repeated(function, pair.num_steps)
     for name, times in (("fit", 1), ("fit of three epochs' steps", 3)):
         many = np.concatenate([inputs] * (pair.num_steps * times)), np.tile(labels, pair.num_steps * times)
         runs[name] = lambda many=many: fitting.fit(*many, batch_size=pair.batch_size, shuffle=False, verbose=0)
@@ -68,10 +75,9 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, float]:
     medians = {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
     longer = np.subtract(seconds["fit of three epochs' steps"], seconds["fit"])
     in_fit = 1e3 * float(np.median(longer)) / (2 * pair.num_steps)
-    return {name: medians[name] / pair.num_steps for name in functions} | {
-        "step in fit": in_fit,
-        "call of fit": medians["fit"] - pair.num_steps * in_fit,
-    }
+    a_step = {name: medians[name] / pair.num_steps for name in runs if not name.startswith("fit")}
+    whole = {"step in fit": in_fit, "call of fit": medians["fit"] - pair.num_steps * in_fit}
+    return a_step | whole | {"why no PyTorch": without_torch}
 
 
 def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
@@ -80,6 +86,38 @@ def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
     with tf.GradientTape() as tape:
         loss = hard_loss(y, student(x, training=True))
     return tape.gradient(loss, student.trainable_variables)
+
+
+def _parts_in_torch(teacher: Any, student: Any, inputs: np.ndarray, labels: np.ndarray) -> dict[str, Callable]:
+    """The parts in PyTorch, eager as its users run it, of the same weights and batch."""
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(1)
+    images = torch.from_numpy(inputs).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    classes = torch.from_numpy(labels).long()
+    taught_by, learner = in_torch(teacher).eval(), in_torch(student)
+    for keras_model, model in ((teacher, taught_by), (student, learner.eval())):
+        with torch.inference_mode():
+            logits, expected = model(images).numpy(), np.asarray(keras_model(inputs, training=False))
+        if not np.allclose(logits, expected, rtol=PARITY, atol=PARITY * np.abs(expected).max()):
+            raise SystemExit(f"parity failed: PyTorch's logits differ by {np.abs(logits - expected).max():.1e}")
+    learner.train()
+    updated = copy.deepcopy(learner)
+    for parameter in updated.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    optimizer = torch.optim.Adam(updated.parameters(), 1e-3, eps=1e-7)
+
+    def infer() -> Any:
+        with torch.inference_mode():
+            return taught_by(images)
+
+    def forward_and_backward() -> None:
+        for parameter in learner.parameters():
+            parameter.grad = None
+        functional.cross_entropy(learner(images), classes).backward()
+
+    return dict(zip(PARTS, (infer, forward_and_backward, optimizer.step), strict=True))
 
 
 def _repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
@@ -119,8 +157,17 @@ def page_part(result: dict[str, Any]) -> str:
         rows.append(row)
     header = ["pair", *PARTS, "sum", "our step", "step / sum", "step in `fit`", "a call of `fit`"]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    text = f"{table(header, rows)}\n{result['rounds']} rounds, medians. {where}.\n"
-    return f"Milliseconds of the processor on one thread.\n\n{text}"
+    text = f"Milliseconds of the processor on one thread.\n\n{table(header, rows)}\n"
+    in_both = {name: parts for name, parts in result["pairs"].items() if not parts["why no PyTorch"]}
+    if in_both:
+        rows = [
+            [name, *(f"{parts[part + IN_TORCH]:.2f} ({parts[part + IN_TORCH] / parts[part]:.2f} ×)" for part in PARTS)]
+            for name, parts in in_both.items()
+        ]
+        text += (
+            f"The same parts in PyTorch, and what they take of TensorFlow's time:\n\n{table(['pair', *PARTS], rows)}\n"
+        )
+    return f"{text}{result['rounds']} rounds, medians. {where}.\n"
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks import plot
 from benchmarks.page import table, write_part
-from benchmarks.pairs import PAIRS, Pair, in_torch
+from benchmarks.pairs import PAIRS, Pair, in_torch, why_no_torch
 from benchmarks.rounds import interleave, machine, median_ratio, spread_of_ratio, use_one_thread
 
 TEMPERATURE, LABEL_WEIGHT, LEARNING_RATE = 4.0, 0.1, 1e-3
@@ -124,7 +124,7 @@ def measure_cell(pair: Pair, xla: bool, steps_per_execution: int, num_rounds: in
         for name, store in stores.items():
             batches = attach((x, y), store, batch_size=pair.batch_size, shuffle=False)
             makers[name] = lambda batches=batches: epochs_of(ours(None), batches)
-        why_not = _why_no_torch(teacher, first) if steps_per_execution == 1 else "eager: it has no steps per execution"
+        why_not = why_no_torch(teacher, first) if steps_per_execution == 1 else "eager: it has no steps per execution"
         if not why_not:
             makers["torch"] = lambda: _torch_epoch(pair, teacher, first, x, y)
         makers["student"] = lambda: epochs_of(compiled(lambda student: student), x, y)
@@ -205,16 +205,6 @@ def _by_hand(teacher: Any, student: Any) -> Any:
             return {"loss": self._loss_tracker.result()}
 
     return ByHand()
-
-
-def _why_no_torch(*models: Any) -> str | None:
-    """What keeps these models from PyTorch, if anything."""
-    try:
-        for model in models:
-            in_torch(model)
-    except (ImportError, NotImplementedError) as error:
-        return str(error)
-    return None
 
 
 def _torch_epoch(pair: Pair, teacher: Any, student: Any, x: np.ndarray, y: np.ndarray) -> Callable[[], float]:

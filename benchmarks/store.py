@@ -239,17 +239,17 @@ def measure_train(num_rounds: int) -> dict:
     from keras_distill.teachers import Ensemble
 
     class Steps(keras.callbacks.Callback):
-        """The loss of each step: Keras logs the mean of the epoch so far, so the tracker starts anew at each."""
+        """The loss of each step: Keras logs the mean of the epoch so far, so the metrics start anew at each."""
 
         def __init__(self):
             super().__init__()
             self.losses = []
 
         def on_train_batch_begin(self, batch, logs=None):
-            self.model.total_loss_tracker.reset_state()
+            self.model.reset_metrics()
 
         def on_train_batch_end(self, batch, logs=None):
-            self.losses.append(logs["total_loss"])
+            self.losses.append(logs["loss"])
 
     num_steps, batch_size = 100, 128
     data_name, x, y = pixels(batch_size * num_steps)

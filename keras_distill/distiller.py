@@ -106,7 +106,6 @@ class Distiller(keras.Model):
         self.evaluate_distillation = bool(evaluate_distillation)
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
-        self.total_loss_tracker = keras.metrics.Mean(name="total_loss")
         # Metrics, because replicas and compiled steps know how to add them up; `get_metrics_result` keeps them in.
         self._teacher_not_finite = keras.metrics.Sum(name="teacher_not_finite")
         self._teacher_probabilities = keras.metrics.Mean(name="teacher_probabilities")
@@ -316,12 +315,10 @@ class Distiller(keras.Model):
             total_loss += student_loss_weight * student_loss
         if distillation_loss is not None:
             total_loss += (1.0 - student_loss_weight) * distillation_loss
-        total_loss = ops.convert_to_tensor(total_loss, dtype="float32")
-        self.total_loss_tracker.update_state(unscaled(total_loss), sample_weight=batch_size)
         if training:
             for schedule in schedules_in(self.companions):
                 schedule.end_step()
-        return total_loss
+        return ops.convert_to_tensor(total_loss, dtype="float32")
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics with the student's output, where there are labels."""
@@ -336,8 +333,12 @@ class Distiller(keras.Model):
         return {name: value for name, value in results.items() if name in reported or name not in _OWN_METRICS}
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """The reported metrics' values, without those that only watch the first batch."""
-        return {name: value for name, value in super().get_metrics_result().items() if name not in _WATCHES}
+        """The reported metrics' values, without those that only watch the first batch.
+
+        `total_loss` is Keras's own `loss` under the name that `keras.distillation` gives it.
+        """
+        results = {name: value for name, value in super().get_metrics_result().items() if name not in _WATCHES}
+        return results | ({"total_loss": results["loss"]} if "loss" in results else {})
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments without the teacher."""

@@ -190,17 +190,17 @@ def distil(teacher, batches, temperature=4.0, epochs=3, student=None, learning_r
 
 
 class Steps(keras.callbacks.Callback):
-    """The loss of each step: Keras logs the mean of the epoch so far, so the tracker starts anew at each."""
+    """The loss of each step: Keras logs the mean of the epoch so far, so the metrics start anew at each."""
 
     def __init__(self):
         super().__init__()
         self.values = []
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.model.total_loss_tracker.reset_state()
+        self.model.reset_metrics()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.values.append(logs["total_loss"])
+        self.values.append(logs["loss"])
 
 
 def without_targets(batches):
