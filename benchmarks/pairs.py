@@ -13,7 +13,8 @@ class Pair:
         input_shape: of one example.
         num_classes: width of the logits.
         batch_size: examples a step.
-        num_steps: steps a round: enough that a round is no shorter than what disturbs it.
+        num_steps: steps a round: enough that a round is no shorter than what disturbs it, and that what a call of `fit`
+            costs before its first step is lost in it.
         teacher: makes the teacher, untrained: what a step costs does not depend on what it knows.
         student: makes the student.
     """
@@ -142,8 +143,8 @@ def why_no_torch(*models: Any) -> str | None:
 
 # Named by architecture and batch size.
 PAIRS = {
-    "mlp-128": Pair((28, 28, 1), 10, 128, 50, lambda: perceptron(1200), lambda: perceptron(800)),
-    "mlp-256": Pair((28, 28, 1), 10, 256, 30, lambda: perceptron(1200), lambda: perceptron(800)),
-    "convnet-64": Pair((32, 32, 3), 100, 64, 30, lambda: convolutional(32), lambda: depthwise(16)),
+    "mlp-128": Pair((28, 28, 1), 10, 128, 100, lambda: perceptron(1200), lambda: perceptron(800)),
+    "mlp-256": Pair((28, 28, 1), 10, 256, 60, lambda: perceptron(1200), lambda: perceptron(800)),
+    "convnet-64": Pair((32, 32, 3), 100, 64, 60, lambda: convolutional(32), lambda: depthwise(16)),
     "resnet-32": Pair((96, 96, 3), 100, 32, 3, residual, mobile),
 }

@@ -264,7 +264,8 @@ def _opened(model: keras.Model, inputs: Any, names: Iterable[str]) -> tuple[Any,
 
     # A built Sequential keeps the functional graph of its layers.
     graph = getattr(model, "_functional", None) or model
-    outputs = graph._run_through_graph(inputs, call_fn=call)
+    # Older Keras asks for the first, newer ones have it as a default.
+    outputs = graph._run_through_graph(inputs, operation_fn=lambda operation: operation, call_fn=call)
     return outputs, {name: feature for name, feature in features.items() if name in set(names)}
 
 

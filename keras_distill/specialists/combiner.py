@@ -71,7 +71,7 @@ def cells_of(class_sets: Sequence[Sequence[int]], num_classes: int) -> Cells:
     depth = max(map(len, covered_by))
     sources = [positions + [first_output] * (depth - len(positions)) for positions in covered_by]
     return Cells(
-        cell_of_class.reshape(-1).astype("int32"),
+        cell_of_class.ravel().astype("int32"),
         (~patterns.T).astype("float32"),
         np.asarray(sources, "int32").reshape(num_classes, depth),
     )
