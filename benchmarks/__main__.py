@@ -3,7 +3,7 @@
     python -m benchmarks [--all] [step store …]
 
 Without names those that time what is there: every figure of docs/performance.md, the combiner, the store and what
-ships, about an hour and a half. With `--all` also those that train first what they compare, which takes hours.
+ships, about an hour. With `--all` also those that train first what they compare, which takes hours.
 """
 
 import argparse

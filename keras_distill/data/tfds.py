@@ -28,7 +28,7 @@ def load_tfds(name: str, image_size: tuple[int, int] | None = None) -> Dataset:
 
     Raises:
         ValueError: an unknown name, a dataset without labels, or examples of several shapes.
-        OSError: it is neither on this machine nor to be downloaded.
+        OSError: it is neither on this machine nor to be downloaded; tensorflow-datasets cannot be imported whole.
     """
     builder = prepared_builder(name)
     info = builder.info
@@ -74,6 +74,10 @@ def prepared_builder(name: str) -> Any:
     """
     import tensorflow_datasets
 
+    if not hasattr(tensorflow_datasets, "builder"):
+        # It swallows what its own imports raise, such as that protobuf is older than what tensorflow-metadata asks for.
+        remedy = "Beside TensorFlow 2.19: pip install 'tensorflow-metadata<1.18'."
+        raise OSError(complaint("tensorflow_datasets", "whole once it is imported", "half of it", remedy))
     try:
         builder = tensorflow_datasets.builder(name)
     except (tensorflow_datasets.core.registered.DatasetNotFoundError, ValueError) as error:

@@ -281,6 +281,15 @@ def test_unknown_tfds_name_is_refused():
         data.load("tfds:no_such_dataset_anywhere")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_half_an_import_of_tensorflow_datasets_is_one_sentence(monkeypatch):
+    import tensorflow_datasets
+
+    monkeypatch.delattr(tensorflow_datasets, "builder")
+    with pytest.raises(OSError, match=r"whole once it is imported; got half of it.*tensorflow-metadata<1.18"):
+        data.load("tfds:mnist")
+
+
 def test_a_split_knows_when_lengths_differ_and_a_dataset_when_labels_do():
     with pytest.raises(ValueError, match="2 inputs and 3 labels"):
         Split(np.zeros((2, 1)), np.zeros(3, int))
