@@ -6,8 +6,9 @@ Each part is a compiled function of its own on one batch that lies in memory: th
 forward and backward pass on labels; Adam's update of the student with given gradients. The whole is the `train_step` of
 our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA. What `fit` adds is had from two
 lengths of an epoch: its cost a step, and what a call of it costs before the first step. Parity: the gradients that the
-whole moves the student by are those of the parts, where the soft targets weigh nothing. The three parts are also timed
-in PyTorch, where it is installed and the architectures are translated; parity there: both models' logits.
+whole moves the student by are those of the parts, where the soft targets weigh nothing. Beside our `train_step` stands
+that of Keras's Distiller, compiled the same way, each with the number of operations in its graph. The three parts are
+also timed in PyTorch, where it is installed and the architectures are translated; parity there: both models' logits.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from benchmarks.pairs import PAIRS, Pair, in_torch, why_no_torch
 from benchmarks.rounds import interleave, machine, use_one_thread
 
 PARTS = ("teacher", "forward and backward", "update")
+KERAS = "Keras's step"
 PARITY = 1e-3
-IN_TORCH = " in PyTorch"
+IN_TORCH, OPERATIONS = " in PyTorch", ", operations"
 
 
 def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
@@ -45,8 +47,7 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
     hard_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     _check_parity(teacher, pair.student, hard_loss, x, y)
 
-    def distiller() -> Any:
-        model = kd.Distiller(teacher, pair.student())
+    def fitted(model: Any) -> Any:
         model.compile(keras.optimizers.Adam(1e-3), hard_loss)
         model.fit(inputs, labels, batch_size=pair.batch_size, verbose=0)
         return model
@@ -54,15 +55,19 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(student.trainable_variables)
     gradients = [tf.zeros(variable.shape) + 1e-4 for variable in student.trainable_variables]
-    stepping, fitting = distiller(), distiller()
+    stepping, fitting = (fitted(kd.Distiller(teacher, pair.student())) for _ in range(2))
+    their_loss = keras.distillation.LogitsDistillation(temperature=4.0, loss=keras.losses.KLDivergence())
+    theirs = fitted(keras.distillation.Distiller(teacher, pair.student(), their_loss, student_loss_weight=0.1))
     functions: dict[str, Callable[[], Any]] = {
         "teacher": lambda: teacher(x, training=False),
         "forward and backward": lambda: _gradients(student, hard_loss, x, y),
         "update": lambda: optimizer.apply_gradients(zip(gradients, student.trainable_variables, strict=True)),
         "step": lambda: stepping.train_step((x, y)),
+        KERAS: lambda: theirs.train_step((x, y)),
     }
+    compiled = {name: tf.function(function) for name, function in functions.items()}
     runs: dict[str, Callable[[], Any]] = {
-        name: _repeated(tf.function(function), pair.num_steps) for name, function in functions.items()
+        name: _repeated(function, pair.num_steps) for name, function in compiled.items()
     }
     without_torch = why_no_torch(teacher, student)
     if not without_torch:
@@ -77,7 +82,8 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
     in_fit = 1e3 * float(np.median(longer)) / (2 * pair.num_steps)
     a_step = {name: medians[name] / pair.num_steps for name in runs if not name.startswith("fit")}
     whole = {"step in fit": in_fit, "call of fit": medians["fit"] - pair.num_steps * in_fit}
-    return a_step | whole | {"why no PyTorch": without_torch}
+    operations = {name + OPERATIONS: _num_operations(compiled[name]) for name in ("step", KERAS)}
+    return a_step | whole | operations | {"why no PyTorch": without_torch}
 
 
 def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
@@ -86,6 +92,12 @@ def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
     with tf.GradientTape() as tape:
         loss = hard_loss(y, student(x, training=True))
     return tape.gradient(loss, student.trainable_variables)
+
+
+def _num_operations(function: Any) -> int:
+    """In the graph of a `tf.function` without arguments, and in those that it calls."""
+    graph = function.get_concrete_function().graph.as_graph_def()
+    return len(graph.node) + sum(len(called.node_def) for called in graph.library.function)
 
 
 def _parts_in_torch(teacher: Any, student: Any, inputs: np.ndarray, labels: np.ndarray) -> dict[str, Callable]:
@@ -153,9 +165,11 @@ def page_part(result: dict[str, Any]) -> str:
     for name, parts in result["pairs"].items():
         total = sum(parts[part] for part in PARTS)
         row = [name, *(f"{parts[part]:.2f}" for part in PARTS), f"{total:.2f}", f"{parts['step']:.2f}"]
-        row += [f"{parts['step'] / total:.2f}", f"{parts['step in fit']:.2f}", f"{parts['call of fit']:.0f}"]
+        row += [f"{parts['step'] / total:.2f}", f"{parts[KERAS]:.2f}", f"{parts['step in fit']:.2f}"]
+        row += [f"{parts['call of fit']:.0f}", f"{parts['step' + OPERATIONS]} and {parts[KERAS + OPERATIONS]}"]
         rows.append(row)
-    header = ["pair", *PARTS, "sum", "our step", "step / sum", "step in `fit`", "a call of `fit`"]
+    header = ["pair", *PARTS, "sum", "our step", "step / sum", KERAS, "step in `fit`", "a call of `fit`"]
+    header += ["operations, ours and Keras's"]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     text = f"Milliseconds of the processor on one thread.\n\n{table(header, rows)}\n"
     in_both = {name: parts for name, parts in result["pairs"].items() if not parts["why no PyTorch"]}
