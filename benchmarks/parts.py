@@ -4,11 +4,11 @@
 
 Each part is a compiled function of its own on one batch that lies in memory: the teacher's inference; the student's
 forward and backward pass on labels; Adam's update of the student with given gradients. The whole is the `train_step` of
-our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA. What `fit` adds is had from two
-lengths of an epoch: its cost a step, and what a call of it costs before the first step. Parity: the gradients that the
-whole moves the student by are those of the parts, where the soft targets weigh nothing. Beside our `train_step` stands
-that of Keras's Distiller, compiled the same way, each with the number of operations in its graph. The three parts are
-also timed in PyTorch, where it is installed and the architectures are translated; parity there: both models' logits.
+our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA; beside it Keras's Distiller's. What
+`fit` adds is had from two lengths of an epoch: its cost a step; and from a call for one step: its cost a call. Parity:
+the gradients that the whole moves the student by are those of the parts, where the soft targets weigh nothing. The three
+parts are also timed in PyTorch, where it is installed and the architectures are translated; parity there: both models'
+logits.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.rounds import interleave, machine, use_one_thread
 PARTS = ("teacher", "forward and backward", "update")
 KERAS = "Keras's step"
 PARITY = 1e-3
-IN_TORCH, OPERATIONS = " in PyTorch", ", operations"
+IN_TORCH = " in PyTorch"
 
 
 def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
@@ -65,25 +65,23 @@ def measure_pair(pair: Pair, num_rounds: int) -> dict[str, Any]:
         "step": lambda: stepping.train_step((x, y)),
         KERAS: lambda: theirs.train_step((x, y)),
     }
-    compiled = {name: tf.function(function) for name, function in functions.items()}
     runs: dict[str, Callable[[], Any]] = {
-        name: _repeated(function, pair.num_steps) for name, function in compiled.items()
+        name: _repeated(tf.function(function), pair.num_steps) for name, function in functions.items()
     }
     without_torch = why_no_torch(teacher, student)
     if not without_torch:
         for name, function in _parts_in_torch(teacher, student, inputs, labels).items():
             runs[name + IN_TORCH] = _repeated(function, pair.num_steps)
-    for name, times in (("fit", 1), ("fit of three epochs' steps", 3)):
-        many = np.concatenate([inputs] * (pair.num_steps * times)), np.tile(labels, pair.num_steps * times)
+    for name, num_steps in (("fit", 1), ("fit, shorter", pair.num_steps), ("fit, longer", 3 * pair.num_steps)):
+        many = np.concatenate([inputs] * num_steps), np.tile(labels, num_steps)
         runs[name] = lambda many=many: fitting.fit(*many, batch_size=pair.batch_size, shuffle=False, verbose=0)
     seconds = interleave(runs, num_rounds=num_rounds, num_warm_up=2, clock=time.process_time)
     medians = {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
-    longer = np.subtract(seconds["fit of three epochs' steps"], seconds["fit"])
+    longer = np.subtract(seconds["fit, longer"], seconds["fit, shorter"])
     in_fit = 1e3 * float(np.median(longer)) / (2 * pair.num_steps)
     a_step = {name: medians[name] / pair.num_steps for name in runs if not name.startswith("fit")}
-    whole = {"step in fit": in_fit, "call of fit": medians["fit"] - pair.num_steps * in_fit}
-    operations = {name + OPERATIONS: _num_operations(compiled[name]) for name in ("step", KERAS)}
-    return a_step | whole | operations | {"why no PyTorch": without_torch}
+    whole = {"step in fit": in_fit, "call of fit": medians["fit"] - in_fit}
+    return a_step | whole | {"why no PyTorch": without_torch}
 
 
 def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
@@ -92,12 +90,6 @@ def _gradients(student: Any, hard_loss: Any, x: Any, y: Any) -> list[Any]:
     with tf.GradientTape() as tape:
         loss = hard_loss(y, student(x, training=True))
     return tape.gradient(loss, student.trainable_variables)
-
-
-def _num_operations(function: Any) -> int:
-    """In the graph of a `tf.function` without arguments, and in those that it calls."""
-    graph = function.get_concrete_function().graph.as_graph_def()
-    return len(graph.node) + sum(len(called.node_def) for called in graph.library.function)
 
 
 def _parts_in_torch(teacher: Any, student: Any, inputs: np.ndarray, labels: np.ndarray) -> dict[str, Callable]:
@@ -166,10 +158,9 @@ def page_part(result: dict[str, Any]) -> str:
         total = sum(parts[part] for part in PARTS)
         row = [name, *(f"{parts[part]:.2f}" for part in PARTS), f"{total:.2f}", f"{parts['step']:.2f}"]
         row += [f"{parts['step'] / total:.2f}", f"{parts[KERAS]:.2f}", f"{parts['step in fit']:.2f}"]
-        row += [f"{parts['call of fit']:.0f}", f"{parts['step' + OPERATIONS]} and {parts[KERAS + OPERATIONS]}"]
+        row += [f"{parts['call of fit']:.0f}"]
         rows.append(row)
     header = ["pair", *PARTS, "sum", "our step", "step / sum", KERAS, "step in `fit`", "a call of `fit`"]
-    header += ["operations, ours and Keras's"]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     text = f"Milliseconds of the processor on one thread.\n\n{table(header, rows)}\n"
     in_both = {name: parts for name, parts in result["pairs"].items() if not parts["why no PyTorch"]}

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
@@ -163,7 +164,10 @@ def test_a_member_whose_path_leads_out_writes_nothing_there(tmp_path, name):
     home.mkdir()
     net().save(home / "model.keras")
     repacked(home / "model.keras", **{name: b"x"})
-    load_model(home / "model.keras")
+    # Keras leaves such a member out; 3.12 means to, stumbles over its own warning, and the file is refused.
+    stumbles = keras.__version__.startswith("3.12.")
+    with pytest.raises(ValueError, match=r"must be a \.keras file that Keras opens") if stumbles else nullcontext():
+        load_model(home / "model.keras")
     assert [file.name for file in tmp_path.rglob("*")] == ["home", "model.keras"]
 
 

@@ -190,7 +190,6 @@ def test_the_fewer_may_be_active_the_smaller_is_the_system_that_is_solved():
     two, three, five = (number_of_operations(5, 4, max_active) for max_active in (2, 3, None))
     assert two < three < five
     assert number_of_operations(5, 12, max_active=1) == number_of_operations(5, 2, max_active=1)
-    assert number_of_operations(5, 4, max_active=5) == five
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
