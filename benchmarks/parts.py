@@ -3,12 +3,12 @@
     python -m benchmarks.parts [--json] [--write] [--rounds 9] [--pairs mlp-128 convnet-64 resnet-32]
 
 Each part is a compiled function of its own on one batch that lies in memory: the teacher's inference; the student's
-forward and backward pass on labels; Adam's update of the student with given gradients. The whole is the `train_step` of
-our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA; beside it Keras's Distiller's. What
-`fit` adds is had from two lengths of an epoch: its cost a step; and from a call for one step: its cost a call. Parity:
-the gradients that the whole moves the student by are those of the parts, where the soft targets weigh nothing. The three
-parts are also timed in PyTorch, where it is installed and the architectures are translated; parity there: both models'
-logits.
+forward and backward pass on labels; Adam's update of the student with given gradients. The whole is the `train_step`
+of our Distiller on the same batch, compiled as Keras compiles it on a CPU, without XLA; beside it Keras's
+Distiller's. What `fit` adds is had from two lengths of an epoch: its cost a step; and from a call for one step: its
+cost a call. Parity: the gradients that the whole moves the student by are those of the parts, where the soft targets
+weigh nothing. The three parts are also timed in PyTorch, where it is installed and the architectures are translated;
+parity there: both models' logits.
 """
 
 import argparse
