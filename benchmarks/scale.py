@@ -131,7 +131,7 @@ def measure_label(num_rounds: int) -> dict:
 def _label_round(teacher, inputs, number: int) -> dict[str, float]:
     from keras_distill import targets
     from keras_distill.scale import Job, Processes, Ray
-    from keras_distill.scale.parcel import sent
+    from keras_distill.scale.serialization import serialize
     from keras_distill.targets.labelling import _open_labeller
 
     options = {"batch_size": 256, "rows_per_shard": SHARD, "dtype": "float16"}
@@ -149,7 +149,7 @@ def _label_round(teacher, inputs, number: int) -> dict[str, float]:
             path = Path(folder) / who
             targets.label(teacher, inputs, path, worker=0, num_workers=len(inputs) // SHARD, **options)
             manifest = targets.labelling.Manifest.from_json((path / "manifest.json").read_text(), path)
-            job = (sent(teacher), inputs, 256, None, path, manifest, (False, None, None, "float16", True))
+            job = (serialize(teacher), inputs, 256, None, path, manifest, (False, None, None, "float16", True))
             indices = range(1, manifest.num_shards)
             if who == "loop":
                 work = _open_labeller(*job)

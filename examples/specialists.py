@@ -31,7 +31,7 @@ from keras import layers
 
 from keras_distill import data, specialists, targets
 from keras_distill.cli import main as keras_distill
-from keras_distill.saving import load_model
+from keras_distill.models.saving import load_model
 
 RECIPE = {
     "data": "cifar100",

@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 _SUBPACKAGES = (
     "data",
     "deploy",
+    "distillation",
     "losses",
+    "models",
     "quantize_aware",
     "report",
     "scale",
@@ -23,11 +25,11 @@ _SUBPACKAGES = (
 )
 _HOMES = {
     "Backup": "backup",
-    "DeepMutualLearning": "mutual_learning",
-    "Distiller": "distiller",
+    "DeepMutualLearning": "distillation",
+    "Distiller": "distillation",
     "Ensemble": "teachers",
     "OnnxTeacher": "teachers",
-    "load_model": "saving",
+    "load_model": "models.saving",
 }
 
 __all__ = sorted([*_HOMES, *_SUBPACKAGES])

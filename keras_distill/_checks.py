@@ -9,22 +9,27 @@ from typing import Any
 import numpy as np
 
 
-def complaint(subject: str, expected: str, received: Any, remedy: str = "") -> str:
-    """The house form of an error message.
+def error_message(expectation: str, received: object, remedy: str = "") -> str:
+    """The one form of an error: what was expected, what was received, and the remedy.
+
+    Args:
+        expectation: a whole clause, "temperature must be > 0".
+        received: what was given in its place.
+        remedy: whole sentences, or nothing.
 
     Example:
-        >>> complaint("temperature", "> 0", -1.0, "Hinton et al. use 1 to 20.")
+        >>> error_message("temperature must be > 0", -1.0, "Hinton et al. use 1 to 20.")
         'temperature must be > 0; got -1.0. Hinton et al. use 1 to 20.'
     """
-    return f"{subject} must be {expected}; got {received}.{' ' if remedy else ''}{remedy}"
+    return f"{expectation}; got {received}.{' ' if remedy else ''}{remedy}"
 
 
 def check_number(name: str, value: Any, remedy: str = "") -> float:
     """Returns `value` as a float; raises `TypeError` where it is no real number, `ValueError` where it is NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(complaint(name, "a number", f"{value!r} ({type(value).__name__})", remedy))
+        raise TypeError(error_message(f"{name} must be a number", f"{value!r} ({type(value).__name__})", remedy))
     if math.isnan(value):
-        raise ValueError(complaint(name, "a number", "NaN", remedy))
+        raise ValueError(error_message(f"{name} must be a number", "NaN", remedy))
     return float(value)
 
 
@@ -32,7 +37,7 @@ def check_positive(name: str, value: Any, remedy: str = "") -> float:
     """Returns `value` as a float; raises unless it is finite and > 0."""
     number = check_number(name, value, remedy)
     if not 0.0 < number < math.inf:
-        raise ValueError(complaint(name, "> 0", number, remedy))
+        raise ValueError(error_message(f"{name} must be > 0", number, remedy))
     return number
 
 
@@ -40,16 +45,16 @@ def check_fraction(name: str, value: Any, remedy: str = "") -> float:
     """Returns `value` as a float; raises unless it lies in [0, 1]."""
     number = check_number(name, value, remedy)
     if not 0.0 <= number <= 1.0:
-        raise ValueError(complaint(name, "between 0 and 1", number, remedy))
+        raise ValueError(error_message(f"{name} must be between 0 and 1", number, remedy))
     return number
 
 
 def check_count(name: str, value: Any, minimum: int = 1, remedy: str = "") -> int:
     """Returns `value` as an int; raises unless it is a whole number >= `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(complaint(name, "a whole number", f"{value!r} ({type(value).__name__})", remedy))
+        raise TypeError(error_message(f"{name} must be a whole number", f"{value!r} ({type(value).__name__})", remedy))
     if value < minimum:
-        raise ValueError(complaint(name, f">= {minimum}", int(value), remedy))
+        raise ValueError(error_message(f"{name} must be >= {minimum}", int(value), remedy))
     return int(value)
 
 
@@ -57,7 +62,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], remedy: str = 
     """Returns `value`; raises unless it is one of `choices`."""
     if value not in choices:
         raise ValueError(
-            complaint(name, "one of " + ", ".join(repr(choice) for choice in choices), repr(value), remedy)
+            error_message(f"{name} must be one of {', '.join(repr(choice) for choice in choices)}", repr(value), remedy)
         )
     return value
 
@@ -67,7 +72,9 @@ def check_finite(name: str, values: Any, remedy: str = "") -> np.ndarray:
     array = np.asarray(values)
     num_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if num_bad:
-        raise ValueError(complaint(name, "finite", f"{num_bad} of {array.size} values NaN or infinite", remedy))
+        raise ValueError(
+            error_message(f"{name} must be finite", f"{num_bad} of {array.size} values NaN or infinite", remedy)
+        )
     return array
 
 
@@ -76,8 +83,10 @@ def check_labels(name: str, labels: Any, num_classes: int, remedy: str = "") -> 
     array = np.asarray(labels)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         received = f"an array of shape {array.shape}, dtype {array.dtype}"
-        raise ValueError(complaint(name, "integers of shape (num_items,)", received, remedy))
+        raise ValueError(error_message(f"{name} must be integers of shape (num_items,)", received, remedy))
     outside = array[(array < 0) | (array >= num_classes)]
     if outside.size:
-        raise ValueError(complaint(name, f"in [0, {num_classes})", f"{outside[0]} ({outside.size} such)", remedy))
+        raise ValueError(
+            error_message(f"{name} must be in [0, {num_classes})", f"{outside[0]} ({outside.size} such)", remedy)
+        )
     return array

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 from keras_distill._files import whole_folder
 
 _WEIGHTS, _RANDOM_STATES = "model.weights.h5", "random_states.npz"
@@ -106,7 +106,7 @@ def restore_state(model: keras.Model, folder: Path) -> None:
     except (ValueError, OSError, KeyError) as error:
         remedy = "Name another folder, or remove it to begin anew."
         received = " ".join(str(error).split())[:240]
-        raise ValueError(complaint(f"{folder}", "a backup of this model", received, remedy)) from error
+        raise ValueError(error_message(f"{folder} must be a backup of this model", received, remedy)) from error
 
 
 def _random_states(model: keras.Model) -> list[Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_choice, check_fraction, check_number, check_positive, complaint
+from keras_distill._checks import check_choice, check_fraction, check_number, check_positive, error_message
+from keras_distill._keras_internals import all_layers
 
 UNITS = ("epochs", "steps")
 
@@ -193,9 +194,13 @@ class Steps(Schedule):
         self.values = [check_number(f"values[{position}]", value) for position, value in enumerate(values)]
         self.boundaries = [check_number(f"boundaries[{number}]", value) for number, value in enumerate(boundaries)]
         if len(self.values) != len(self.boundaries) + 1:
-            raise ValueError(complaint("values", f"{len(self.boundaries) + 1}, one more than boundaries", len(values)))
+            raise ValueError(
+                error_message(
+                    f"there must be {len(self.boundaries) + 1} values, one more than there are boundaries", len(values)
+                )
+            )
         if sorted(set(self.boundaries)) != self.boundaries:
-            raise ValueError(complaint("boundaries", "rising", self.boundaries))
+            raise ValueError(error_message("boundaries must rise", self.boundaries))
 
     def value_at(self, position: Any) -> Any:
         """The value that holds at `position`."""
@@ -232,7 +237,7 @@ class LearntTemperature(keras.Layer):
         15.621
 
     Reference:
-        Li et al., «Curriculum Temperature for Knowledge Distillation», arXiv:2211.16231, sections 3.2 and 3.3: the
+        Li et al., "Curriculum Temperature for Knowledge Distillation", arXiv:2211.16231, sections 3.2 and 3.3: the
         global temperature, its bounds, and the cosine of λ.
     """
 
@@ -241,7 +246,7 @@ class LearntTemperature(keras.Layer):
         self.minimum = check_positive("minimum", minimum)
         self.maximum = check_positive("maximum", maximum)
         if self.maximum <= self.minimum:
-            raise ValueError(complaint("maximum", f"> minimum = {self.minimum}", self.maximum))
+            raise ValueError(error_message(f"maximum must be > minimum = {self.minimum}", self.maximum))
         reversal = Cosine(0.0, 1.0, length=10) if reversal is None else reversal
         self.reversal = check_schedulable("reversal", reversal, check_fraction)
         self.theta = self.add_weight(shape=(), initializer="ones", name="theta")
@@ -295,7 +300,7 @@ def schedules_in(layers: Sequence[keras.Layer]) -> list[Schedule]:
     """Every schedule among `layers` and inside them, each once."""
     found: dict[int, Schedule] = {}
     for layer in layers:
-        for part in layer._flatten_layers():
+        for part in all_layers(layer):
             if isinstance(part, Schedule):
                 found[id(part)] = part
     return list(found.values())

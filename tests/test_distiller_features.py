@@ -166,7 +166,7 @@ def test_saved_distiller_goes_on_with_its_projector_schedule_and_learnt_temperat
     # The two begin with the same projector.
     keras.utils.set_random_seed(0)
     twin = make(net(3))
-    for mine, theirs in zip(distiller.companions, twin.companions, strict=True):
+    for mine, theirs in zip(distiller.auxiliary_layers, twin.auxiliary_layers, strict=True):
         mine.set_weights(theirs.get_weights())
     undisturbed = twin
     fit(undisturbed, x, epochs=3, shuffle=False)

@@ -61,18 +61,55 @@ def imports(file: str) -> list[tuple[str, bool]]:
     return found
 
 
+def foreign_imports(file: str) -> list[tuple[str, bool]]:
+    """The imports that a file needs leave for: neither the standard library nor its own folder."""
+    own = Path(file).parts[0].removesuffix(".py")
+    free = sys.stdlib_module_names | FOR_ALL | {own, "keras_distill"}
+    return [(name, is_lazy) for name, is_lazy in imports(file) if name not in free]
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_file_imports_only_what_its_row_allows(file):
     rows = read_table()
     row = row_of(file, rows)
     assert row, f"{file} has no row in docs/design.md"
     always, lazily = rows[row]
-    own = Path(file).parts[0].removesuffix(".py")
-    for name, is_lazy in imports(file):
-        if name in sys.stdlib_module_names or name in FOR_ALL | always | {own, "keras_distill"}:
-            continue
-        allowed_here = is_lazy and lazily & {name, "everything"}
+    for name, is_lazy in foreign_imports(file):
+        allowed_here = name in always or (is_lazy and lazily & {name, "everything"})
         assert allowed_here, f"{file} imports {name}; its row allows {always}, lazily {lazily}"
+
+
+def test_every_leave_is_used():
+    rows = read_table()
+    used: dict[str, set[tuple[str, bool]]] = {row: set() for row in rows}
+    for file in FILES:
+        used[row_of(file, rows)].update(foreign_imports(file))
+    idle = [
+        (row, name)
+        for row, (always, lazily) in rows.items()
+        for name in [*always, *(lazily - {"everything"})]
+        if (name, name in lazily) not in used[row]
+    ]
+    assert idle == []
+
+
+def test_the_rooms_are_in_no_circle():
+    """Of imports that run when a file is loaded: lazy ones may point back, as a factory does to what it makes."""
+    files = {"keras_distill." + file.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for file in FILES}
+    leads_to: dict[str, set[str]] = {}
+    for file in FILES:
+        module = "keras_distill." + file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        leads_to[module] = {
+            f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in files else node.module
+            for node in ast.parse((PACKAGE / file).read_text()).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+            if (node.module or "").startswith("keras_distill")
+        } - {"keras_distill", module}
+    while free := [module for module, targets in leads_to.items() if not targets & set(leads_to)]:
+        for module in free:
+            del leads_to[module]
+    assert not leads_to
 
 
 def test_nobody_imports_the_command_line():

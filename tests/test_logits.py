@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_distill.logits import head_activation, logits_model, looks_like_probabilities, one_pass
+from keras_distill.models.forward_pass import forward_pass, logits_model
+from keras_distill.models.heads import head_activation, looks_like_probabilities
 
 
 def functional(head):
@@ -54,7 +55,7 @@ def test_head_is_taken_off_and_its_activation_gives_the_output_back(name):
     np.testing.assert_allclose(INVERSE[activation](logits), before[2], rtol=1e-5, atol=1e-6)
     assert not np.allclose(logits.sum(axis=-1), 1.0)
 
-    outputs = one_pass(model)(x, False)
+    outputs = forward_pass(model)(x, False)
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-6)
     np.testing.assert_allclose(outputs.output, before[2], rtol=1e-6)
 
@@ -88,7 +89,7 @@ def test_dictionaries_of_inputs_and_outputs_keep_their_names():
         {"kind": layers.Dense(3, activation="softmax", name="k")(joined), "size": layers.Dense(1, name="s")(joined)},
     )
     x = {"left": np.ones((4, 2), "float32"), "right": np.zeros((4, 2), "float32")}
-    outputs = one_pass(model)(x, False)
+    outputs = forward_pass(model)(x, False)
     assert set(outputs.logits) == set(outputs.output) == {"kind", "size"}
     np.testing.assert_allclose(keras.ops.softmax(outputs.logits["kind"]), model(x)["kind"], rtol=1e-5)
     np.testing.assert_allclose(outputs.output["size"], model(x)["size"], rtol=1e-6)
@@ -104,7 +105,7 @@ def test_named_features_come_from_the_same_pass():
 
     inputs = keras.Input((6,))
     model = keras.Model(inputs, layers.Dense(3, "softmax")(layers.Dense(5, name="hidden")(Spy()(inputs))))
-    run = one_pass(model, layer_names=["hidden"])
+    run = forward_pass(model, layer_names=["hidden"])
     calls.clear()
     x = np.ones((2, 6), "float32")
     outputs = run(x, True)
@@ -116,7 +117,7 @@ def test_masks_reach_the_logits():
     tokens = keras.Input((4,), dtype="int32")
     hidden = layers.Embedding(9, 3, mask_zero=True)(tokens)
     model = keras.Model(tokens, layers.Dense(2, activation="softmax")(hidden))
-    outputs = one_pass(model)(np.array([[1, 2, 0, 0]]), True)
+    outputs = forward_pass(model)(np.array([[1, 2, 0, 0]]), True)
     for tensor in (outputs.logits, outputs.output):
         np.testing.assert_array_equal(tensor._keras_mask, [[True, True, False, False]])
 
@@ -133,19 +134,19 @@ class Subclassed(keras.Model):
 def test_probabilities_of_a_model_that_cannot_be_read_become_logarithms():
     model, x = Subclassed("softmax"), np.ones((2, 6), "float32")
     assert head_activation(model) is None
-    np.testing.assert_allclose(one_pass(model, from_logits=False)(x, False).logits, np.log(model(x)), rtol=1e-6)
+    np.testing.assert_allclose(forward_pass(model, from_logits=False)(x, False).logits, np.log(model(x)), rtol=1e-6)
     np.testing.assert_allclose(logits_model(model, from_logits=False)(x), np.log(model(x)), rtol=1e-6)
     assert logits_model(model) is model
 
 
 def test_features_of_a_model_that_cannot_be_read_are_refused():
     with pytest.raises(ValueError, match="must be Functional or Sequential; got Subclassed"):
-        one_pass(Subclassed(None), layer_names=["hidden"])
+        forward_pass(Subclassed(None), layer_names=["hidden"])
 
 
 def test_unknown_layer_is_refused_by_name():
     with pytest.raises(ValueError, match=r"layer name 'nowhere' must be a layer of .*: it has .*hidden"):
-        one_pass(functional(layers.Dense(3)), layer_names=["nowhere"])
+        forward_pass(functional(layers.Dense(3)), layer_names=["nowhere"])
 
 
 def test_only_rows_that_sum_to_one_look_like_probabilities():

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{word}: nothing half-written was left. Run the same command again.", file=sys.stderr)
         return code
     except Exception as error:
-        if arguments.traceback or not _is_the_worlds(error):
+        if arguments.traceback or not _is_user_or_system_error(error):
             raise
         print(f"keras-distill {arguments.command}: error: {error}{_remedy(error)}", file=sys.stderr)
         return 2
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_the_worlds(error: Exception) -> bool:
+def _is_user_or_system_error(error: Exception) -> bool:
     """Whether an error is of what was given or of the machine, and not a fault of ours."""
     tensorflow = sys.modules.get("tensorflow")
     kinds = (ValueError, TypeError, OSError, ImportError, MemoryError)

@@ -67,13 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_replaceable(out: Path) -> None:
     """Raises `ValueError` where `out` is something that an earlier demo did not write: it would be replaced."""
-    from keras_distill._checks import complaint
+    from keras_distill._checks import error_message
 
     if out.is_dir() and (not any(out.iterdir()) or (out / "results.json").is_file()):
         return
     if out.exists() or out.is_symlink():
         received = f"{out}, which holds something else"
-        raise ValueError(complaint("--out", "a new folder or one of an earlier demo", received, "Choose another name."))
+        raise ValueError(
+            error_message("--out must name a new folder or that of an earlier demo", received, "Choose another name.")
+        )
 
 
 def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console: Any) -> tuple[dict, dict]:
@@ -229,7 +231,7 @@ def _spread(values: list) -> dict[str, Any]:
 def _export(teacher: Any, student: Any, dataset: Any, folder: Path, advance: Callable[[], None]) -> dict[str, Any]:
     """Writes the files of both models, the student's to stay, and holds each artifact to its Keras model."""
     from keras_distill import deploy
-    from keras_distill._checks import complaint
+    from keras_distill._checks import error_message
 
     scratch = tempfile.TemporaryDirectory(prefix="keras-distill-demo-")
     paths: dict[str, dict[str, str]] = {}
@@ -246,7 +248,9 @@ def _export(teacher: Any, student: Any, dataset: Any, folder: Path, advance: Cal
             convert(model, path, class_names=dataset.class_names, licence=dataset.licence)
             verification = deploy.verify(model, path, dataset.test.inputs, dataset.test.labels)
             if not verification.holds:
-                raise ValueError(complaint(path.name, "as good as the Keras model", "; ".join(verification.problems)))
+                raise ValueError(
+                    error_message(f"{path.name} must be as good as the Keras model", "; ".join(verification.problems))
+                )
             paths[role][suffix] = str(path)
             runtimes.append(_runtime(role, model, ARTIFACT_RUNTIMES[suffix], path))
             artifacts[path.name] = {"bytes": path.stat().st_size, "parity": verification.to_json()}

@@ -190,7 +190,7 @@ def distil(
     dataset: Dataset, soft_targets: Any, recipe: Recipe, seed: int, advance: Callable[[], None]
 ) -> "keras.Model":
     """Trains the same student on the same examples, for as many steps, on what the teacher says of them."""
-    from keras_distill.distiller import Distiller
+    from keras_distill.distillation.distiller import Distiller
     from keras_distill.losses import SoftTargets
 
     train, student = dataset.train, new_student(dataset, recipe, seed)

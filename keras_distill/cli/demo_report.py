@@ -132,7 +132,7 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
                     model_rows(results),
                     f"Mean ± standard deviation over {recipe['num_seeds']} seeds, after the last epoch, on "
                     f"{len(test):,} test examples that nothing was chosen on. Both students start from the same "
-                    f"weights and take the same steps on the same {seen} training examples. «Agrees» is with "
+                    f"weights and take the same steps on the same {seen} training examples. 'Agrees' is with "
                     "the teacher's answers; NLL is the negative log-likelihood, ECE the expected calibration "
                     "error in 15 bins.",
                     strong_row=2,

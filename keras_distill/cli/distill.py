@@ -9,8 +9,12 @@ With --quantize-aware it trains as the int8 network that it will be, best after 
 import argparse
 
 from keras_distill.cli import model_file
+from keras_distill.cli.evaluation import arrays_of, check_model_fits_dataset, comparison_table, label_loss, measure
+from keras_distill.cli.model_file import keras_file, load_teacher
 
 SUMMARY = "distil your teacher into your student"
+
+
 _NUM_CALIBRATION = 512
 
 
@@ -57,19 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     from keras_distill import data
     from keras_distill._files import whole_file
-    from keras_distill.distiller import Distiller
+    from keras_distill.distillation.distiller import Distiller
     from keras_distill.losses import SoftTargets
     from keras_distill.scale import distributed
 
     console = Console()
     keras.utils.set_random_seed(arguments.seed)
     # Opened before hours of training, so that an output that cannot be written is said now.
-    with distributed(arguments.distribute), whole_file(_keras_file(arguments.out)) as aside:
+    with distributed(arguments.distribute), whole_file(keras_file(arguments.out)) as aside:
         student = model_file.load(arguments.student, arguments)
         dataset = data.load(arguments.data)
-        _check_fit(student, dataset, "student")
-        teacher = _load_teacher(arguments, dataset) if arguments.teacher else None
-        before = _measure(student, dataset.test)
+        check_model_fits_dataset(student, dataset, "student")
+        teacher = load_teacher(arguments, dataset) if arguments.teacher else None
+        before = measure(student, dataset.test)
         callbacks = []
         if arguments.quantize_aware:
             student, callbacks = _quantize_aware(student, dataset, arguments.seed, console)
@@ -82,31 +86,31 @@ def run(arguments: argparse.Namespace) -> int:
         )
         num_steps = arguments.epochs * -(-len(dataset.train) // arguments.batch_size)
         schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, num_steps)
-        distiller.compile(keras.optimizers.Adam(schedule), loss=_hard_loss(student), metrics=["accuracy"])
+        distiller.compile(keras.optimizers.Adam(schedule), loss=label_loss(student), metrics=["accuracy"])
         if teacher is None:
             batches = _stored_batches(arguments, dataset)
             distiller.fit(
                 batches,
                 epochs=arguments.epochs,
                 shuffle=False,
-                validation_data=_pair(dataset.validation),
+                validation_data=arrays_of(dataset.validation),
                 callbacks=callbacks,
             )
         else:
             distiller.fit(
-                *_pair(dataset.train),
+                *arrays_of(dataset.train),
                 batch_size=arguments.batch_size,
                 epochs=arguments.epochs,
-                validation_data=_pair(dataset.validation),
+                validation_data=arrays_of(dataset.validation),
                 callbacks=callbacks,
             )
         student.save(aside)
         distilled = "student, distilled as int8" if arguments.quantize_aware else "student, distilled"
-        rows = [("student, as given", before), (distilled, _measure(student, dataset.test))]
+        rows = [("student, as given", before), (distilled, measure(student, dataset.test))]
         if teacher is not None:
-            rows.insert(0, ("teacher", _measure(teacher, dataset.test)))
+            rows.insert(0, ("teacher", measure(teacher, dataset.test)))
 
-    console.print(_table(rows, dataset))
+    console.print(comparison_table(rows, dataset))
     console.print(f"saved {arguments.out}")
     return 0
 
@@ -114,28 +118,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_for_int8(distribute):
     import keras
 
-    from keras_distill._checks import complaint
+    from keras_distill._checks import error_message
 
     backend = "jax" if distribute == "data-parallel" else keras.config.backend()
     if backend != "tensorflow":
         received = f"{backend} (--distribute {distribute})" if distribute else backend
         remedy = "Distil in float first, then its student once more, on TensorFlow, with --quantize-aware."
-        raise ValueError(complaint("Keras's backend for --quantize-aware", "tensorflow", received, remedy))
-
-
-def _keras_file(path: str) -> str:
-    if not path.endswith(".keras"):
-        raise ValueError(f"--out must be a .keras file; got {path}. For other formats run keras-distill export on it.")
-    return path
-
-
-def _load_teacher(arguments, dataset):
-    from keras_distill.teachers import Ensemble
-
-    teachers = [model_file.load(path, arguments) for path in arguments.teacher]
-    for teacher in teachers:
-        _check_fit(teacher, dataset, "teacher")
-    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+        raise ValueError(error_message("Keras's backend for --quantize-aware must be tensorflow", received, remedy))
 
 
 def _quantize_aware(student, dataset, seed, console):
@@ -163,49 +152,3 @@ def _stored_batches(arguments, dataset):
     return targets.attach(
         (dataset.train.inputs, dataset.train.labels), store, batch_size=arguments.batch_size, seed=arguments.seed
     )
-
-
-def _check_fit(model, dataset, who):
-    from keras_distill._checks import complaint
-
-    expected = dataset.train.inputs.shape[1:]
-    received = tuple(model.input_shape[1:])
-    if len(expected) != len(received) or any(b not in (None, a) for a, b in zip(expected, received, strict=True)):
-        remedy = f"The {who} must take what {dataset.name} holds; see keras_distill.data."
-        raise ValueError(complaint(f"the {who}'s input", f"of shape {expected}", received, remedy))
-    if model.output_shape[-1] != dataset.num_classes:
-        expected = f"of {dataset.num_classes} classes, as {dataset.name} has"
-        raise ValueError(complaint(f"the {who}'s output", expected, f"{model.output_shape[-1]} classes"))
-
-
-def _hard_loss(student):
-    from keras import losses
-
-    from keras_distill.logits import head_activation
-
-    return losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
-
-
-def _pair(split):
-    return split.inputs, split.labels
-
-
-def _measure(model, split):
-    """(errors, negative log-likelihood in nats) of a model on a split."""
-    from keras_distill.logits import logits_model
-    from keras_distill.report import metrics
-
-    logits = logits_model(model).predict(split.inputs, batch_size=512, verbose=0)
-    return metrics.error_rate(logits, split.labels), metrics.negative_log_likelihood(logits, split.labels)
-
-
-def _table(rows, dataset):
-    from rich.table import Table
-
-    table = Table(title=f"{dataset.name}, {len(dataset.test)} test items")
-    for column in ("model", "errors", "error rate", "NLL (nats)"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, (error_rate, likelihood) in rows:
-        errors = round(error_rate * len(dataset.test))
-        table.add_row(name, str(errors), f"{100 * error_rate:.2f} %", f"{likelihood:.4f}")
-    return table

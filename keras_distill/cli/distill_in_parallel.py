@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from keras_distill.cli import distill, model_file
+from keras_distill.cli import evaluation, model_file
 
 if TYPE_CHECKING:
     import argparse
@@ -17,37 +17,39 @@ def run(arguments: "argparse.Namespace") -> int:
 
     from keras_distill import data
     from keras_distill._files import whole_file
-    from keras_distill.distiller import Distiller
+    from keras_distill.distillation.distiller import Distiller
     from keras_distill.losses import SoftTargets
     from keras_distill.scale import distributed
     from keras_distill.targets import SoftTargetStore, StoredBatches
 
     scope = distributed("data-parallel", coordinator=arguments.coordinator, process=worker, num_processes=num_workers)
-    with whole_file(distill._keras_file(arguments.out)) as aside:
+    with whole_file(model_file.keras_file(arguments.out)) as aside:
         dataset = data.load(arguments.data)
         # Measured where one device holds a whole model: a test set need not be shared out evenly.
         student = model_file.load(arguments.student, arguments)
-        distill._check_fit(student, dataset, "student")
-        rows = [("student, as given", distill._measure(student, dataset.test))]
+        evaluation.check_model_fits_dataset(student, dataset, "student")
+        rows = [("student, as given", evaluation.measure(student, dataset.test))]
         if arguments.teacher:
-            teacher = distill._load_teacher(arguments, dataset)
-            rows.insert(0, ("teacher", distill._measure(teacher, dataset.test)))
+            teacher = model_file.load_teacher(arguments, dataset)
+            rows.insert(0, ("teacher", evaluation.measure(teacher, dataset.test)))
         store = SoftTargetStore.open(arguments.store) if arguments.store else None
 
         with scope:
             keras.utils.set_random_seed(arguments.seed)
             student = model_file.load(arguments.student, arguments)
             distiller = Distiller(
-                None if store else distill._load_teacher(arguments, dataset),
+                None if store else model_file.load_teacher(arguments, dataset),
                 student,
                 SoftTargets(arguments.temperature),
                 student_loss_weight=arguments.student_loss_weight,
             )
             options = {"batch_size": arguments.batch_size, "worker": worker, "num_workers": num_workers}
-            batches = StoredBatches(distill._pair(dataset.train), store, seed=arguments.seed, **options)
-            validation = StoredBatches(distill._pair(dataset.validation), None, shuffle=False, **options)
+            batches = StoredBatches(evaluation.arrays_of(dataset.train), store, seed=arguments.seed, **options)
+            validation = StoredBatches(evaluation.arrays_of(dataset.validation), None, shuffle=False, **options)
             schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, arguments.epochs * len(batches))
-            distiller.compile(keras.optimizers.Adam(schedule), loss=distill._hard_loss(student), metrics=["accuracy"])
+            distiller.compile(
+                keras.optimizers.Adam(schedule), loss=evaluation.label_loss(student), metrics=["accuracy"]
+            )
             distiller.fit(
                 batches,
                 epochs=arguments.epochs,
@@ -56,10 +58,10 @@ def run(arguments: "argparse.Namespace") -> int:
                 verbose="auto" if worker == 0 else 0,
             )
             student.save(aside)
-        measured = distill._measure(model_file.load(str(aside), arguments), dataset.test)
+        measured = evaluation.measure(model_file.load(str(aside), arguments), dataset.test)
     if worker == 0:
         console = Console()
-        console.print(distill._table([*rows, ("student, distilled", measured)], dataset))
+        console.print(evaluation.comparison_table([*rows, ("student, distilled", measured)], dataset))
         console.print(f"saved {arguments.out}")
     return 0
 

@@ -49,7 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from keras_distill import data
     from keras_distill._files import check_writable
-    from keras_distill.deploy.ship import Budgets, Provenance, ship
+    from keras_distill.deploy.budgets import Budgets
+    from keras_distill.deploy.ship import ship
+    from keras_distill.deploy.shipment import Provenance
 
     check_writable(arguments.out)
     budgets = Budgets(

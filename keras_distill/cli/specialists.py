@@ -70,13 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from keras_distill import data, specialists
+    from keras_distill.specialists.specialist import DUSTBINS
 
     console = Console()
     out = Path(arguments.out)
     generalist = model_file.load(arguments.generalist, arguments)
     dataset = data.load(arguments.data)
     _check_fit(generalist, dataset)
-    check_choice("--dustbin", arguments.dustbin, specialists.training.DUSTBINS)
+    check_choice("--dustbin", arguments.dustbin, DUSTBINS)
     settings, back_settings = _settings(arguments, dataset)
     _keep(settings, out / "settings.json")
     if arguments.distill_back:
@@ -116,14 +117,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_fit(generalist, dataset):
-    from keras_distill._checks import complaint
+    from keras_distill._checks import error_message
 
     expected, received = dataset.input_shape, tuple(generalist.input_shape[1:])
     if len(expected) != len(received) or any(b not in (None, a) for a, b in zip(expected, received, strict=True)):
-        raise ValueError(complaint("the generalist's input", f"of shape {expected}, as {dataset.name} has", received))
+        raise ValueError(
+            error_message(f"the generalist's input must have shape {expected}, as {dataset.name} has", received)
+        )
     if generalist.output_shape[-1] != dataset.num_classes:
-        expected = f"of {dataset.num_classes} classes, as {dataset.name} has"
-        raise ValueError(complaint("the generalist's output", expected, f"{generalist.output_shape[-1]} classes"))
+        expected = f"have {dataset.num_classes} classes, as {dataset.name} has"
+        raise ValueError(
+            error_message(f"the generalist's output must {expected}", f"{generalist.output_shape[-1]} classes")
+        )
 
 
 def _settings(arguments, dataset):
@@ -131,7 +136,7 @@ def _settings(arguments, dataset):
     from hashlib import sha256
     from pathlib import Path
 
-    from keras_distill.targets.labelling import inputs_fingerprint
+    from keras_distill.targets.fingerprints import inputs_fingerprint
 
     free = {"only", "engine", "workers", "out", "run", "command", "traceback", "modules", "trust_code", "generalist"}
     settings = {name: value for name, value in sorted(vars(arguments).items()) if name not in free}
@@ -261,7 +266,7 @@ class _Features:
         self.arguments, self.generalist, self.split, self.found = arguments, generalist, split, None
 
     def __call__(self):
-        from keras_distill.specialists.training import frozen_features
+        from keras_distill.specialists.frozen import frozen_features
 
         if self.arguments.trained == "all" or _augmentation(self.arguments) is not None:
             return None
@@ -295,7 +300,7 @@ def _made_once(path, make):
     import time
 
     from keras_distill._files import whole_file
-    from keras_distill.saving import load_model
+    from keras_distill.models.saving import load_model
 
     if not path.exists():
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -386,7 +391,7 @@ def _distilled_back(arguments, models, dataset, out):
 
 
 def _predict(model, split):
-    from keras_distill.logits import logits_model
+    from keras_distill.models.forward_pass import logits_model
 
     return logits_model(model).predict(split.inputs, batch_size=512, verbose=0)
 
@@ -418,7 +423,7 @@ def _by_coverage(clusters, measured, labels):
 def _within_groups(clusters, experts, measured, split):
     """Accuracy on the items of a group among that group's classes alone, mean over the items of all groups.
 
-    The paper's «conditional» accuracy, but within one group: what specialists gain here and the merged model does not
+    The paper's "conditional" accuracy, but within one group: what specialists gain here and the merged model does not
     show was lost in choosing the group.
     """
     import numpy as np

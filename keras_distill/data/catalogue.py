@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.data.cifar100 import load_cifar100
 from keras_distill.data.dataset import Dataset
 from keras_distill.data.digits import load_digits
@@ -59,7 +59,11 @@ def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) 
     if path.suffix == ".npz":
         return load_npz(path)
     if path.exists():
-        raise ValueError(complaint(f"the data {text!r}", "a folder of images or an .npz file", "another kind of file"))
+        raise ValueError(
+            error_message(f"the data {text!r} must be a folder of images or an .npz file", "another kind of file")
+        )
     if path.suffix or len(path.parts) > 1:
-        raise FileNotFoundError(complaint(f"the data {text!r}", f"one of {KNOWN}", "no such file or folder"))
-    raise ValueError(complaint("the data's name", f"one of {KNOWN}", repr(text)))
+        raise FileNotFoundError(
+            error_message(f"the data {text!r} must be a file, a folder or one of {KNOWN}", "no such file or folder")
+        )
+    raise ValueError(error_message(f"the data must be one of {KNOWN}", repr(text)))

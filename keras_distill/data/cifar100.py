@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.data import local_data, npz, tfds
 from keras_distill.data.dataset import Dataset, Split, carve
 
@@ -56,6 +56,6 @@ def read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     row_bytes = 2 + 3 * 32 * 32
     content = np.fromfile(path, dtype=np.uint8)
     if not content.size or content.size % row_bytes:
-        raise ValueError(complaint(str(path), f"a multiple of {row_bytes} bytes", f"{content.size} bytes"))
+        raise ValueError(error_message(f"{path!s} must have a multiple of {row_bytes} bytes", f"{content.size} bytes"))
     rows = content.reshape(-1, row_bytes)
     return rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 1]

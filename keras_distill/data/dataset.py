@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_distill._checks import check_count, check_labels, complaint
+from keras_distill._checks import check_count, check_labels, error_message
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Split:
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
             received = f"{len(self.inputs)} inputs and {len(self.labels)} labels"
-            raise ValueError(complaint("a split", "as many inputs as labels", received))
+            raise ValueError(error_message("a split must have as many inputs as labels", received))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,12 +69,14 @@ class Dataset:
             split: Split = getattr(self, split_name)
             subject = f"the {split_name} split of {self.name!r}"
             if not len(split):
-                raise ValueError(complaint(subject, "at least one example", "none", "Add examples to it."))
+                raise ValueError(
+                    error_message(f"{subject} must hold at least one example", "none", "Add examples to it.")
+                )
             check_labels(f"the labels in {subject}", split.labels, self.num_classes)
             shapes.add(split.inputs.shape[1:])
         if len(shapes) > 1:
             received = " and ".join(str(shape) for shape in sorted(shapes))
-            raise ValueError(complaint(f"the splits of {self.name!r}", "examples of one shape", received))
+            raise ValueError(error_message(f"the splits of {self.name!r} must have examples of one shape", received))
 
     @property
     def num_classes(self) -> int:
@@ -108,7 +110,7 @@ def stratified_positions(labels: np.ndarray, num_taken: int, seed: int = 0) -> n
     """
     num_taken = check_count("num_taken", num_taken)
     if num_taken >= len(labels):
-        raise ValueError(complaint("num_taken", f"< {len(labels)}, the number of examples", num_taken))
+        raise ValueError(error_message(f"num_taken must be < {len(labels)}, the number of examples", num_taken))
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     equally_spaced = ((np.arange(num_taken) + 0.5) * len(labels) / num_taken).astype(int)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.data.dataset import Dataset, Split, carve
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -31,7 +31,7 @@ def load_image_folder(folder: Path, image_size: tuple[int, int] | None = None) -
     """
     has_splits = (folder / "train").is_dir()
     if has_splits and not (folder / "test").is_dir():
-        raise ValueError(complaint(f"{folder}", "a folder with test/ beside train/", "no test/"))
+        raise ValueError(error_message(f"{folder} must be a folder with test/ beside train/", "no test/"))
     class_names = classes_of(folder / "train" if has_splits else folder)
     grey = is_grey(folder)
     if has_splits:
@@ -49,7 +49,7 @@ def load_image_folder(folder: Path, image_size: tuple[int, int] | None = None) -
 
 def _carve(folder: Path, split: Split, fraction: float, seed: int = 0) -> tuple[Split, Split]:
     if len(split) < 2:
-        raise ValueError(complaint(str(folder), "a folder with at least 3 images", len(split)))
+        raise ValueError(error_message(f"{folder!s} must be a folder with at least 3 images", len(split)))
     return carve(split, max(1, round(len(split) * fraction)), seed)
 
 
@@ -58,7 +58,7 @@ def classes_of(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
     if not names:
         remedy = f"Put the images of each class into a folder of its own, {folder}/CLASS/."
-        raise ValueError(complaint(str(folder), "a folder with one folder a class", "no folders", remedy))
+        raise ValueError(error_message(f"{folder!s} must be a folder with one folder a class", "no folders", remedy))
     return names
 
 
@@ -71,7 +71,9 @@ def read_split(folder: Path, class_names: tuple[str, ...], image_size: tuple[int
     """Reads `folder/CLASS/*` into arrays of one shape."""
     unknown = sorted(set(classes_of(folder)) - set(class_names))
     if unknown:
-        raise ValueError(complaint(f"the classes in {folder}", f"among {', '.join(class_names)}", ", ".join(unknown)))
+        raise ValueError(
+            error_message(f"the classes in {folder} must be among {', '.join(class_names)}", ", ".join(unknown))
+        )
     images: list[np.ndarray] = []
     labels: list[int] = []
     for label, class_name in enumerate(class_names):
@@ -82,11 +84,11 @@ def read_split(folder: Path, class_names: tuple[str, ...], image_size: tuple[int
             if images and image.shape != images[0].shape:
                 received = f"{images[0].shape[:2]} and {image.shape[:2]} ({path})"
                 remedy = "Pass image_size=(height, width) to resize them."
-                raise ValueError(complaint(f"the images in {folder}", "of one size", received, remedy))
+                raise ValueError(error_message(f"the images in {folder} must have one size", received, remedy))
             images.append(image)
             labels.append(label)
     if not images:
-        raise ValueError(complaint(str(folder), f"a folder with images ({' '.join(SUFFIXES)})", "none"))
+        raise ValueError(error_message(f"{folder!s} must be a folder with images ({' '.join(SUFFIXES)})", "none"))
     return Split(np.stack(images).astype("float32") / np.float32(255.0), np.array(labels, "int32"))
 
 
@@ -109,7 +111,9 @@ def read_image(path: Path, grey: bool) -> np.ndarray:
                 return shades if grey else np.repeat(shades, 3, axis=-1)
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(complaint(str(path), "a readable image", str(error), "Delete or replace it.")) from error
+            raise ValueError(
+                error_message(f"{path!s} must be a readable image", str(error), "Delete or replace it.")
+            ) from error
     return pixels[..., None] if grey else pixels
 
 
@@ -132,4 +136,6 @@ def _open(path: Path):
     try:
         return Image.open(path)
     except OSError as error:
-        raise ValueError(complaint(str(path), "a readable image", str(error), "Delete or replace it.")) from error
+        raise ValueError(
+            error_message(f"{path!s} must be a readable image", str(error), "Delete or replace it.")
+        ) from error

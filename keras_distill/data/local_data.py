@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 
 VARIABLE = "KERAS_DISTILL_DATA"
 
@@ -25,7 +25,9 @@ def find(*names: str) -> Path | None:
         return None
     folder = Path(setting).expanduser()
     if not folder.is_dir():
-        raise NotADirectoryError(complaint(VARIABLE, "a folder", f"{setting!r}", "Unset it to download instead."))
+        raise NotADirectoryError(
+            error_message(f"{VARIABLE} must be a folder", f"{setting!r}", "Unset it to download instead.")
+        )
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
@@ -41,16 +43,18 @@ def read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
         ValueError: a corrupt file, one with pickled objects, or one that lacks a required array.
     """
     if not path.is_file():
-        raise FileNotFoundError(complaint(str(path), "an .npz file", "no such file"))
+        raise FileNotFoundError(error_message(f"{path!s} must be an .npz file", "no such file"))
     try:
         # Opened here, since NumPy leaves a file open that it cannot read.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         remedy = "Write it again with numpy.savez."
-        raise ValueError(complaint(str(path), "a readable .npz of plain arrays", f"{error}", remedy)) from error
+        raise ValueError(
+            error_message(f"{path!s} must be a readable .npz of plain arrays", f"{error}", remedy)
+        ) from error
     missing = [name for name in required if name not in arrays]
     if missing:
         received = f"no {', '.join(missing)} among {', '.join(arrays) or 'no arrays'}"
-        raise ValueError(complaint(str(path), f"an .npz with {', '.join(required)}", received))
+        raise ValueError(error_message(f"{path!s} must be an .npz file that holds {', '.join(required)}", received))
     return arrays

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 
 
 def mlp(
@@ -149,7 +149,9 @@ def _inputs(input_shape: Sequence[int]) -> keras.KerasTensor:
 
 def _images(input_shape: Sequence[int]) -> keras.KerasTensor:
     if len(tuple(input_shape)) != 3:
-        raise ValueError(complaint("input_shape", "(height, width, channels)", tuple(input_shape), "Use mlp instead."))
+        raise ValueError(
+            error_message("input_shape must be (height, width, channels)", tuple(input_shape), "Use mlp instead.")
+        )
     return _inputs(input_shape)
 
 

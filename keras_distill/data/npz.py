@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_distill._checks import check_finite, complaint
+from keras_distill._checks import check_finite, error_message
 from keras_distill.data import local_data
 from keras_distill.data.dataset import Dataset, Split, carve
 
@@ -34,7 +34,9 @@ def load_npz(path: Path, name: str | None = None, class_names: tuple[str, ...] =
     if "x_validation" in arrays:
         validation = _split(path, arrays, "validation")
     elif len(train) < 2:
-        raise ValueError(complaint(f"x_train in {path}", "at least 2 examples, one to validate on", len(train)))
+        raise ValueError(
+            error_message(f"x_train in {path} must hold at least 2 examples, one of them to validate on", len(train))
+        )
     else:
         train, validation = carve(train, max(1, len(train) // 10))
     test = _split(path, arrays, "test")
@@ -49,14 +51,16 @@ def load_npz(path: Path, name: str | None = None, class_names: tuple[str, ...] =
 def _split(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> Split:
     """The `Split` that `x_…` and `y_…` describe."""
     if f"y_{split_name}" not in arrays:
-        raise ValueError(complaint(str(path), f"an .npz with y_{split_name} beside x_{split_name}", "none"))
+        raise ValueError(error_message(f"{path!s} must hold y_{split_name} beside x_{split_name}", "none"))
     inputs, labels = arrays[f"x_{split_name}"], arrays[f"y_{split_name}"]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         received = f"shape {labels.shape}, dtype {labels.dtype}"
         remedy = "Turn one-hot labels into integers with numpy.argmax(labels, axis=-1)."
-        raise ValueError(complaint(f"y_{split_name} in {path}", "integers of shape (num_items,)", received, remedy))
+        raise ValueError(
+            error_message(f"y_{split_name} in {path} must be integers of shape (num_items,)", received, remedy)
+        )
     return Split(as_inputs(f"x_{split_name} in {path}", inputs), labels.astype("int32"))
 
 
@@ -68,7 +72,7 @@ def as_inputs(subject: str, inputs: np.ndarray) -> np.ndarray:
         (1, 2, 2, 1)
     """
     if inputs.ndim < 2:
-        raise ValueError(complaint(subject, "of shape (num_items, ...)", f"shape {inputs.shape}"))
+        raise ValueError(error_message(f"{subject} must have shape (num_items, ...)", f"shape {inputs.shape}"))
     if inputs.dtype == np.uint8:
         pixels = inputs[..., None] if inputs.ndim == 3 else inputs
         return pixels.astype("float32") / np.float32(255.0)
@@ -76,4 +80,4 @@ def as_inputs(subject: str, inputs: np.ndarray) -> np.ndarray:
         return inputs.astype("int32")
     if np.issubdtype(inputs.dtype, np.floating):
         return check_finite(subject, inputs).astype("float32")
-    raise ValueError(complaint(subject, "numbers", f"dtype {inputs.dtype}"))
+    raise ValueError(error_message(f"{subject} must be numbers", f"dtype {inputs.dtype}"))

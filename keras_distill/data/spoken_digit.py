@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.data import local_data, tfds
 from keras_distill.data.dataset import Dataset, Split
 
@@ -60,7 +60,7 @@ def read_fsdd(arrays: dict[str, np.ndarray]) -> tuple[list[np.ndarray], np.ndarr
     digits, speakers, takes = arrays["digit"], arrays["speaker"], arrays["index"].astype(int)
     if not len(recordings) == len(digits) == len(speakers) == len(takes):
         received = f"{len(recordings)} recordings and {len(digits)} digits"
-        raise ValueError(complaint("fsdd.npz", "a file with as many labels as recordings", received))
+        raise ValueError(error_message("fsdd.npz must be a file with as many labels as recordings", received))
     return recordings, digits, speakers, takes
 
 

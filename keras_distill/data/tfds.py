@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.data import npz
 from keras_distill.data.dataset import Dataset, Split, carve
 from keras_distill.data.image_folder import resized
@@ -33,12 +33,16 @@ def load_tfds(name: str, image_size: tuple[int, int] | None = None) -> Dataset:
     builder = prepared_builder(name)
     info = builder.info
     if info.supervised_keys is None:
-        raise ValueError(complaint(f"tfds:{name}", "a dataset with inputs and labels", "one without supervised keys"))
+        raise ValueError(
+            error_message(f"tfds:{name} must be a dataset with inputs and labels", "one without supervised keys")
+        )
     class_names = getattr(info.features[info.supervised_keys[1]], "names", None)
     if class_names is None:
-        raise ValueError(complaint(f"tfds:{name}", "a dataset whose label is a class", "labels of another kind"))
+        raise ValueError(
+            error_message(f"tfds:{name} must be a dataset whose label is a class", "labels of another kind")
+        )
     if "train" not in info.splits:
-        raise ValueError(complaint(f"tfds:{name}", "a dataset with a train split", ", ".join(info.splits)))
+        raise ValueError(error_message(f"tfds:{name} must be a dataset with a train split", ", ".join(info.splits)))
 
     train = _split(name, builder, "train", image_size)
     if "test" in info.splits:
@@ -77,12 +81,14 @@ def prepared_builder(name: str) -> Any:
     if not hasattr(tensorflow_datasets, "builder"):
         # It swallows what its own imports raise, such as that protobuf is older than what tensorflow-metadata asks for.
         remedy = "Beside TensorFlow 2.19: pip install 'tensorflow-metadata<1.18'."
-        raise OSError(complaint("tensorflow_datasets", "whole once it is imported", "half of it", remedy))
+        raise OSError(error_message("tensorflow_datasets must be imported whole", "half of it", remedy))
     try:
         builder = tensorflow_datasets.builder(name)
     except (tensorflow_datasets.core.registered.DatasetNotFoundError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(complaint(f"tfds:{name}", "a name that tensorflow-datasets knows", first_line)) from error
+        raise ValueError(
+            error_message(f"tfds:{name} must name a dataset that tensorflow-datasets knows", first_line)
+        ) from error
     if builder.is_prepared():
         return builder
     if not network_answers():
@@ -119,13 +125,13 @@ def _split(name: str, builder: Any, split_name: str, image_size: tuple[int, int]
     for example, label in builder.as_dataset(split=split_name, as_supervised=True).as_numpy_iterator():
         if not isinstance(example, np.ndarray):
             received = f"examples of type {type(example).__name__}"
-            raise ValueError(complaint(f"tfds:{name}", "a dataset of images or arrays", received))
+            raise ValueError(error_message(f"tfds:{name} must be a dataset of images or arrays", received))
         inputs.append(resized(example, image_size) if image_size and example.ndim == 3 else example)
         labels.append(label)
         if inputs[-1].shape != inputs[0].shape:
             received = f"{inputs[0].shape} and {inputs[-1].shape}"
             remedy = "Pass image_size=(height, width) to resize images."
-            raise ValueError(complaint(f"tfds:{name}", "a dataset of examples of one shape", received, remedy))
+            raise ValueError(error_message(f"tfds:{name} must be a dataset of examples of one shape", received, remedy))
     if not inputs:
         return Split(np.zeros((0,), "float32"), np.zeros((0,), "int32"))
     return Split(npz.as_inputs(f"tfds:{name}", np.stack(inputs)), np.asarray(labels).astype("int32"))

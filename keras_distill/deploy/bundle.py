@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.deploy.kit import kit_folder, kit_module
 
 KIT_FILES = (
@@ -87,5 +87,7 @@ def read_bundle(folder: str | os.PathLike) -> dict[str, Any]:
         ValueError: the folder is no bundle, or was changed.
     """
     if not Path(folder).is_dir():
-        raise ValueError(complaint("a bundle", "a folder", f"{os.fspath(folder)}, which is none", "Check the path."))
+        raise ValueError(
+            error_message("a bundle must be a folder", f"{os.fspath(folder)}, which is none", "Check the path.")
+        )
     return kit_module().read_manifest(folder)

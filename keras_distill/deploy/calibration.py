@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import check_finite, complaint
+from keras_distill._checks import check_finite, error_message
 
 ENOUGH_EXAMPLES = 256
 
@@ -28,11 +28,13 @@ def save_calibration(calibration: Mapping[str, Any] | None, folder: str | Path) 
     """
     remedy = "Pass `calibration={input name: array}` of about 256 training or validation examples."
     if not calibration:
-        raise ValueError(complaint("calibration", "given for int8", "none", remedy))
+        raise ValueError(error_message("calibration must be given for int8", "none", remedy))
     arrays = {name: check_finite(f"calibration[{name!r}]", array) for name, array in calibration.items()}
     counts = {len(array) for array in arrays.values()}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError(complaint("calibration", "equally many examples for every input", sorted(counts), remedy))
+        raise ValueError(
+            error_message("calibration must have equally many examples for every input", sorted(counts), remedy)
+        )
     path = Path(folder) / "calibration.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes `allow_pickle` for one of the arrays
     return str(path)

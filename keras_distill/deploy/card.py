@@ -202,7 +202,7 @@ def _limits(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> list[str
     counts = np.bincount(student.labels, minlength=len(classes))
     rates = errors_by_class(student, len(classes)) / np.maximum(counts, 1)
     worst = [index for index in np.argsort(-rates, kind="stable")[:3] if rates[index] > 0]
-    sentences = ["It answers with one of its classes whatever it is shown: it has no answer for «none of these»."]
+    sentences = ["It answers with one of its classes whatever it is shown: it has no answer for 'none of these'."]
     if worst:
         named = ", ".join(f"{classes[index]} ({rates[index]:.1%} of {counts[index]})" for index in worst)
         sentences.append(f"Most errors by class: {named}.")
@@ -250,7 +250,7 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
                     f"The test set of {manifest['provenance']['data']}",
                     [row[0] for row in rows].index("student"),
                 ),
-                "NLL is the negative log-likelihood and ECE the expected calibration error (15 bins); «scaled» is "
+                "NLL is the negative log-likelihood and ECE the expected calibration error (15 bins); 'scaled' is "
                 "after the logits were divided by the temperature that is best on the validation set.",
             ],
         ),

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 
 
 def kit_folder() -> Path:
@@ -19,7 +19,7 @@ def kit_folder() -> Path:
         if (folder / "benchmark.py").is_file():
             return folder
     remedy = "Install keras-distill again, or run it from a whole checkout."
-    raise ImportError(complaint("the kit", f"in {package / 'kit'}", "no such folder", remedy))
+    raise ImportError(error_message(f"the kit must be in {package / 'kit'}", "no such folder", remedy))
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_distill._checks import check_choice, complaint
+from keras_distill._checks import check_choice, error_message
 from keras_distill._files import whole_file
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import ConversionError, convert
@@ -62,10 +62,10 @@ def to_litert(
         ValueError: the model was never built, int8 lacks calibration data, or `path` does not end in `.tflite`.
     """
     if Path(path).suffix != ".tflite":
-        raise ValueError(complaint("the path of a LiteRT file", "a name that ends in .tflite", repr(os.fspath(path))))
+        raise ValueError(error_message("the path of a LiteRT file must end in .tflite", repr(os.fspath(path))))
     if quantization is not None:
         check_choice("quantization", quantization, QUANTIZATIONS)
-    from keras_distill.logits import logits_model
+    from keras_distill.models.forward_pass import logits_model
 
     metadata = describe(class_names, preprocessing, temperature, licence, provenance)
     signature = signature_of(model, example)

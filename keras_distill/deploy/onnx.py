@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_distill._checks import check_choice, complaint
+from keras_distill._checks import check_choice, error_message
 from keras_distill._files import whole_file
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import convert
@@ -57,8 +57,8 @@ def to_onnx(
         ValueError: the model was never built, or `path` does not end in `.onnx`.
     """
     if Path(path).suffix != ".onnx":
-        raise ValueError(complaint("the path of an ONNX file", "a name that ends in .onnx", repr(os.fspath(path))))
-    from keras_distill.logits import logits_model
+        raise ValueError(error_message("the path of an ONNX file must end in .onnx", repr(os.fspath(path))))
+    from keras_distill.models.forward_pass import logits_model
 
     metadata = describe(class_names, preprocessing, temperature, licence, provenance)
     signature = signature_of(model, example)

@@ -8,15 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import keras_distill
-from keras_distill._checks import check_fraction, check_positive, complaint
+from keras_distill._checks import error_message
 from keras_distill._files import whole_folder
 from keras_distill.deploy import bundle, quantize
 from keras_distill.deploy.calibration import choose_calibration
@@ -25,7 +23,7 @@ from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx
 from keras_distill.deploy.quantize import Variant, choose
-from keras_distill.deploy.trace import Signature, float32_logits, signature_of, single_call
+from keras_distill.deploy.trace import Signature, signature_of, single_call
 from keras_distill.deploy.verify import run_in_batches, verify
 from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
 from keras_distill.report import metrics
@@ -34,106 +32,21 @@ if TYPE_CHECKING:
     import keras
 
     from keras_distill.data import Dataset
+from keras_distill.deploy.budgets import Budgets
+from keras_distill.deploy.reference import checked_logits, known_facts
+from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
 
 TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
+
+
 # Without a wish, the float32 files must hold, and what is quantised comes along where it is worth it.
 DEFAULT_TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8")
+
+
 REQUIRED_BY_DEFAULT = ("onnx", "litert")
+
+
 NUM_GOLDEN = 16
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """What every shipped artifact must keep to.
-
-    Attributes:
-        max_accuracy_drop: loss of test accuracy against the Keras student, as a fraction.
-        max_size: bytes of one artifact; `None` for no limit.
-        max_latency_ms: p50 of one example on one thread of this machine; `None` for no limit.
-    """
-
-    max_accuracy_drop: float = 0.005
-    max_size: int | None = None
-    max_latency_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        check_fraction("max_accuracy_drop", self.max_accuracy_drop)
-        for name in ("max_size", "max_latency_ms"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-
-    def broken_by(self, variant: Variant) -> list[str]:
-        """How far a verified and measured variant is past each budget; empty if it keeps to all."""
-        assert variant.verification is not None
-        broken = []
-        drop, size, latency = variant.verification.accuracy_drop, variant.num_bytes, variant.latency["p50_ms"]
-        if drop is not None and drop > self.max_accuracy_drop:
-            excess = drop - self.max_accuracy_drop
-            broken.append(f"accuracy drops by {drop:.2%}: {excess:.2%} past the budget of {self.max_accuracy_drop:.2%}")
-        if self.max_size is not None and size > self.max_size:
-            broken.append(f"takes {size:,} bytes: {size - self.max_size:,} past the budget of {self.max_size:,}")
-        if self.max_latency_ms is not None and latency > self.max_latency_ms:
-            excess = latency - self.max_latency_ms
-            broken.append(f"takes {latency:.3f} ms: {excess:.3f} ms past the budget of {self.max_latency_ms:g} ms")
-        return broken
-
-
-@dataclass
-class Outcome:
-    """What became of one target.
-
-    Attributes:
-        target: its name.
-        required: whether the bundle depends on it.
-        variant: the artifact that ships; `None` where none does.
-        reasons: why it does not ship.
-    """
-
-    target: str
-    required: bool
-    variant: Variant | None = None
-    reasons: list[str] = field(default_factory=list)
-
-    @property
-    def holds(self) -> bool:
-        """Whether the artifact ships."""
-        return self.variant is not None and not self.reasons
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """What `ship` found.
-
-    Attributes:
-        outcomes: one a target.
-        variants: everything that was made, shipped or not.
-        figures: accuracy, calibration, size and latency of every model, side by side.
-        out: the bundle; `None` where a required target does not hold and there is none.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    variants: tuple[Variant, ...]
-    figures: tuple[Figures, ...]
-    out: Path | None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the student comes from, for the manifest, the artifacts and the card.
-
-    Attributes:
-        name: the student's name.
-        source: the student's file.
-        source_sha256: its checksum.
-        licence: the licence of the student, in words; `None` where nobody said.
-        preprocessing: what happens to an example before the student sees it; `None` describes the data's own values.
-    """
-
-    name: str
-    source: str | None = None
-    source_sha256: str | None = None
-    licence: str | None = None
-    preprocessing: str | None = None
 
 
 def ship(
@@ -174,7 +87,7 @@ def ship(
     wanted = list(dict.fromkeys(targets or DEFAULT_TARGETS))
     unknown = sorted(set(wanted) - set(TARGETS))
     if unknown or not wanted:
-        raise ValueError(complaint("targets", f"among {', '.join(TARGETS)}", ", ".join(unknown) or "none"))
+        raise ValueError(error_message(f"targets must be among {', '.join(TARGETS)}", ", ".join(unknown) or "none"))
     is_int8 = _is_int8(student)
     if is_int8:
         wanted = _targets_of_int8(wanted, targets is not None)
@@ -186,12 +99,12 @@ def ship(
     say("the student's own answers")
     signature = signature_of(student, dataset.test.inputs[:1])
     feed = signature.feed(dataset.test.inputs)
-    reference = _logits_of(student, feed, signature, dataset.num_classes)
+    reference = checked_logits(student, feed, signature, dataset.num_classes)
     validation_feed = signature.feed(dataset.validation.inputs)
-    validation_logits = _logits_of(student, validation_feed, signature, dataset.num_classes)
+    validation_logits = checked_logits(student, validation_feed, signature, dataset.num_classes)
     temperature = metrics.best_temperature(validation_logits, dataset.validation.labels)
     calibration = choose_calibration(validation_feed)
-    facts = _facts(provenance, dataset, signature, feed)
+    facts = known_facts(provenance, dataset, signature, feed)
     options: dict[str, Any] = {
         "example": dataset.test.inputs[:1],
         "class_names": dataset.class_names,
@@ -214,7 +127,7 @@ def ship(
         say("latency, one thread, one example a call")
         keras_latency = _measure(variants, {"student": student, "teacher": teacher}, feed, signature, rounds)
         for outcome in outcomes:
-            _settle(outcome, variants, budgets)
+            _decide(outcome, variants, budgets)
         held = all(outcome.holds for outcome in outcomes if outcome.required)
         say("figures of every model, side by side")
         figures = _figures(
@@ -234,7 +147,9 @@ def _check_replaceable(out: Path) -> None:
     if is_bundle or (out.is_dir() and not any(out.iterdir())) or not (out.exists() or out.is_symlink()):
         return
     received = f"{out}, which holds something else"
-    raise ValueError(complaint("the bundle", "a new folder or an older bundle", received, "Choose another name."))
+    raise ValueError(
+        error_message("the bundle's folder must be new or hold an older bundle", received, "Choose another name.")
+    )
 
 
 def _is_int8(student: "keras.Model") -> bool:
@@ -249,69 +164,10 @@ def _targets_of_int8(wanted: list[str], is_explicit: bool) -> list[str]:
     if is_explicit and able != wanted:
         others = ", ".join(name for name in wanted if name not in able)
         remedy = "Its onnx and litert files are int8 already."
-        raise ValueError(complaint("targets of a quantisation-aware student", "onnx, litert or web", others, remedy))
+        raise ValueError(
+            error_message("targets of a quantisation-aware student must be onnx, litert or web", others, remedy)
+        )
     return able
-
-
-def _logits_of(
-    model: "keras.Model", feed: Mapping[str, np.ndarray], signature: Signature, num_classes: int
-) -> np.ndarray:
-    from keras_distill.logits import logits_model, looks_like_probabilities
-
-    logits = float32_logits(logits_model(model), dict(feed), signature)
-    if logits.ndim != 2 or logits.shape[-1] != num_classes:
-        remedy = "Name the data that the model was trained for."
-        expected = f"one of {num_classes} logits an example, as the data has {num_classes} classes"
-        raise ValueError(complaint(f"the output of {model.name!r}", expected, f"shape {logits.shape}", remedy))
-    if float(looks_like_probabilities(logits[:256])) == 1.0:
-        remedy = (
-            "Let its call return the logits, without softmax; only a Functional or Sequential head can be taken off."
-        )
-        raise ValueError(complaint(f"the output of {model.name!r}", "logits", "probabilities", remedy))
-    if not np.isfinite(logits).all():
-        raise ValueError(complaint(f"the output of {model.name!r}", "finite", "NaN or infinite logits"))
-    return logits
-
-
-def _facts(
-    provenance: Provenance, dataset: "Dataset", signature: Signature, feed: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """What the manifest and the artifacts say about the student's making."""
-    import keras
-    import tensorflow as tf
-
-    inputs = []
-    for name, spec in zip(signature.names, signature.specs, strict=True):
-        values = feed[name]
-        inputs.append(
-            {
-                "name": name,
-                "shape": [None, *spec.shape[1:]],
-                "dtype": str(spec.dtype),
-                "value_range": [float(values.min()), float(values.max())],
-            }
-        )
-    first = inputs[0]
-    low, high = first["value_range"]
-    described = (
-        f"{first['dtype']} of shape {tuple(first['shape'][1:])} per example, values from {low:g} to {high:g}, "
-        f"as keras_distill.data.load({dataset.name!r}) gives them"
-    )
-    return {
-        "name": provenance.name,
-        "inputs": inputs,
-        "preprocessing": provenance.preprocessing or described,
-        "licence": provenance.licence,
-        "provenance": {
-            "source": provenance.source,
-            "source_sha256": provenance.source_sha256,
-            "data": dataset.name,
-            "data_licence": dataset.licence,
-            "made_by": f"keras-distill {keras_distill.__version__}",
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-        },
-    }
 
 
 def _make_variants(
@@ -387,7 +243,7 @@ def _measure(
     rounds: int,
 ) -> dict[str, dict[str, float]]:
     """Times all variants and the Keras models in one run; returns the Keras models' figures."""
-    from keras_distill.logits import logits_model
+    from keras_distill.models.forward_pass import logits_model
 
     kit = kit_module()
     one = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
@@ -406,7 +262,7 @@ def _measure(
     return {name: latencies[name] for name in models if name in latencies}
 
 
-def _settle(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> None:
+def _decide(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> None:
     """Decides on one target."""
     wanted = "onnx" if outcome.target == "web" else outcome.target
     candidates = [variant for variant in variants if variant.target == wanted]
@@ -457,8 +313,8 @@ def _figures(
         if model is None:
             continue
         own = signature_of(model, dataset.test.inputs[:1])
-        logits = _logits_of(model, own.feed(dataset.test.inputs), own, dataset.num_classes)
-        held_out = _logits_of(model, own.feed(dataset.validation.inputs), own, dataset.num_classes)
+        logits = checked_logits(model, own.feed(dataset.test.inputs), own, dataset.num_classes)
+        held_out = checked_logits(model, own.feed(dataset.validation.inputs), own, dataset.num_classes)
         own_temperature = metrics.best_temperature(held_out, dataset.validation.labels)
         add(name, logits, own_temperature, model.count_params(), latency.get(name, {}), None)
     add("student", reference, temperature, student.count_params(), latency.get("student", {}), None)

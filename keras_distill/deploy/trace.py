@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 
 if TYPE_CHECKING:
     import keras
@@ -58,7 +58,7 @@ class Signature:
             arrays = keras.tree.flatten(inputs)
         if len(arrays) != len(self.names):
             received = f"{len(arrays)}"
-            raise ValueError(complaint("the number of input arrays", f"{len(self.names)} ({self.names})", received))
+            raise ValueError(error_message(f"there must be {len(self.names)} input arrays ({self.names})", received))
         feed = {}
         for name, spec, array in zip(self.names, self.specs, arrays, strict=True):
             array = np.ascontiguousarray(array, dtype=spec.dtype)
@@ -68,7 +68,9 @@ class Signature:
             if not fits:
                 remedy = "Give the model data of the shape that it was built for."
                 wanted = ("batch", *spec.shape[1:])
-                raise ValueError(complaint(f"the input {name!r}", f"of shape {wanted}", str(array.shape), remedy))
+                raise ValueError(
+                    error_message(f"the input {name!r} must have shape {wanted}", str(array.shape), remedy)
+                )
             feed[name] = array
         return feed
 
@@ -135,6 +137,8 @@ def save_traced(
     """
     import keras
 
+    from keras_distill._keras_internals import all_layers
+
     if batch is not None:
         check_count("batch", batch)
     specs = [
@@ -153,7 +157,7 @@ def save_traced(
         archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(os.fspath(folder), verbose=False)
-    return Traced(tuple(output_names), tuple(layer.name for layer in _all_layers(model)))
+    return Traced(tuple(output_names), tuple(layer.name for layer in all_layers(model)))
 
 
 def named_outputs(outputs: Any) -> dict[str, Any]:
@@ -216,8 +220,10 @@ def as_float32(model: "keras.Model") -> Iterator[None]:
     import keras
     import numpy as np
 
+    from keras_distill._keras_internals import all_layers
+
     policies, statistics = [], []
-    for layer in _all_layers(model):
+    for layer in all_layers(model):
         if layer.compute_dtype in ("float16", "bfloat16") and layer.quantization_mode is None:
             policies.append((layer, layer.dtype_policy))
         if isinstance(layer, keras.layers.Normalization) and getattr(layer, "mean", None) is not None:
@@ -233,11 +239,6 @@ def as_float32(model: "keras.Model") -> Iterator[None]:
             layer.dtype_policy = policy
         for layer, mean, variance in statistics:
             layer.mean, layer.variance = mean, variance
-
-
-def _all_layers(model: "keras.Model") -> list[Any]:
-    # Keras has no public walk through layers of layers.
-    return list(model._flatten_layers())
 
 
 def _given_name(tensor: Any) -> str | None:
@@ -262,7 +263,9 @@ def _recorded_arguments(model: "keras.Model") -> tuple[Any, ...]:
     config = model.get_build_config() if model.built else None
     if not config:
         remedy = "Call it once on a batch, or pass `example`."
-        raise ValueError(complaint(f"the model {model.name!r}", "built", "a model that was never called", remedy))
+        raise ValueError(
+            error_message(f"the model {model.name!r} must be built", "a model that was never called", remedy)
+        )
     shapes = config["shapes_dict"].values() if "shapes_dict" in config else [config["input_shape"]]
 
     def specs_of(structure: Any) -> Any:

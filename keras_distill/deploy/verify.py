@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_distill._checks import check_choice, check_fraction, check_labels, complaint
+from keras_distill._checks import check_choice, check_fraction, check_labels, error_message
 from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.trace import float32_logits, signature_of
 
@@ -90,7 +90,7 @@ def verify(
     kit = kit_module()
     artifact = open_artifact(path)
     if not isinstance(reference, np.ndarray):
-        from keras_distill.logits import logits_model
+        from keras_distill.models.forward_pass import logits_model
 
         signature = signature_of(reference, inputs)
         feed = signature.feed(inputs)
@@ -99,7 +99,9 @@ def verify(
         feed, expected = as_feed(artifact, inputs), reference
     missing = sorted(set(artifact.input_names) ^ set(feed))
     if missing:
-        raise ValueError(complaint("the artifact's inputs", f"named {sorted(feed)}", sorted(artifact.input_names)))
+        raise ValueError(
+            error_message(f"the artifact's inputs must be called {sorted(feed)}", sorted(artifact.input_names))
+        )
     num_items = len(expected)
     logits = run_in_batches(artifact, feed)
     figures = kit.compare(expected, logits)
@@ -118,7 +120,7 @@ def verify(
     if labels is not None:
         labels = check_labels("labels", labels, expected.shape[-1])
         if len(labels) != num_items:
-            raise ValueError(complaint("labels", f"{num_items}, one for every input", len(labels)))
+            raise ValueError(error_message(f"there must be {num_items} labels, one for every input", len(labels)))
         reference_accuracy = float(np.mean(np.argmax(expected, -1) == labels))
         accuracy = float(np.mean(np.argmax(logits, -1) == labels))
         accuracies = {
@@ -143,7 +145,7 @@ def verify(
 def open_artifact(path: str | os.PathLike) -> Any:
     """Opens an artifact with the kit; raises `ValueError` where the runtime refuses it."""
     if not Path(path).is_file():
-        raise ValueError(complaint("an artifact", "a file", f"{os.fspath(path)}, which does not exist"))
+        raise ValueError(error_message("an artifact must be a file", f"{os.fspath(path)}, which does not exist"))
     return kit_module().open_artifact(path)
 
 
@@ -152,7 +154,9 @@ def as_feed(artifact: Any, inputs: Any) -> dict[str, np.ndarray]:
     if isinstance(inputs, Mapping):
         return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
     if len(artifact.input_names) != 1:
-        raise ValueError(complaint("inputs", f"a dictionary of {artifact.input_names}", type(inputs).__name__))
+        raise ValueError(
+            error_message(f"inputs must be a dictionary with the keys {artifact.input_names}", type(inputs).__name__)
+        )
     return {artifact.input_names[0]: np.ascontiguousarray(inputs)}
 
 

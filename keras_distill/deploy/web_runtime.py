@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill._files import whole_folder
 
 VERSION = "1.30.0"
@@ -50,7 +50,9 @@ def web_runtime(folder: str | os.PathLike | None = None) -> Path:
             for name in CHECKSUMS:
                 member = package.extractfile(f"package/dist/{name}")
                 if member is None:
-                    raise ValueError(complaint("onnxruntime-web", f"a package with dist/{name}", "none", REMEDY))
+                    raise ValueError(
+                        error_message(f"the package onnxruntime-web must contain dist/{name}", "none", REMEDY)
+                    )
                 with open(aside / name, "wb") as file:
                     shutil.copyfileobj(member, file)
         _check(aside)
@@ -77,11 +79,11 @@ def _npm_pack(folder: Path) -> Path:
     try:
         process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(complaint("npm", "able to fetch onnxruntime-web", str(error), REMEDY)) from error
+        raise ValueError(error_message("npm must be able to fetch onnxruntime-web", str(error), REMEDY)) from error
     archives = list(folder.glob("*.tgz"))
     if process.returncode or not archives:
         last = (process.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ValueError(complaint("npm", "able to fetch onnxruntime-web", last, REMEDY))
+        raise ValueError(error_message("npm must be able to fetch onnxruntime-web", last, REMEDY))
     return archives[0]
 
 
@@ -89,8 +91,10 @@ def _check(folder: Path) -> None:
     for name, expected in CHECKSUMS.items():
         path = folder / name
         if not path.is_file():
-            raise ValueError(complaint("the web runtime", f"a folder with {name}", f"{folder}, which has none", REMEDY))
+            raise ValueError(
+                error_message(f"the web runtime's folder must contain {name}", f"{folder}, which has none", REMEDY)
+            )
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         if checksum != expected:
             received = f"a file with the checksum {checksum[:12]}…"
-            raise ValueError(complaint(f"{path}", f"that of onnxruntime-web {VERSION}", received, REMEDY))
+            raise ValueError(error_message(f"{path} must come from onnxruntime-web {VERSION}", received, REMEDY))

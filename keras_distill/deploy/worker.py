@@ -132,8 +132,8 @@ def convert_to_onnx(
     from keras_distill.deploy import integer_onnx
 
     _teach_tf2onnx()
-    outcries = _Listener()
-    logging.getLogger("tf2onnx").addHandler(outcries)
+    logged_errors = _Listener()
+    logging.getLogger("tf2onnx").addHandler(logged_errors)
     loaded = tf.saved_model.load(saved_model)
     function = loaded.signatures["serving_default"]
     reply.write(stage="converting the graph to ONNX")
@@ -141,7 +141,7 @@ def convert_to_onnx(
         SimpleNamespace(get_concrete_function=lambda: function), input_signature=(), opset=opset
     )
     reply.write(stage="checking the ONNX graph")
-    _refuse_unknown_operations(model, outcries.messages, reply.layer_names)
+    _refuse_unknown_operations(model, logged_errors.messages, reply.layer_names)
     # A signature's outputs are in the order of their names.
     tensors = [tensor.name for tensor in function.outputs]
     _rename_outputs(model.graph, dict(zip(tensors, sorted(function.structured_outputs), strict=True)))
@@ -325,7 +325,7 @@ def _teach_tf2onnx() -> None:
             replace(ctx, node, "Log", [ctx.make_node("Add", [node.input[0], one(ctx, node)]).output[0]])
 
 
-def _refuse_unknown_operations(model: Any, outcries: list[str], layer_names: list[str]) -> None:
+def _refuse_unknown_operations(model: Any, logged_errors: list[str], layer_names: list[str]) -> None:
     import onnx
 
     nodes = list(model.graph.node)
@@ -335,8 +335,8 @@ def _refuse_unknown_operations(model: Any, outcries: list[str], layer_names: lis
     for node in nodes:
         if not onnx.defs.has(node.op_type, max_inclusive_version=versions.get(node.domain, 1), domain=node.domain):
             raise Refusal(explain("to_onnx", f"Tensorflow op [{node.name}: {node.op_type}]", layer_names))
-    if outcries:
-        raise Refusal(explain("to_onnx", " ".join(outcries), layer_names))
+    if logged_errors:
+        raise Refusal(explain("to_onnx", " ".join(logged_errors), layer_names))
 
 
 def _rename_outputs(graph: Any, names: dict[str, str]) -> None:

@@ -1,25 +1,14 @@
 """Distillation losses: pure functions of teacher's and student's outputs, and thin objects over them."""
 
+from keras_distill.losses.binary import BinarySoftTargets, binary_soft_targets
+from keras_distill.losses.decoupled import DecoupledKD, decoupled_divergence, target_classes
+from keras_distill.losses.dist import DIST, inter_class_relation, intra_class_relation
 from keras_distill.losses.features import AttentionTransfer, Hint, attention_map, attention_transfer, hint
-from keras_distill.losses.logit_variants import (
-    DIST,
-    BinarySoftTargets,
-    DecoupledKD,
-    LogitMatching,
-    LogitStandardization,
-    RegressionTargets,
-    SmoothedLabels,
-    binary_soft_targets,
-    decoupled,
-    inter_class_relation,
-    intra_class_relation,
-    logit_matching,
-    regression_targets,
-    standardized,
-    target_classes,
-)
+from keras_distill.losses.logit_matching import LogitMatching, logit_matching
+from keras_distill.losses.logit_standardization import LogitStandardization, standardized_logits
 from keras_distill.losses.per_example import PerExampleLoss
 from keras_distill.losses.projector import Projector
+from keras_distill.losses.regression import RegressionTargets, regression_targets
 from keras_distill.losses.relations import (
     RelationalKD,
     SimilarityPreserving,
@@ -27,6 +16,7 @@ from keras_distill.losses.relations import (
     distance_relation,
     similarity_preserving,
 )
+from keras_distill.losses.smoothed_labels import SmoothedLabels
 from keras_distill.losses.soft_targets import SoftTargets, member_soft_targets, soft_targets, top_k_soft_targets
 
 __all__ = [
@@ -48,7 +38,7 @@ __all__ = [
     "attention_map",
     "attention_transfer",
     "binary_soft_targets",
-    "decoupled",
+    "decoupled_divergence",
     "distance_relation",
     "hint",
     "inter_class_relation",
@@ -58,7 +48,7 @@ __all__ = [
     "regression_targets",
     "similarity_preserving",
     "soft_targets",
-    "standardized",
+    "standardized_logits",
     "target_classes",
     "top_k_soft_targets",
 ]

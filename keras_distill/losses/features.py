@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_positive, complaint
+from keras_distill._checks import check_positive, error_message
 from keras_distill.losses.per_example import PerExampleLoss, at_least_float32, serialized
 from keras_distill.losses.projector import Projector, resized
 
@@ -29,12 +29,14 @@ class FeatureLoss(PerExampleLoss):
         """Raises `ValueError` where features are no tensors of one rank."""
         if isinstance(teacher_outputs, dict) or isinstance(student_outputs, dict):
             remedy = "Name the layers, or distil the logits of several members with SoftTargets."
-            raise ValueError(complaint("features", "one tensor each of teacher and student", "several", remedy))
+            raise ValueError(
+                error_message("features must be one tensor of the teacher and one of the student", "several", remedy)
+            )
         if len(teacher_outputs.shape) != len(student_outputs.shape):
             remedy = "Name layers of one kind, for example both before the global pooling."
             received = f"{tuple(student_outputs.shape)} against the teacher's {tuple(teacher_outputs.shape)}"
-            expected = f"of rank {len(teacher_outputs.shape)}, as the teacher's"
-            raise ValueError(complaint("student features", expected, received, remedy))
+            expected = f"have rank {len(teacher_outputs.shape)}, as the teacher's do"
+            raise ValueError(error_message(f"student features must {expected}", received, remedy))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -97,7 +99,7 @@ class Hint(FeatureLoss):
     ):
         super().__init__(teacher_layer_name, student_layer_name)
         if projector is not None and not isinstance(projector, keras.Layer):
-            raise TypeError(complaint("projector", "a Keras layer or None", type(projector).__name__))
+            raise TypeError(error_message("projector must be a Keras layer or None", type(projector).__name__))
         # The features' own precision would round the small updates of a projector away.
         self.projector = Projector(dtype="float32") if projector is None else projector
 
@@ -128,8 +130,8 @@ class Hint(FeatureLoss):
         )
         if differ:
             remedy = "keras_distill.Distiller builds and trains the projector that they need."
-            expected = f"{teacher_shape[1:]} an item, as the teacher's"
-            raise ValueError(complaint("student features", expected, student_shape[1:], remedy))
+            expected = f"have shape {teacher_shape[1:]} an item, as the teacher's do"
+            raise ValueError(error_message(f"student features must {expected}", student_shape[1:], remedy))
 
     def _check_rank(self, teacher_outputs: Any, student_outputs: Any) -> None:
         super().validate_outputs(teacher_outputs, student_outputs)
@@ -154,7 +156,7 @@ def attention_map(features: Any, power: float = 2.0) -> Any:
         [0.447214, 0.894427]
 
     Reference:
-        Zagoruyko, Komodakis, «Paying More Attention to Attention», arXiv:1612.03928, section 3.1.
+        Zagoruyko, Komodakis, "Paying More Attention to Attention", arXiv:1612.03928, section 3.1.
     """
     features = at_least_float32(features)
     energy = ops.square(features) if power == 2.0 else ops.power(ops.abs(features), power)
@@ -233,7 +235,9 @@ class AttentionTransfer(FeatureLoss):
         if len(student_outputs.shape) < 3:
             remedy = "Name a layer before the pooling; for vectors use Hint."
             raise ValueError(
-                complaint("features", "of shape (batch, places …, channels)", tuple(student_outputs.shape), remedy)
+                error_message(
+                    "features must have shape (batch, places …, channels)", tuple(student_outputs.shape), remedy
+                )
             )
 
     def get_config(self) -> dict[str, Any]:

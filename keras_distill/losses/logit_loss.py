@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_distill._checks import check_positive, complaint
+from keras_distill._checks import check_positive, error_message
 from keras_distill.losses.per_example import (
     PerExampleLoss,
     at_least_float32,
@@ -88,7 +88,7 @@ def merged_logits(teacher_outputs: Any, temperature: Any) -> Any:
     if "member_logits" not in teacher_outputs:
         remedy = "SoftTargets takes top-k targets; or store the teacher's logits of all classes."
         raise ValueError(
-            complaint("the teacher's outputs", "the logits of all classes", sorted(teacher_outputs), remedy)
+            error_message("the teacher's outputs must be the logits of all classes", sorted(teacher_outputs), remedy)
         )
     member_logits = at_least_float32(teacher_outputs["member_logits"])
     log_weights = ops.log(ops.cast(teacher_outputs["member_weights"], member_logits.dtype))[..., None]
@@ -117,4 +117,6 @@ def check_several_classes(loss_name: str, student_outputs: Any) -> None:
     """Raises `ValueError` for one class: its softmax is 1 whatever the logit, so the loss would be 0 in silence."""
     if student_outputs.shape[-1] == 1:
         remedy = "For a sigmoid over one unit use keras_distill.losses.BinarySoftTargets."
-        raise ValueError(complaint(f"{loss_name}'s student outputs", "of two or more classes", "1 class", remedy))
+        raise ValueError(
+            error_message(f"{loss_name}'s student outputs must have two or more classes", "1 class", remedy)
+        )

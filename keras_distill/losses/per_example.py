@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 
 
 class PerExampleLoss(keras.distillation.DistillationLoss):
@@ -103,8 +103,8 @@ def check_same_classes(teacher_shape: tuple, student_shape: tuple) -> None:
     """Raises `ValueError` where two outputs differ in rank or in the number of classes."""
     if len(teacher_shape) != len(student_shape):
         remedy = f"The teacher's are {teacher_shape}: distil outputs of one kind, or reshape one of them."
-        raise ValueError(complaint("student outputs", f"of rank {len(teacher_shape)}", student_shape, remedy))
+        raise ValueError(error_message(f"student outputs must have rank {len(teacher_shape)}", student_shape, remedy))
     if teacher_shape[-1] != student_shape[-1]:
         remedy = "Teacher and student must name the same classes in the same order."
-        expected = f"of {teacher_shape[-1]} classes, as the teacher's"
-        raise ValueError(complaint("student outputs", expected, f"{student_shape[-1]} classes", remedy))
+        expected = f"have {teacher_shape[-1]} classes, as the teacher's do"
+        raise ValueError(error_message(f"student outputs must {expected}", f"{student_shape[-1]} classes", remedy))

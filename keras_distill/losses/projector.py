@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 
 
 def resized(features: Any, size: Sequence[int]) -> Any:
@@ -55,7 +55,7 @@ class Projector(keras.Layer):
         TensorShape([2, 4, 4, 8])
 
     Reference:
-        Romero et al., «FitNets: Hints for Thin Deep Nets», arXiv:1412.6550, section 2.2: the regressor.
+        Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550, section 2.2: the regressor.
     """
 
     def __init__(
@@ -88,7 +88,11 @@ class Projector(keras.Layer):
         if is_sized and tuple(student_shape[1:-1]) != tuple(teacher_shape[1:-1]):
             if len(teacher_shape) > 4:
                 remedy = "Give a projector of your own."
-                raise ValueError(complaint("features of rank > 4", "of equal places", tuple(student_shape), remedy))
+                raise ValueError(
+                    error_message(
+                        "features of rank > 4 must have the same number of places", tuple(student_shape), remedy
+                    )
+                )
             self.size = [places for places in teacher_shape[1:-1] if places is not None]
         self.num_channels = teacher_shape[-1]
         self._make_dense()

@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src.backend import get_keras_mask
+
+from keras_distill._keras_internals import mask_of
 
 
 class WeightedMean(keras.losses.Loss):
@@ -31,14 +32,6 @@ class WeightedMean(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The values themselves; `y_pred` only carries the mask."""
         return y_true
-
-
-def mask_of(outputs: Any) -> Any:
-    """The mask that Keras keeps with a layer's outputs, or `None`.
-
-    On TensorFlow it is an attribute of theirs; JAX's arrays take none, and Keras keeps a list beside them.
-    """
-    return get_keras_mask(outputs)
 
 
 def unscaled(loss: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_number, complaint
+from keras_distill._checks import check_number, error_message
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.per_example import at_least_float32
 
@@ -59,7 +59,7 @@ def pairwise_distances(features: Any, item_weights: Any = None) -> Any:
         [[0.0, 0.5, 1.5], [0.5, 0.0, 1.0], [1.5, 1.0, 0.0]]
 
     Reference:
-        Park et al., «Relational Knowledge Distillation», arXiv:1904.05068, section 3.2.1, equations 6 and 7.
+        Park et al., "Relational Knowledge Distillation", arXiv:1904.05068, section 3.2.1, equations 6 and 7.
     """
     rows = _rows(features)
     squares = _squared_distances(rows)
@@ -178,7 +178,7 @@ class RelationalKD(FeatureLoss):
         self.angle_weight = check_number("angle_weight", angle_weight)
         if min(self.distance_weight, self.angle_weight) < 0.0:
             weights = (self.distance_weight, self.angle_weight)
-            raise ValueError(complaint("distance_weight and angle_weight", ">= 0", weights))
+            raise ValueError(error_message("distance_weight and angle_weight must be >= 0", weights))
 
     def per_example(self, teacher_outputs: Any, student_outputs: Any, item_weights: Any = None) -> Any:
         """Returns each item's share of the loss, `(batch,)`."""
@@ -221,7 +221,7 @@ def similarities(features: Any, item_weights: Any = None) -> Any:
         [0.6, 0.8]
 
     Reference:
-        Tung, Mori, «Similarity-Preserving Knowledge Distillation», arXiv:1907.09682, section 3, equations 1 and 2.
+        Tung, Mori, "Similarity-Preserving Knowledge Distillation", arXiv:1907.09682, section 3, equations 1 and 2.
     """
     rows = _rows(features)
     products = ops.matmul(rows, ops.transpose(rows))

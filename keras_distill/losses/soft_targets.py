@@ -39,7 +39,7 @@ def soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any) -> 
         1.364872
 
     Reference:
-        Hinton, Vinyals, Dean, «Distilling the Knowledge in a Neural Network», arXiv:1503.02531, section 2.
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
     """
     return _scaled_divergence(log_softmax(teacher_logits, temperature), student_logits, temperature)
 

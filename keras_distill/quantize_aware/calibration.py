@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import check_count, check_finite, complaint
+from keras_distill._checks import check_count, check_finite, error_message
+from keras_distill._keras_internals import all_layers, calls_in_order, input_structure
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize
 from keras_distill.quantize_aware.kernel import Int8Kernel
 
@@ -38,13 +39,15 @@ def calibrate(model: keras.Model, calibration_data: Any, *, batch_size: int = 64
             for name, (low, high) in recorders(inputs).items():
                 seen[name].append((float(low), float(high)))
     if not layers or not seen[layers[0].name]:
-        raise ValueError(complaint("calibration_data", "at least one example", "none", NO_DATA))
+        raise ValueError(error_message("calibration_data must hold at least one example", "none", NO_DATA))
     for layer in layers:
         lows, highs = np.array(seen[layer.name]).T
         if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
             remedy = "Look at the student's weights and at the scaling of the calibration data."
-            expected = "finite for finite inputs"
-            raise ValueError(complaint(f"the activations at {layer.name!r}", expected, "NaN or infinite", remedy))
+            expected = "be finite for finite inputs"
+            raise ValueError(
+                error_message(f"the activations at {layer.name!r} must {expected}", "NaN or infinite", remedy)
+            )
         low, high = (lows.min(), highs.max()) if layer.holds_peaks else (lows.mean(), highs.mean())
         layer.set_range(float(low), float(high))
 
@@ -94,7 +97,7 @@ def freeze(model: keras.Model) -> None:
     layers = _layers(model, (FakeQuantize, Int8Kernel))
     if not layers:
         remedy = "Make it with keras_distill.quantize_aware.quantize_aware(student, calibration_data)."
-        raise ValueError(complaint(f"the model {model.name!r}", "quantised", "a float model", remedy))
+        raise ValueError(error_message(f"the model {model.name!r} must be quantised", "a float model", remedy))
     for layer in layers:
         layer.freeze()
 
@@ -134,11 +137,10 @@ class FreezeRanges(keras.callbacks.Callback):
 def _recorders(model: keras.Model, layers: list[FakeQuantize]) -> Any:
     """A function from a batch to `{layer name: (smallest, largest) value}` of what reaches each layer."""
     tensors: dict[str, list[Any]] = {layer.name: [] for layer in layers}
-    for nodes in model._nodes_by_depth.values():
-        for node in nodes:
-            if node.operation.name in tensors:
-                tensors[node.operation.name] += node.input_tensors
-    taps = keras.Model(model._inputs_struct, tensors)
+    for node in calls_in_order(model):
+        if node.operation.name in tensors:
+            tensors[node.operation.name] += node.input_tensors
+    taps = keras.Model(input_structure(model), tensors)
 
     def record(inputs: Any) -> dict[str, tuple[Any, Any]]:
         values = taps(inputs, training=False)
@@ -152,7 +154,7 @@ def _recorders(model: keras.Model, layers: list[FakeQuantize]) -> Any:
 
 def _batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
     if calibration_data is None:
-        raise ValueError(complaint("calibration_data", "at least one example", None, NO_DATA))
+        raise ValueError(error_message("calibration_data must hold at least one example", None, NO_DATA))
     if hasattr(calibration_data, "element_spec"):
         for batch in calibration_data:
             inputs = batch[0] if isinstance(batch, tuple) else batch
@@ -163,12 +165,11 @@ def _batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
     counts = {len(array) if array.ndim else 0 for array in keras.tree.flatten(arrays)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
-            complaint("calibration_data", "equally many examples for every input", sorted(counts), NO_DATA)
+            error_message("calibration_data must have equally many examples for every input", sorted(counts), NO_DATA)
         )
     for start in range(0, counts.pop(), batch_size):
         yield keras.tree.map_structure(lambda array: array[start : start + batch_size], arrays)  # noqa: B023
 
 
 def _layers(model: keras.Model, kinds: Any) -> list[Any]:
-    # Keras has no public walk through layers of layers.
-    return [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+    return [layer for layer in all_layers(model) if isinstance(layer, kinds)]

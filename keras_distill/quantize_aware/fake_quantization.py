@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_choice, check_fraction, check_number, complaint
+from keras_distill._checks import check_choice, check_fraction, check_number, error_message
 
 RANGES = ("tracked", "learnt", "frozen")
 # Below this a float32 scale would be subnormal when squared.
@@ -47,7 +47,7 @@ def fake_quantize(values: Any, minimum: Any, maximum: Any) -> Any:
     # Not before it is needed: other backends, too, load files that might hold these layers.
     import tensorflow as tf
 
-    # Converters know this one operation as «here is an int8 tensor»; arithmetic of the same values they do not.
+    # Converters know this one operation as "here is an int8 tensor"; arithmetic of the same values they do not.
     return tf.quantization.fake_quant_with_min_max_vars(values, minimum, maximum, num_bits=8)
 
 
@@ -141,10 +141,10 @@ class FakeQuantize(keras.layers.Layer):
         """
         low, high = (check_number(f"the range of {self.name!r}", end) for end in (minimum, maximum))
         if not high - low < float("inf"):
-            raise ValueError(complaint(f"the range of {self.name!r}", "finite", f"[{low}, {high}]"))
+            raise ValueError(error_message(f"the range of {self.name!r} must be finite", f"[{low}, {high}]"))
         if high - low < SMALLEST_WIDTH:
             remedy = "Its layer is dead, or the calibration data are all alike."
-            raise ValueError(complaint(f"the range of {self.name!r}", "wider than 0", f"always {low}", remedy))
+            raise ValueError(error_message(f"the range of {self.name!r} must be wider than 0", f"always {low}", remedy))
         self.minimum.assign(min(low, 0.0) * (1.0 + self.margin))
         self.maximum.assign(max(high, 0.0) * (1.0 + self.margin))
 

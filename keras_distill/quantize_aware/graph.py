@@ -11,8 +11,9 @@ from typing import Any
 
 import keras
 
-from keras_distill._checks import complaint
-from keras_distill.logits import is_readable
+from keras_distill._checks import error_message
+from keras_distill._keras_internals import calls_in_order, calls_of, functional_graph, input_structure, output_structure
+from keras_distill.models.heads import is_readable
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,20 @@ class Graph:
         return positions[0] if len(positions) == 1 and key not in self.outputs else None
 
     def _open(self, model: keras.Model, input_keys: tuple[int, ...]) -> tuple[int, ...]:
-        functional = model._functional if isinstance(model, keras.Sequential) else model
+        functional = functional_graph(model)
         keys = {id(tensor): key for tensor, key in zip(functional.inputs, input_keys, strict=True)}
-        # Keras has no public walk over the calls of a model.
-        for depth in sorted(functional._nodes_by_depth, reverse=True):
-            for node in functional._nodes_by_depth[depth]:
-                if isinstance(node.operation, keras.layers.InputLayer):
-                    continue
-                inputs = tuple(keys[id(tensor)] for tensor in node.input_tensors)
-                if is_readable(node.operation):
-                    outputs = self._open(node.operation, inputs)
-                else:
-                    outputs = tuple(next(self._keys) for _ in node.outputs)
-                    own = {id(tensor): keys[id(tensor)] for tensor in node.arguments.keras_tensors}
-                    self.calls.append(Call(node.operation, node.arguments, own, inputs, outputs))
-                    outputs = self._split(node.operation, node.outputs, outputs)
-                keys |= {id(tensor): key for tensor, key in zip(node.outputs, outputs, strict=True)}
+        for node in calls_in_order(model):
+            if isinstance(node.operation, keras.layers.InputLayer):
+                continue
+            inputs = tuple(keys[id(tensor)] for tensor in node.input_tensors)
+            if is_readable(node.operation):
+                outputs = self._open(node.operation, inputs)
+            else:
+                outputs = tuple(next(self._keys) for _ in node.outputs)
+                own = {id(tensor): keys[id(tensor)] for tensor in node.arguments.keras_tensors}
+                self.calls.append(Call(node.operation, node.arguments, own, inputs, outputs))
+                outputs = self._split(node.operation, node.outputs, outputs)
+            keys |= {id(tensor): key for tensor, key in zip(node.outputs, outputs, strict=True)}
         return tuple(keys[id(tensor)] for tensor in functional.outputs)
 
     def _split(self, layer: Any, tensors: list[Any], keys: tuple[int, ...]) -> tuple[int, ...]:
@@ -100,7 +99,7 @@ class Graph:
             activation(keras.KerasTensor(tensors[0].shape))
             self._activations[id(layer)] = activation
         activation = self._activations[id(layer)]
-        (node,) = activation._inbound_nodes
+        (node,) = calls_of(activation)
         outputs = (next(self._keys),)
         identity = id(node.arguments.keras_tensors[0])
         self.calls.append(Call(activation, node.arguments, {identity: keys[0]}, keys, outputs))
@@ -115,11 +114,10 @@ def ends(model: keras.Model) -> tuple[Any, Any]:
         ValueError: one whose graph cannot be read.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(complaint("student", "a keras.Model", type(model).__name__))
+        raise TypeError(error_message("student must be a keras.Model", type(model).__name__))
     if not is_readable(model):
         remedy = "Build it with keras.Sequential or keras.Model(inputs, outputs): its layers are read from the graph."
-        raise ValueError(complaint("student", "a built Functional or Sequential model", type(model).__name__, remedy))
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0], model.outputs[0]
-    # `model.input` and `model.output` are flat lists; only these two keep dicts as the user wrote them.
-    return model._inputs_struct, model._outputs_struct
+        raise ValueError(
+            error_message("student must be a built Functional or Sequential model", type(model).__name__, remedy)
+        )
+    return input_structure(model), output_structure(model)

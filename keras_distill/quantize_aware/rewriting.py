@@ -10,7 +10,8 @@ from typing import Any
 
 import keras
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
+from keras_distill._keras_internals import all_layers, is_operation
 from keras_distill.quantize_aware.calibration import calibrate
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize
 from keras_distill.quantize_aware.graph import Call, Graph, ends
@@ -98,7 +99,7 @@ def quantize_aware(
     plan = _Plan(graph)
     if not plan.kernels:
         remedy = "It needs a Dense, Conv1D, Conv2D, DepthwiseConv2D or SeparableConv2D with channels last."
-        raise ValueError(complaint("student", "a model with a layer that int8 can speed up", student.name, remedy))
+        raise ValueError(error_message("student must have a layer that int8 can speed up", student.name, remedy))
     if plan.float_calls:
         names = ", ".join(f"{call.operation.name!r} ({type(call.operation).__name__})" for call in plan.float_calls)
         warnings.warn(
@@ -309,27 +310,29 @@ class _Emission:
 
 
 def _check(student: keras.Model) -> None:
-    for layer in student._flatten_layers():
+    for layer in all_layers(student):
         if isinstance(layer, (FakeQuantize, Int8Kernel)) or getattr(layer, "quantization_mode", None) is not None:
             remedy = "Quantise the float model that it was made from."
-            raise ValueError(complaint("student", "a float model", f"layer {layer.name!r}, quantised already", remedy))
+            raise ValueError(
+                error_message("student must be a float model", f"layer {layer.name!r}, quantised already", remedy)
+            )
         if layer.compute_dtype in ("float16", "bfloat16", "float64"):
             remedy = "Rebuild the student with keras.config.set_dtype_policy('float32') and set_weights."
             received = f"layer {layer.name!r} with {layer.dtype_policy.name}"
-            raise ValueError(complaint("student", "a model of the policy float32", received, remedy))
+            raise ValueError(error_message("student must have the dtype policy float32", received, remedy))
 
 
 def _kind(call: Call, graph: Graph) -> str:
     operation, kind = call.operation, type(call.operation)
     num_inputs = len(call.inputs)
-    is_operation = kind.__module__.startswith("keras.src.ops") and not isinstance(operation, keras.layers.Layer)
+    of_ops = is_operation(operation)
     if kind in _KERNELS and num_inputs == 1 and _is_plain_kernel(operation):
         return "kernel"
     if kind is keras.layers.BatchNormalization and num_inputs == 1 and _is_plain_norm(call):
         return "norm"
-    if (kind is keras.layers.Add or (is_operation and kind.__name__ == "Add")) and num_inputs == 2:
+    if (kind is keras.layers.Add or (of_ops and kind.__name__ == "Add")) and num_inputs == 2:
         return "add"
-    if kind is keras.layers.Concatenate or (is_operation and kind.__name__ == "Concatenate"):
+    if kind is keras.layers.Concatenate or (of_ops and kind.__name__ == "Concatenate"):
         return "concatenate"
     if kind in _SAME_SCALE and num_inputs == 1:
         return "same"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import check_count, check_finite, check_fraction, check_labels, check_positive, complaint
+from keras_distill._checks import check_count, check_finite, check_fraction, check_labels, check_positive, error_message
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
@@ -150,7 +150,7 @@ def agreement(logits_a: Any, logits_b: Any) -> float:
     """
     logits_a, logits_b = _checked_logits(logits_a), _checked_logits(logits_b)
     if logits_a.shape != logits_b.shape:
-        raise ValueError(complaint("logits_b", f"of shape {logits_a.shape}, as logits_a", logits_b.shape))
+        raise ValueError(error_message(f"logits_b must have shape {logits_a.shape}, as logits_a", logits_b.shape))
     return float(np.mean(logits_a.argmax(axis=-1) == logits_b.argmax(axis=-1)))
 
 
@@ -177,9 +177,9 @@ def wilson_interval(num_errors: int, num_items: int, confidence: float = 0.95) -
     num_items = check_count("num_items", num_items)
     num_errors = check_count("num_errors", num_errors, minimum=0)
     if num_errors > num_items:
-        raise ValueError(complaint("num_errors", f"<= num_items, {num_items}", num_errors))
+        raise ValueError(error_message(f"num_errors must be <= num_items, {num_items}", num_errors))
     if check_fraction("confidence", confidence) in (0.0, 1.0):
-        raise ValueError(complaint("confidence", "> 0 and < 1", confidence))
+        raise ValueError(error_message("confidence must be > 0 and < 1", confidence))
     rate = num_errors / num_items
     quantile_squared = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     scale = 1.0 + quantile_squared / num_items
@@ -203,8 +203,8 @@ def best_temperature(logits: Any, labels: Any) -> float:
         labels: integers, `(num_items,)`.
 
     Returns:
-        T in [0.01, 100]; the bounds stand for «none is low enough» (every prediction right) and
-        «none is high enough» (worse than guessing).
+        T in [0.01, 100]; the bounds stand for "none is low enough" (every prediction right) and
+        "none is high enough" (worse than guessing).
 
     Example:
         >>> logits = 3.0 * np.log([[0.8, 0.2]] * 5)  # three times surer than its four of five right allow
@@ -238,7 +238,7 @@ def _checked_logits(logits: Any) -> np.ndarray:
     logits = np.asarray(logits, "float64")
     if logits.ndim != 2 or not logits.size:
         received = f"shape {logits.shape}"
-        raise ValueError(complaint("logits", "of shape (num_items, num_classes), not empty", received))
+        raise ValueError(error_message("logits must have shape (num_items, num_classes), not empty", received))
     return check_finite("logits", logits)
 
 
@@ -246,5 +246,7 @@ def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     logits = _checked_logits(logits)
     labels = check_labels("labels", labels, logits.shape[-1])
     if len(labels) != len(logits):
-        raise ValueError(complaint("labels", f"{len(logits)}, one a row of the logits", len(labels)))
+        raise ValueError(
+            error_message(f"there must be {len(logits)} labels, one for each row of the logits", len(labels))
+        )
     return logits, labels

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.report.metrics import Reliability, softmax
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def temperature_picture(
     """
     if not len(images) == len(teacher_logits) == len(labels):
         received = f"{len(images)} images, {len(teacher_logits)} rows of logits, {len(labels)} labels"
-        raise ValueError(complaint("a temperature picture", "of as many images as logits and labels", received))
+        raise ValueError(error_message("a temperature picture needs as many images as logits and labels", received))
     figure = _figure(9.0, 0.45 + 1.45 * len(images))
     grid = figure.subplots(
         len(images), 1 + len(temperatures), squeeze=False, width_ratios=[0.8] + [1.0] * len(temperatures)
@@ -280,5 +280,5 @@ def _ink(axes: "Axes") -> None:
     texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts, *(legend.get_texts() if legend else [])]
     for text in [*texts, *axes.get_xticklabels(), *axes.get_yticklabels()]:
         text.set_color(_INK)
-        # A class called «$x_1$» is a name, not mathematics.
+        # A class called "$x_1$" is a name, not mathematics.
         text.set_parse_math(False)

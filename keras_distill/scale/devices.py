@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import keras
 
-from keras_distill._checks import check_choice, complaint
+from keras_distill._checks import check_choice, error_message
 
 
 def distributed(
@@ -35,7 +35,7 @@ def distributed(
     needed = {"mirrored": "tensorflow", "data-parallel": "jax"}[how]
     if keras.config.backend() != needed:
         remedy = f"Set KERAS_BACKEND={needed}; Keras's other backends cannot do it."
-        raise ValueError(complaint(f"Keras's backend for {how}", needed, keras.config.backend(), remedy))
+        raise ValueError(error_message(f"Keras's backend for {how} must be {needed}", keras.config.backend(), remedy))
     if how == "mirrored":
         import tensorflow as tf
 

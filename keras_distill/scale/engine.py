@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Job:
     """What a worker opens: `open(*arguments)` gives the function that does a task.
 
     Both travel to the worker: functions and classes that can be imported there, or (by value) those of a script or a
-    notebook. A Keras model travels as `parcel.sent(model)`.
+    notebook. A Keras model travels as `serialize(model)`.
     """
 
     open: Callable[..., Callable[[Any], Any]]
@@ -37,7 +37,7 @@ class WorkersLostError(RuntimeError):
     """Workers died, and those that took their place died too."""
 
 
-class Crew(ABC):
+class WorkerPool(ABC):
     """The workers of one run. A context: leaving it ends them."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Crew(ABC):
     def close(self) -> None:
         """Ends all workers."""
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -79,7 +79,7 @@ class Engine(ABC):
         self.modules = tuple(modules)
 
     @abstractmethod
-    def crew(self, job: Job) -> Crew:
+    def start_pool(self, job: Job) -> WorkerPool:
         """Workers for a job, none of them started."""
 
     def run(self, job: Job, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -101,11 +101,11 @@ class Engine(ABC):
             return
         deaths: Counter = Counter()
         held: dict[int, deque] = {}
-        with self.crew(job) as crew:
+        with self.start_pool(job) as pool:
             for _ in range(min(self.num_workers, len(waiting))):
-                crew.add()
+                pool.add()
             while waiting or any(held.values()):
-                event = crew.next_event()
+                event = pool.next_event()
                 if event.kind == "failed":
                     raise event.value
                 if event.kind == "lost":
@@ -116,7 +116,7 @@ class Engine(ABC):
                         raise WorkersLostError(_of_deaths(mine[0][1] if mine else None, deaths[died_at]))
                     waiting.extendleft(reversed(mine or ()))
                     if waiting:
-                        crew.add()
+                        pool.add()
                 elif event.kind == "ready":
                     held[event.worker] = deque()
                     deaths[None] = 0
@@ -126,31 +126,12 @@ class Engine(ABC):
                 for worker, tasks_of_worker in held.items():
                     if waiting and not tasks_of_worker:
                         tasks_of_worker.append(waiting.popleft())
-                        crew.give(worker, tasks_of_worker[-1][1])
+                        pool.give(worker, tasks_of_worker[-1][1])
                 if event.kind == "done":
                     yield task, event.value
-
-
-def engine_of(engine: "Engine | str") -> Engine:
-    """An engine itself, or the one that a word names: `"local"` or `"ray"`, each with as many workers as fit.
-
-    Raises:
-        ValueError: another word.
-    """
-    if isinstance(engine, Engine):
-        return engine
-    if engine == "local":
-        from keras_distill.scale.processes import Processes
-
-        return Processes()
-    if engine == "ray":
-        from keras_distill.scale.ray import Ray
-
-        return Ray()
-    raise ValueError(complaint("engine", "'local', 'ray' or an engine of keras_distill.scale", repr(engine)))
 
 
 def _of_deaths(task: Any, number: int) -> str:
     place = "before it was ready" if task is None else f"at task {task!r}"
     remedy = "Look at the workers' output, and whether their machine has memory for the model and the data."
-    return complaint("a worker", "alive until its task is done", f"{number} that died {place}", remedy)
+    return error_message("a worker must stay alive until its task is done", f"{number} that died {place}", remedy)

@@ -7,7 +7,8 @@ from pathlib import Path
 import keras
 
 from keras_distill._files import whole_file
-from keras_distill.scale.engine import Engine, Job, engine_of
+from keras_distill.scale.engine import Engine, Job
+from keras_distill.scale.engines import engine_of
 from keras_distill.scale.progress import progress_bar
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_distill._checks import check_count
-from keras_distill.scale.engine import Crew, Engine, Event, Job
-from keras_distill.scale.parcel import packed
+from keras_distill.scale.engine import Engine, Event, Job, WorkerPool
+from keras_distill.scale.serialization import pack
 
 
 class Processes(Engine):
@@ -42,9 +42,9 @@ class Processes(Engine):
         share = max(1, cores // self.num_workers) if threads_per_worker is None else threads_per_worker
         self.threads_per_worker = check_count("threads_per_worker", share)
 
-    def crew(self, job: Job) -> Crew:
+    def start_pool(self, job: Job) -> WorkerPool:
         """Processes that open `job`."""
-        return _Processes(job, self.threads_per_worker, self.modules)
+        return _ProcessPool(job, self.threads_per_worker, self.modules)
 
 
 def thread_limits(num_threads: int) -> dict[str, str]:
@@ -58,12 +58,12 @@ def thread_limits(num_threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(num_threads))
 
 
-class _Processes(Crew):
+class _ProcessPool(WorkerPool):
     """Running processes, and what they say, in one queue."""
 
     def __init__(self, job: Job, num_threads: int, modules: Sequence[str]):
         self._folder = tempfile.TemporaryDirectory(prefix="keras-distill-job-")
-        data, buffers = packed((job.open, job.arguments))
+        data, buffers = pack((job.open, job.arguments))
         (Path(self._folder.name) / "job.pickle").write_bytes(data)
         # Workers map these files: however many they are, the arrays are in memory once.
         for number, buffer in enumerate(buffers):

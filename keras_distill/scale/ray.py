@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from keras_distill._checks import check_count, check_number, complaint
-from keras_distill.scale.engine import Crew, Engine, Event, Job
-from keras_distill.scale.parcel import packed, unpacked
+from keras_distill._checks import check_count, check_number, error_message
+from keras_distill.scale.engine import Engine, Event, Job, WorkerPool
 from keras_distill.scale.processes import thread_limits
+from keras_distill.scale.serialization import pack, unpack
 from keras_distill.scale.worker import portable
 
 
@@ -54,9 +54,9 @@ class Ray(Engine):
         room = self._room(ray.nodes())
         super().__init__(room if num_workers is None else num_workers, modules)
 
-    def crew(self, job: Job) -> Crew:
+    def start_pool(self, job: Job) -> WorkerPool:
         """Actors that open `job`."""
-        return _Actors(job, self.cpus_per_worker, self.gpus_per_worker, self.modules)
+        return _ActorPool(job, self.cpus_per_worker, self.gpus_per_worker, self.modules)
 
     def _room(self, nodes: list[dict[str, Any]]) -> int:
         """How many workers find a place; at least one."""
@@ -68,10 +68,10 @@ class Ray(Engine):
             room += of_node
             most = {name: max(most[name], resources.get(name, 0)) for name in most}
         if not room:
-            expected = f"of {self.cpus_per_worker} CPU and {self.gpus_per_worker:g} GPU, for a worker"
+            expected = f"have {self.cpus_per_worker} CPU and {self.gpus_per_worker:g} GPU for a worker"
             received = f"at most {most['CPU']:g} CPU and {most['GPU']:g} GPU"
             remedy = "Ask for less a worker, or add machines."
-            raise ValueError(complaint("a machine of the Ray cluster", expected, received, remedy))
+            raise ValueError(error_message(f"a machine of the Ray cluster must {expected}", received, remedy))
         return room
 
 
@@ -83,7 +83,7 @@ class _Worker:
             for module in modules:
                 import_module(module)
             # References inside a list come as references: the arrays are mapped out of this machine's store.
-            opened, arguments = unpacked(data, _ray().get(buffers))
+            opened, arguments = unpack(data, _ray().get(buffers))
             self.work = opened(*arguments)
             return "ready", None
         except Exception as error:
@@ -97,12 +97,12 @@ class _Worker:
             return "failed", portable(error)
 
 
-class _Actors(Crew):
+class _ActorPool(WorkerPool):
     """Running actors, and the references to what they were asked for."""
 
     def __init__(self, job: Job, num_cpus: int, num_gpus: float, modules: Sequence[str]):
         ray = _ray()
-        data, buffers = packed((job.open, job.arguments))
+        data, buffers = pack((job.open, job.arguments))
         self._payload = (data, [ray.put(buffer) for buffer in buffers], list(modules))
         names = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL", "KERAS_DISTILL_DATA")
         environment = thread_limits(num_cpus) | {name: os.environ[name] for name in names if name in os.environ}
@@ -153,5 +153,7 @@ def _ray() -> Any:
         import ray.exceptions
     except ImportError as error:
         remedy = "pip install keras-distill[ray]"
-        raise ImportError(complaint("Ray", "installed for this engine", "no module named ray", remedy)) from error
+        raise ImportError(
+            error_message("Ray must be installed for this engine", "no module named ray", remedy)
+        ) from error
     return ray

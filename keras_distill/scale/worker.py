@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill.scale.parcel import unpacked
+from keras_distill.scale.serialization import unpack
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def open_job(folder: Path, modules: list[str]) -> Callable[[Any], Any]:
         import_module(module)
     files = sorted(folder.glob("buffer-*"))
     buffers = [np.memmap(file, np.uint8, "r") if file.stat().st_size else b"" for file in files]
-    opened, arguments = unpacked((folder / "job.pickle").read_bytes(), buffers)
+    opened, arguments = unpack((folder / "job.pickle").read_bytes(), buffers)
     return opened(*arguments)
 
 

@@ -6,8 +6,10 @@ Clustering loads on first use: a saved SpecialistEnsemble needs no scikit-learn.
 from importlib import import_module
 from typing import Any
 
-from keras_distill.specialists.combiner import SpecialistCombiner, SpecialistEnsemble, merge
-from keras_distill.specialists.several import train_all
+from keras_distill.specialists.combiner import SpecialistCombiner
+from keras_distill.specialists.ensemble import SpecialistEnsemble
+from keras_distill.specialists.merge import merge
+from keras_distill.specialists.train_all import train_all
 from keras_distill.specialists.training import train, train_control
 
 _LAZY = ("Clusters", "cluster_classes", "heat_map", "table")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from keras_distill._checks import check_choice, check_count, check_finite, check_positive, complaint
+from keras_distill._checks import check_choice, check_count, check_finite, check_positive, error_message
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,12 +81,12 @@ def cluster_classes(
     covariance = _covariance([predictions] if isinstance(predictions, np.ndarray) else predictions, temperature)
     num_classes = len(covariance)
     if num_clusters > num_classes:
-        raise ValueError(complaint("num_clusters", f"<= {num_classes}, the number of classes", num_clusters))
+        raise ValueError(error_message(f"num_clusters must be <= {num_classes}, the number of classes", num_clusters))
     if size is not None and not 1 <= check_count("size", size) < num_classes:
-        raise ValueError(complaint("size", f"< {num_classes}, the number of classes", size))
+        raise ValueError(error_message(f"size must be < {num_classes}, the number of classes", size))
     if size is None and num_clusters == 1:
         raise ValueError(
-            complaint("num_clusters", ">= 2 where no size is given", 1, "One group would hold every class.")
+            error_message("num_clusters must be >= 2 where no size is given", 1, "One group would hold every class.")
         )
     similarity = covariance
     if method == "correlation":
@@ -161,8 +161,8 @@ def _covariance(batches: Iterable[np.ndarray], temperature: float) -> np.ndarray
     for batch in batches:
         logits = check_finite("predictions", batch, "Look at the generalist.").astype("float64") / temperature
         if logits.ndim != 2 or (centre is not None and logits.shape[1] != len(centre)):
-            expected = "batches of shape (batch, num_classes), num_classes always the same"
-            raise ValueError(complaint("predictions", expected, f"shape {logits.shape}"))
+            expected = "be batches of shape (batch, num_classes), num_classes always the same"
+            raise ValueError(error_message(f"predictions must {expected}", f"shape {logits.shape}"))
         if not len(logits):
             continue
         if centre is None:
@@ -178,7 +178,7 @@ def _covariance(batches: Iterable[np.ndarray], temperature: float) -> np.ndarray
         total += probabilities.sum(axis=0)
         products += probabilities.T @ probabilities
     if total is None or products is None or num_items < 2:
-        raise ValueError(complaint("predictions", "of at least 2 items", num_items))
+        raise ValueError(error_message("predictions must be those of at least 2 items", num_items))
     mean = total / num_items
     return products / num_items - np.outer(mean, mean)
 
@@ -188,7 +188,7 @@ def _check_memory(num_classes: int) -> None:
     num_bytes = 8 * num_classes**2
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
     if num_bytes > memory:
-        expected = f"so few that a matrix of them fits into the {memory / 1e9:,.0f} GB of this machine's memory"
+        expected = f"be so small that a matrix of them fits into the {memory / 1e9:,.0f} GB of this machine's memory"
         received = f"{num_classes}, whose matrix takes {num_bytes / 1e9:,.0f} GB"
         remedy = "Cluster superclasses, or the most frequent classes alone."
-        raise ValueError(complaint("num_classes", expected, received, remedy))
+        raise ValueError(error_message(f"num_classes must {expected}", received, remedy))

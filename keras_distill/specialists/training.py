@@ -12,25 +12,22 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_distill._checks import (
-    check_choice,
     check_count,
     check_fraction,
     check_labels,
     check_positive,
-    complaint,
+    error_message,
 )
 from keras_distill._files import whole_folder
 from keras_distill.backup import restore_state, save_state
-from keras_distill.distiller import Distiller
-from keras_distill.logits import logits_model
+from keras_distill.distillation.distiller import Distiller
 from keras_distill.losses import SoftTargets
-from keras_distill.specialists.combiner import check_class_sets
-
-TRAINED = ("head", "last_block", "all")
-DUSTBINS = ("sum", "unit")
+from keras_distill.models.forward_pass import logits_model
+from keras_distill.specialists.frozen import TrainedPart
+from keras_distill.specialists.merge import check_class_sets
+from keras_distill.specialists.specialist import collapse, dustbin_correction, raise_dustbin, specialist_model
 
 
 class Examples(Protocol):
@@ -106,14 +103,16 @@ def train(
     labels = check_labels("labels", examples.labels, num_classes)
     [classes] = check_class_sets([class_set], num_classes)
     if not check_positive("special_share", special_share) < 1.0:
-        raise ValueError(complaint("special_share", "< 1", special_share, "A dustbin is learned from other examples."))
+        raise ValueError(
+            error_message("special_share must be < 1", special_share, "A dustbin is learned from other examples.")
+        )
     position = np.full(num_classes, len(classes))
     position[classes] = np.arange(len(classes))
     special_labels = position[labels]
     special, others = (np.flatnonzero(mask) for mask in (special_labels < len(classes), special_labels == len(classes)))
     if not len(special) or not len(others):
-        expected = "examples both inside and outside of the specialist's classes"
-        raise ValueError(complaint("examples", expected, f"{len(special)} inside, {len(others)} outside"))
+        expected = "lie both inside and outside of the specialist's classes"
+        raise ValueError(error_message(f"examples must {expected}", f"{len(special)} inside, {len(others)} outside"))
     correction = dustbin_correction(len(special) / len(labels), special_share)
 
     keras.utils.set_random_seed(seed)
@@ -123,7 +122,7 @@ def train(
         return collapse(logits, classes) - correction * np.eye(len(classes) + 1, dtype="float32")[-1]
 
     num_special = min(max(1, round(special_share * batch_size)), batch_size - 1)
-    parts = _Parts(specialist, trained)
+    parts = TrainedPart(specialist, trained)
     batches = _Batches(
         parts.inputs(examples.inputs, augmentation, features),
         special_labels,
@@ -132,10 +131,10 @@ def train(
         num_steps,
         seed,
     )
-    _raise_dustbin(specialist, len(classes), -correction)
+    raise_dustbin(specialist, len(classes), -correction)
     _fit(parts.of_batches, batches, learning_rate, soft_target_weight, temperature, backup_dir)
     parts.thaw()
-    _raise_dustbin(specialist, len(classes), correction)
+    raise_dustbin(specialist, len(classes), correction)
     return specialist
 
 
@@ -177,10 +176,10 @@ def train_control(
     labels = check_labels("labels", examples.labels, num_classes)
     teacher = generalist if teacher is None else teacher
     if teacher.output_shape[-1] != num_classes:
-        raise ValueError(complaint("teacher", f"of {num_classes} classes", teacher.output_shape[-1]))
+        raise ValueError(error_message(f"teacher must have {num_classes} classes", teacher.output_shape[-1]))
     keras.utils.set_random_seed(seed)
     control = specialist_model(generalist, range(num_classes))
-    parts = _Parts(control, trained)
+    parts = TrainedPart(control, trained)
     batches = _Batches(
         parts.inputs(examples.inputs, augmentation, features),
         labels,
@@ -192,168 +191,6 @@ def train_control(
     _fit(parts.of_batches, batches, learning_rate, soft_target_weight, temperature, backup_dir)
     parts.thaw()
     return control
-
-
-def frozen_features(generalist: keras.Model, inputs: Any, trained: str) -> Any:
-    """What the layers that are not trained make of every example: an array, or several, `(num_items, …)`.
-
-    Args:
-        generalist: as `train` takes it.
-        inputs: all examples'.
-        trained: `"head"` or `"last_block"`; with `"all"` nothing is frozen, and the inputs come back.
-
-    Example:
-        >>> hidden = keras.layers.Dense(8, "relu", kernel_initializer="ones")
-        >>> generalist = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3)])
-        >>> frozen_features(generalist, np.ones((2, 4), "float32"), "head").tolist()[0]
-        [4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0]
-    """
-    return _Parts(specialist_model(generalist, range(generalist.output_shape[-1])), trained).features(inputs)
-
-
-def dustbin_correction(share_in_data: float, special_share: float) -> float:
-    """What to add to a dustbin's logit after training on batches with `special_share` special examples; nats.
-
-    Example:
-        >>> round(dustbin_correction(0.1, 0.5), 4)  # 9 of 10 items belong in the dustbin, in training 1 of 2 did
-        2.1972
-    """
-    return math.log((1.0 - share_in_data) / (1.0 - special_share)) - math.log(share_in_data / special_share)
-
-
-def collapse(logits: np.ndarray, class_set: Sequence[int]) -> np.ndarray:
-    """A generalist's logits as those of a specialist: its classes, then the log of the sum over all others.
-
-    Args:
-        logits: `(num_items, num_classes)`.
-        class_set: the specialist's classes.
-
-    Returns:
-        float32 `(num_items, len(class_set) + 1)`; its softmax sums the generalist's.
-
-    Example:
-        >>> np.exp(collapse(np.log([[0.5, 0.2, 0.3]]), [2])).round(3).tolist()
-        [[0.3, 0.7]]
-    """
-    rest = np.delete(logits, list(class_set), axis=1)
-    highest = rest.max(axis=1, keepdims=True)
-    dustbin = highest + np.log(np.exp(rest - highest).sum(axis=1, keepdims=True))
-    return np.concatenate([logits[:, list(class_set)], dustbin], axis=1)
-
-
-def specialist_model(generalist: keras.Model, class_set: Sequence[int], dustbin: str = "sum") -> keras.Model:
-    """A copy of the generalist with outputs for some of its classes, and a dustbin where they are not all.
-
-    With the dustbin `"sum"` it says exactly what the generalist says, its other classes taken together. A `"unit"`
-    starts from the mean of the others' columns, as often as they are.
-
-    Raises:
-        ValueError: the generalist is neither Functional nor Sequential, or does not end in a Dense layer.
-    """
-    check_choice("dustbin", dustbin, DUSTBINS)
-    if not getattr(generalist, "inputs", None):
-        remedy = "Build it with keras.Sequential or keras.Model(inputs, outputs)."
-        raise ValueError(complaint("generalist", "Functional or Sequential", type(generalist).__name__, remedy))
-    copy = keras.models.clone_model(generalist)
-    copy.set_weights(generalist.get_weights())
-    dense = [layer for layer in copy.layers if isinstance(layer, keras.layers.Dense)]
-    num_classes = generalist.output_shape[-1]
-    if not dense or dense[-1].units != num_classes:
-        received = f"none in {generalist.name!r}" if not dense else f"one of {dense[-1].units} units"
-        raise ValueError(complaint("the generalist's last Dense layer", f"of {num_classes} units", received))
-    old = dense[-1]
-    classes = list(class_set)
-    rest = [label for label in range(num_classes) if label not in set(classes)]
-    kernel = old.kernel.numpy()
-    bias = old.bias.numpy() if old.use_bias else np.zeros(num_classes, "float32")
-    kernels, biases = [kernel[:, classes]], [bias[classes]]
-    if rest and dustbin == "sum":
-        kernels.append(kernel[:, rest])
-        biases.append(bias[rest])
-    elif rest:
-        kernels.append(kernel[:, rest].mean(axis=1, keepdims=True))
-        biases.append(bias[rest].mean(keepdims=True) + np.log(len(rest)))
-    head_weights = [np.concatenate(kernels, axis=1), np.concatenate(biases)]
-    head = keras.layers.Dense(head_weights[1].size, dtype="float32", name=_HEAD)
-    outputs = head(old.input)
-    if rest and dustbin == "sum":
-        others = ops.logsumexp(outputs[:, len(classes) :], axis=-1, keepdims=True)
-        outputs = ops.concatenate([outputs[:, : len(classes)], others], axis=-1)
-    # A Sequential has one input; a functional model's `_inputs_struct` keeps the caller's own nesting.
-    inputs = getattr(copy, "_inputs_struct", copy.inputs[0])
-    specialist = keras.Model(inputs, outputs, name=f"{generalist.name}_specialist")
-    head.set_weights(head_weights)
-    return specialist
-
-
-_HEAD = "specialist_logits"
-
-
-def _raise_dustbin(specialist: keras.Model, num_special: int, by: float) -> None:
-    """Adds `by` to the dustbin's logit: to one unit's bias, or to those of all that it sums."""
-    bias = specialist.get_layer(_HEAD).bias
-    bias.assign(bias.numpy() + by * (np.arange(bias.shape[0]) >= num_special))
-
-
-class _Parts:
-    """A model as the part that is frozen and the part that is trained.
-
-    Attributes:
-        model: the whole.
-        frozen: from the inputs to the tensors that cross into the trained part; `None` where all is trained.
-        tail: from there to the outputs.
-        of_batches: the model that batches are given to: `tail`, or the whole with the frozen part as it is in use.
-    """
-
-    def __init__(self, model: keras.Model, trained: str):
-        self.model = self.tail = self.of_batches = model
-        self.frozen: keras.Model | None = None
-        layers = _frozen_layers(model, check_choice("trained", trained, TRAINED))
-        self.flags = [(layer, layer.trainable) for layer in layers]
-        if layers:
-            crossing = _crossing(model.outputs, {id(layer) for layer in layers})
-            crossing = crossing[0] if len(crossing) == 1 else crossing
-            self.frozen = keras.Model(getattr(model, "_inputs_struct", model.inputs[0]), crossing)
-            self.tail = keras.Model(crossing, model.outputs[0])
-
-    def features(self, inputs: Any) -> Any:
-        """What the frozen part makes of all examples."""
-        return inputs if self.frozen is None else self.frozen.predict(inputs, batch_size=512, verbose=0)
-
-    def inputs(self, inputs: Any, augmentation: Callable | None, features: Any) -> Any:
-        """What batches are made of: features, or the inputs where each step sees others; decides `of_batches`."""
-        if self.frozen is None:
-            return inputs
-        if augmentation is None:
-            self.of_batches = self.tail
-            return self.features(inputs) if features is None else features
-        given = keras.tree.map_structure(
-            lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype), self.frozen._inputs_struct
-        )
-        self.frozen.trainable = False
-        self.of_batches = keras.Model(given, self.tail(self.frozen(given, training=False)))
-        return inputs
-
-    def thaw(self) -> None:
-        """Gives the frozen layers back their `trainable`."""
-        for layer, trainable in self.flags:
-            layer.trainable = trainable
-
-
-def _crossing(outputs: Sequence[Any], frozen: set[int]) -> list[Any]:
-    """The tensors that frozen layers hand to those that are trained."""
-    found: dict[int, Any] = {}
-    seen: set[int] = set()
-    waiting = list(outputs)
-    while waiting:
-        tensor = waiting.pop()
-        operation, node_index, _ = tensor._keras_history
-        if id(operation) in frozen:
-            found[id(tensor)] = tensor
-        elif id(tensor) not in seen:
-            seen.add(id(tensor))
-            waiting += operation._inbound_nodes[node_index].input_tensors
-    return list(found.values())
 
 
 class _SoftTargets:
@@ -461,13 +298,3 @@ def _restore(distiller: Distiller, backup_dir: str | os.PathLike | None) -> int:
         return 0
     restore_state(distiller, folders[-1])
     return int(folders[-1].name.removeprefix("step-"))
-
-
-def _frozen_layers(model: keras.Model, trained: str) -> list[keras.layers.Layer]:
-    hidden = [layer for layer in model.layers if layer.name != _HEAD]
-    if trained == "all":
-        return []
-    if trained == "head":
-        return hidden
-    with_kernel = [place for place, layer in enumerate(hidden) if any(weight.ndim > 1 for weight in layer.weights)]
-    return hidden[: with_kernel[-1]] if with_kernel else []

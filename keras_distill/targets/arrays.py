@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill._checks import complaint
-from keras_distill.targets.labelling import inputs_fingerprint
+from keras_distill._checks import error_message
+from keras_distill.targets.fingerprints import inputs_fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, check_source
 from keras_distill.targets.store import SoftTargetStore
 
@@ -38,7 +38,7 @@ def checked_arrays(
     }
     lengths = {len(array) for array in keras.tree.flatten(arrays)}
     if len(lengths) != 1:
-        raise ValueError(complaint("inputs, labels and weights", "of one length", sorted(lengths)))
+        raise ValueError(error_message("inputs, labels and weights must have the same length", sorted(lengths)))
     num_items = lengths.pop()
     if store is None:
         return arrays, num_items, None
@@ -49,8 +49,8 @@ def checked_arrays(
         return arrays, num_items, None
     ids = np.asarray(ids)
     if ids.shape != (num_items,) or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(complaint("ids", f"integers of shape ({num_items},)", f"{ids.dtype} {ids.shape}"))
+        raise ValueError(error_message(f"ids must be integers of shape ({num_items},)", f"{ids.dtype} {ids.shape}"))
     if num_items and not (ids.min() >= 0 and ids.max() < manifest.num_items):
         outside = ids[(ids < 0) | (ids >= manifest.num_items)][0]
-        raise ForeignDatasetError(complaint("ids", f"in [0, {manifest.num_items}), the store's", outside))
+        raise ForeignDatasetError(error_message(f"ids must be in [0, {manifest.num_items}), the store's", outside))
     return arrays, num_items, ids

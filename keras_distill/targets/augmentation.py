@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import check_count, check_positive, complaint
+from keras_distill._checks import check_count, check_positive, error_message
 
-# SplitMix64's increment and multipliers (Steele, Lea, Flood, «Fast Splittable Pseudorandom Number Generators», 2014).
+# SplitMix64's increment and multipliers (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 _INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _NUM_ANGLES = 4096
 
@@ -36,7 +36,7 @@ def hashes(seed: int, ids: Any, views: Any, num_draws: int) -> tf.Tensor:
         True
 
     Reference:
-        Steele, Lea, Flood, «Fast Splittable Pseudorandom Number Generators», OOPSLA 2014, figure 9.
+        Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 9.
     """
     state = _mix(tf.cast(ids, tf.uint64) * _constant(_INCREMENT) + _mix(tf.cast(seed, tf.uint64) + _constant(1)))
     state = _mix(state + tf.cast(views, tf.uint64) * _constant(_FIRST) + _constant(_INCREMENT))
@@ -107,8 +107,10 @@ class Crop:
         if min(room) < 0:
             received = f"{self.height} × {self.width}"
             remedy = "Crop less, or pad more."
-            expected = f"no larger than the padded image, {images.shape[1]} × {images.shape[2]} + {self.padding} a side"
-            raise ValueError(complaint("the crop", expected, received, remedy))
+            expected = (
+                f"be no larger than the padded image, {images.shape[1]} × {images.shape[2]} + {self.padding} a side"
+            )
+            raise ValueError(error_message(f"the crop must {expected}", received, remedy))
         top = _whole(draws[:, 0], room[0] + 1) - self.padding
         left = _whole(draws[:, 1], room[1] + 1) - self.padding
         return _window(images, top, left, self.height, self.width)
@@ -147,7 +149,7 @@ class Rotation:
     def __init__(self, max_degrees: float):
         self.max_degrees = check_positive("max_degrees", max_degrees)
         if self.max_degrees > 180.0:
-            raise ValueError(complaint("max_degrees", "<= 180", max_degrees))
+            raise ValueError(error_message("max_degrees must be <= 180", max_degrees))
 
     def apply(self, images: tf.Tensor, draws: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
         """Images `(batch, height, width, …)` turned, float32."""
@@ -178,7 +180,7 @@ class Mixup:
         alpha: of the Beta distribution, > 0; 1 is uniform.
 
     Reference:
-        Zhang et al., «mixup: Beyond Empirical Risk Minimization», arXiv:1710.09412, section 2.
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412, section 2.
     """
 
     num_draws = 2
@@ -217,14 +219,16 @@ class Augmentation:
 
     def __init__(self, *steps: Any, seed: int = 0):
         if not steps:
-            raise ValueError(complaint("steps", "at least one augmentation", "none"))
+            raise ValueError(error_message("steps must hold at least one augmentation", "none"))
         if any(isinstance(step, Mixup) for step in steps[:-1]):
-            raise ValueError(complaint("Mixup", "the last step", [type(step).__name__ for step in steps]))
+            raise ValueError(
+                error_message("Mixup must come last among the steps", [type(step).__name__ for step in steps])
+            )
         self.steps = steps
         self.seed = check_count("seed", seed, 0)
         counts = {step.num_views for step in steps} - {None}
         if len(counts) > 1:
-            raise ValueError(complaint("exhaustive steps", "of one number of views", sorted(counts)))
+            raise ValueError(error_message("exhaustive steps must all have the same number of views", sorted(counts)))
         self.num_views: int | None = counts.pop() if counts else None
 
     @property
@@ -251,7 +255,7 @@ class Augmentation:
             return seen
         if partner_inputs is None:
             remedy = "Give the data as arrays: a stream cannot look an item up by its id."
-            raise ValueError(complaint("partner_inputs", "given with Mixup", None, remedy))
+            raise ValueError(error_message("partner_inputs must be given for Mixup", None, remedy))
         partner = self._before_mixup(partner_inputs, self.partners(ids, views, num_items), views)
         share = tf.reshape(self.mixup_shares(ids, views), [-1] + [1] * (len(seen.shape) - 1))
         return share * tf.cast(seen, tf.float32) + (1.0 - share) * tf.cast(partner, tf.float32)
@@ -280,7 +284,9 @@ class Augmentation:
         for step in config["steps"]:
             if step["step"] not in known:
                 remedy = "Install the version of keras-distill that labelled the store."
-                raise ValueError(complaint("an augmentation", "one of " + ", ".join(known), step["step"], remedy))
+                raise ValueError(
+                    error_message(f"an augmentation must be one of {', '.join(known)}", step["step"], remedy)
+                )
             steps.append(known[step["step"]](**{name: value for name, value in step.items() if name != "step"}))
         return cls(*steps, seed=config["seed"])
 
@@ -296,7 +302,9 @@ class Augmentation:
             if len(images.shape) not in (3, 4) or None in images.shape[1:3]:
                 remedy = "These augmentations are of images; label other data without."
                 received = f"shape {tuple(images.shape)}"
-                raise ValueError(complaint("inputs", "(batch, height, width[, channels])", received, remedy))
+                raise ValueError(
+                    error_message("inputs must have shape (batch, height, width[, channels])", received, remedy)
+                )
             draws = uniform(self._step_seed(position), ids, views, step.num_draws)
             images = step.apply(images, draws, views)
         return images

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.store import SoftTargetStore
 
@@ -58,13 +58,13 @@ class StoredBatches(keras.utils.PyDataset):
         self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids)
         self.batch_size = check_count("batch_size", batch_size)
         if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
-            raise ValueError(complaint("worker", f"in [0, num_workers = {num_workers})", worker))
+            raise ValueError(error_message(f"worker must be in [0, num_workers = {num_workers})", worker))
         self.worker, self.num_workers = worker, num_workers
         distribution = keras.distribution.distribution()
         self._multiple = max(num_workers, getattr(distribution, "num_model_replicas", 1))
         if self.batch_size % self._multiple:
-            expected = f"a multiple of {self._multiple}, the devices or processes that share it"
-            raise ValueError(complaint("batch_size", expected, batch_size))
+            expected = f"be a multiple of {self._multiple}, the devices or processes that share it"
+            raise ValueError(error_message(f"batch_size must {expected}", batch_size))
         self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
         self.replay = None if store is None else _replay(store)
         self.epoch = 0
@@ -118,8 +118,8 @@ def attach(dataset: Any, store: SoftTargetStore | str | os.PathLike, **options: 
         store = SoftTargetStore.open(store)
     if hasattr(dataset, "element_spec"):
         remedy = "Give arrays (memory maps, too), or set KERAS_BACKEND=tensorflow."
-        expected = f"arrays, on Keras's {keras.config.backend()} backend"
-        raise ValueError(complaint("the dataset", expected, "a tf.data.Dataset", remedy))
+        expected = f"be arrays on Keras's {keras.config.backend()} backend"
+        raise ValueError(error_message(f"the dataset must {expected}", "a tf.data.Dataset", remedy))
     return StoredBatches(dataset, store, **options)
 
 
@@ -133,7 +133,7 @@ def permuted(positions: np.ndarray, num_items: int, key: list[int]) -> np.ndarra
         True
 
     Reference:
-        Black, Rogaway, «Ciphers with Arbitrary Finite Domains», CT-RSA 2002, sections 3 and 4.
+        Black, Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 3 and 4.
     """
     half = np.uint64(max(1, -(-int(num_items - 1).bit_length() // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -165,6 +165,6 @@ def _replay(store: SoftTargetStore) -> Any:
     replay = Augmentation.from_config(store.manifest.augmentation)
     if replay.mixup is not None:
         remedy = "Set KERAS_BACKEND=tensorflow."
-        expected = f"one without Mixup, on Keras's {keras.config.backend()} backend"
-        raise ValueError(complaint(f"{store.path}: the augmentation", expected, "Mixup", remedy))
+        expected = f"be one without Mixup on Keras's {keras.config.backend()} backend"
+        raise ValueError(error_message(f"{store.path}: the augmentation must {expected}", "Mixup", remedy))
     return replay

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.augmentation import Augmentation, hashes
 from keras_distill.targets.manifest import Manifest
@@ -92,7 +92,7 @@ def _of_arrays(
     manifest = store.manifest
     if replay is not None and replay.mixup is not None and ids is not None:
         remedy = "Mixup looks partners up in the whole dataset: give all of it."
-        raise ValueError(complaint("ids", "None with Mixup", "a part of the dataset", remedy))
+        raise ValueError(error_message("ids must be None with Mixup", "a part of the dataset", remedy))
 
     num_batches = num_items // batch_size if drop_remainder else -(-num_items // batch_size)
     columns = _Columns(arrays)
@@ -160,10 +160,10 @@ def _of_stream(
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2 or not getattr(spec[0], "dtype", tf.float32).is_integer:
         remedy = "Put the ids there before shuffling: dataset.enumerate()."
-        raise ValueError(complaint("the dataset's elements", "(id, (x, y)) or (id, x)", spec, remedy))
+        raise ValueError(error_message("the dataset's elements must be (id, (x, y)) or (id, x)", spec, remedy))
     if replay is not None and replay.mixup is not None:
         remedy = "A stream cannot look a partner up by its id: give arrays."
-        raise ValueError(complaint("the dataset", "arrays, for Mixup", "a tf.data.Dataset", remedy))
+        raise ValueError(error_message("Mixup needs a dataset of arrays", "a tf.data.Dataset", remedy))
     targets = _Targets(store)
 
     def join(element: Any, salt: tf.Tensor) -> tuple:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import check_choice, check_count, check_positive, complaint
+from keras_distill._checks import check_choice, check_count, check_positive, error_message
 
 FORMAT = "keras-distill soft targets"
 VERSION = 1
@@ -80,43 +80,49 @@ class Manifest:
         check_count("num_views", self.num_views)
         check_count("rows_per_shard", self.rows_per_shard)
         if (self.kind == "top_k") != (self.top_k is not None):
-            raise ValueError(complaint("top_k", f"given for kind 'top_k' alone (kind is {self.kind!r})", self.top_k))
+            raise ValueError(
+                error_message(
+                    f"top_k must be given for kind 'top_k' and for no other (kind is {self.kind!r})", self.top_k
+                )
+            )
         if (self.kind == "members") != (self.member_weights is not None):
             received = f"{self.member_weights} for kind {self.kind!r}"
-            raise ValueError(complaint("member_weights", "given for kind 'members' alone", received))
+            raise ValueError(
+                error_message("member_weights must be given for kind 'members' and for no other", received)
+            )
         if self.top_k is not None and check_count("top_k", self.top_k) > self.num_classes:
-            raise ValueError(complaint("top_k", f"<= num_classes = {self.num_classes}", self.top_k))
+            raise ValueError(error_message(f"top_k must be <= num_classes = {self.num_classes}", self.top_k))
         if self.temperature is not None:
             check_positive("temperature", self.temperature)
         self._check_shapes()
         for name in ("teacher_fingerprint", "dataset_fingerprint", "id_scheme"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(complaint(name, "text", repr(getattr(self, name))))
+                raise TypeError(error_message(f"{name} must be text", repr(getattr(self, name))))
         if not isinstance(self.augmentation, (dict, type(None))):
-            raise TypeError(complaint("augmentation", "an object or null", repr(self.augmentation)))
+            raise TypeError(error_message("augmentation must be an object or null", repr(self.augmentation)))
         # A name is a path below `shards/`: any other one may lead out of the store.
         if not isinstance(self.shards, (tuple, type(None))):
-            raise TypeError(complaint("shards", "names or null", repr(self.shards)))
+            raise TypeError(error_message("shards must be names or null", repr(self.shards)))
         for index, name in enumerate(self.shards or ()):
             if not (isinstance(name, str) and re.fullmatch(rf"{index:06d}-[0-9a-f]{{16}}\.npy", name)):
-                expected = f"{index:06d}-, 16 hexadecimal digits, .npy"
-                raise ValueError(complaint(f"shards[{index}]", expected, repr(name)))
+                expected = f"be {index:06d}-, 16 hexadecimal digits, .npy"
+                raise ValueError(error_message(f"shards[{index}] must {expected}", repr(name)))
 
     def _check_shapes(self) -> None:
         if not isinstance(self.example_shape, tuple):
-            raise TypeError(complaint("example_shape", "whole numbers", repr(self.example_shape)))
+            raise TypeError(error_message("example_shape must be whole numbers", repr(self.example_shape)))
         for size in self.example_shape:
             check_count("example_shape", size)
         if self.member_weights is not None:
             if not isinstance(self.member_weights, tuple) or not self.member_weights:
-                raise TypeError(complaint("member_weights", "numbers", repr(self.member_weights)))
+                raise TypeError(error_message("member_weights must be numbers", repr(self.member_weights)))
             for weight in self.member_weights:
                 check_positive("member_weights", weight)
         # NumPy's rows are at most as large as a C int says, and a batch of them lies in memory.
         width = (self.top_k or self.num_classes) * len(self.member_weights or (1,))
         if 8 * width * math.prod(self.example_shape) > _MAX_ROW_BYTES:
             received = f"{(*self.example_shape, width)} numbers"
-            raise ValueError(complaint("a row", f"of at most {_MAX_ROW_BYTES:,} bytes", received))
+            raise ValueError(error_message(f"a row must take at most {_MAX_ROW_BYTES:,} bytes", received))
 
     @property
     def num_rows(self) -> int:
@@ -180,7 +186,9 @@ class Manifest:
         if content.pop("version", None) != VERSION:
             received = json.loads(text).get("version")
             remedy = "Label again, or install the version of keras-distill that wrote it."
-            raise FormatVersionError(complaint(f"{path}: the format's version", str(VERSION), received, remedy))
+            raise FormatVersionError(
+                error_message(f"{path}: the format's version must be {VERSION!s}", received, remedy)
+            )
         checksum = content.pop("checksum", None)
         if checksum != _checksum({"format": FORMAT, "version": VERSION, **content}):
             raise DamagedShardError(f"{path} is damaged: its checksum does not match. Copy it again.")
@@ -228,9 +236,8 @@ def check_source(
     again = "Label again into a new folder"
     if teacher_fingerprint not in (None, manifest.teacher_fingerprint):
         raise StaleTeacherError(
-            complaint(
-                f"{path}: the teacher's fingerprint",
-                f"{teacher_fingerprint!r}, that of the teacher given now",
+            error_message(
+                f"{path}: the teacher's fingerprint must be {teacher_fingerprint!r}, that of the teacher given now",
                 repr(manifest.teacher_fingerprint),
                 f"The teacher has changed since. {again}.",
             )
@@ -244,7 +251,9 @@ def check_source(
         if expected not in (None, received):
             remedy = f"{again}, or give the data that were labelled, in their order."
             raise ForeignDatasetError(
-                complaint(f"{path}: the {name}", f"{expected!r}, that of the data given now", repr(received), remedy)
+                error_message(
+                    f"{path}: the {name} must be {expected!r}, that of the data given now", repr(received), remedy
+                )
             )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill.targets.manifest import DamagedShardError
 
 # Windows has no positioned reads: there every store is mapped.
@@ -72,11 +72,13 @@ class PositionedRows:
         expected = num_rows * self._row_dtype.itemsize
         if len(found) != expected:
             remedy = "It was cut short while it was read: copy the store again."
-            raise DamagedShardError(complaint(str(self._file), f"to hold {expected} bytes there", len(found), remedy))
+            raise DamagedShardError(
+                error_message(f"{self._file!s} must hold {expected} bytes there", len(found), remedy)
+            )
         return np.frombuffer(found, self._row_dtype)
 
 
 def _check_header(file: Path, found: bytes, expected: bytes) -> None:
     if found != expected:
         remedy = "Copy the store again, or run the same `label` again: it replaces what is damaged."
-        raise DamagedShardError(complaint(str(file), "a shard of this store", "another header", remedy))
+        raise DamagedShardError(error_message(f"{file!s} must be a shard of this store", "another header", remedy))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 from keras_distill._files import sync, whole_file
 from keras_distill.targets.manifest import Manifest, StoreError, check_source
 
@@ -30,7 +30,7 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     if not file.exists():
         if stranger := _something_else(path):
             remedy = "Name a new folder, or one that an earlier `label` began."
-            raise StoreError(complaint(str(path), "a store of soft targets", stranger, remedy))
+            raise StoreError(error_message(f"{path!s} must be a store of soft targets", stranger, remedy))
         path.mkdir(parents=True, exist_ok=True)
         _begin(path, replace(manifest, shards=None))
         sync(path.parent)
@@ -50,7 +50,9 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     for name, value in expected.items():
         if received[name] != value:
             remedy = "Go on with the settings that it was begun with, or name a new folder."
-            raise StoreError(complaint(f"{path}: {name}", f"{value!r}, as asked for now", repr(received[name]), remedy))
+            raise StoreError(
+                error_message(f"{path}: {name} must be {value!r}, as asked for now", repr(received[name]), remedy)
+            )
     return found
 
 
@@ -66,8 +68,8 @@ def write_shard(path: str | os.PathLike, manifest: Manifest, index: int, rows: n
     """
     start, stop = manifest.shard_rows(index)
     if rows.dtype != manifest.row_dtype or rows.shape != (stop - start,):
-        expected = f"{stop - start} rows of {manifest.row_dtype}"
-        raise ValueError(complaint(f"shard {index}", expected, f"shape {rows.shape} of {rows.dtype}"))
+        expected = f"have {stop - start} rows of {manifest.row_dtype}"
+        raise ValueError(error_message(f"shard {index} must {expected}", f"shape {rows.shape} of {rows.dtype}"))
     header = shard_header(manifest, stop - start)
     body = np.ascontiguousarray(rows).view(np.uint8).data
     digest = hashlib.sha256(header)

@@ -52,7 +52,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import check_count, check_positive, complaint
+from keras_distill._checks import check_count, check_positive, error_message
 from keras_distill.targets.manifest import (
     DamagedShardError,
     ForeignDatasetError,
@@ -141,13 +141,15 @@ class SoftTargetStore:
         file = path / "manifest.json"
         if not file.is_file():
             remedy = "Write one with `keras-distill label`."
-            raise FormatVersionError(complaint(str(path), "a folder with a manifest.json", "none", remedy))
+            raise FormatVersionError(error_message(f"{path!s} must be a folder with a manifest.json", "none", remedy))
         manifest = Manifest.from_json(file.read_bytes(), file)
         check_source(path, manifest, teacher_fingerprint=teacher_fingerprint, num_items=num_items, id_scheme=id_scheme)
         if manifest.shards is None:
             num_there = len(labelled_shards(path, manifest))
             received = f"{num_there} of {manifest.num_shards} shards"
-            raise UnfinishedStoreError(complaint(str(path), "finished", received, "Run the same `label` again."))
+            raise UnfinishedStoreError(
+                error_message(f"{path!s} must be finished", received, "Run the same `label` again.")
+            )
         store = cls(path, manifest, resident_bytes=resident_bytes)
         if verify:
             store.verify()
@@ -171,7 +173,9 @@ class SoftTargetStore:
         if damaged:
             shown = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
             raise DamagedShardError(
-                complaint(f"{self.path}: every shard", "as written", f"{len(damaged)} altered ({shown})", _REMEDY)
+                error_message(
+                    f"{self.path}: every shard must be as it was written", f"{len(damaged)} altered ({shown})", _REMEDY
+                )
             )
 
     def read(self, ids: Any, views: Any = 0) -> np.ndarray | dict[str, np.ndarray]:
@@ -191,7 +195,7 @@ class SoftTargetStore:
         """
         ids = np.asarray(ids)
         if not np.issubdtype(ids.dtype, np.integer):
-            raise TypeError(complaint("ids", "integers", f"dtype {ids.dtype}"))
+            raise TypeError(error_message("ids must be integers", f"dtype {ids.dtype}"))
         self._check_range("ids", ids, self.manifest.num_items)
         rows = ids.astype(np.int64, copy=False)
         if self.manifest.num_views > 1 or np.any(views):
@@ -213,8 +217,8 @@ class SoftTargetStore:
         check_positive("temperature", temperature)
         if self.manifest.temperature not in (None, float(temperature)):
             remedy = "Keep the members (members=True) to ask for any temperature."
-            expected = f"{self.manifest.temperature}, at which the rows were merged"
-            raise StoreError(complaint("temperature", expected, temperature, remedy))
+            expected = f"be {self.manifest.temperature}, at which the rows were merged"
+            raise StoreError(error_message(f"temperature must {expected}", temperature, remedy))
         stored = self.read(ids, views)
         if not isinstance(stored, dict):
             return _softmax(stored / np.float32(temperature))
@@ -252,23 +256,29 @@ class SoftTargetStore:
         if values.size and not (values.min() >= 0 and values.max() < limit):
             outside = values[(values < 0) | (values >= limit)][0]
             remedy = "These are not the data that were labelled."
-            raise ForeignDatasetError(complaint(f"{self.path}: {name}", f"in [0, {limit})", int(outside), remedy))
+            raise ForeignDatasetError(
+                error_message(f"{self.path}: {name} must be in [0, {limit})", int(outside), remedy)
+            )
 
     def _check_sizes(self) -> None:
         names = self._shard_names
         if len(names) != self.manifest.num_shards:
             received = f"{len(names)}"
-            raise DamagedShardError(complaint(f"{self.path}: shards", f"{self.manifest.num_shards}", received, _REMEDY))
+            raise DamagedShardError(
+                error_message(f"{self.path}: there must be {self.manifest.num_shards} shards", received, _REMEDY)
+            )
         inside = self.path.resolve()
         for index, name in enumerate(names):
             file = self.path / "shards" / name
             if not file.resolve().is_relative_to(inside):
-                raise DamagedShardError(complaint(str(file), "a file of the store", "a link that leaves it", _REMEDY))
+                raise DamagedShardError(
+                    error_message(f"{file!s} must be a file of the store", "a link that leaves it", _REMEDY)
+                )
             start, stop = self.manifest.shard_rows(index)
             expected = len(shard_header(self.manifest, stop - start)) + (stop - start) * self.manifest.bytes_per_row
             received = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
             if received != f"{expected} bytes":
-                raise DamagedShardError(complaint(str(file), f"{expected} bytes long", received, _REMEDY))
+                raise DamagedShardError(error_message(f"{file!s} must be {expected} bytes long", received, _REMEDY))
 
     def _shard(self, index: int) -> MappedRows | PositionedRows:
         with self._lock:

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import check_choice, check_positive, complaint
-from keras_distill.logits import logits_model
+from keras_distill._checks import check_choice, check_positive, error_message
+from keras_distill._keras_internals import input_structure
+from keras_distill.models.forward_pass import logits_model
 
 COMBINATIONS = ("arithmetic", "geometric")
 
@@ -218,20 +219,22 @@ class Members(keras.Layer):
 def _checked_models(models: Sequence[keras.Model]) -> list[keras.Model]:
     models = list(models)
     if not models:
-        raise ValueError(complaint("models", "at least one Keras model", "none"))
+        raise ValueError(error_message("models must hold at least one Keras model", "none"))
     for position, model in enumerate(models):
         if not isinstance(model, keras.Model):
             remedy = "Wrap the callable in a keras.Model first."
-            raise TypeError(complaint(f"models[{position}]", "a keras.Model", type(model).__name__, remedy))
+            raise TypeError(error_message(f"models[{position}] must be a keras.Model", type(model).__name__, remedy))
         if not getattr(model, "inputs", None):
             remedy = "Give it an Input: inputs = keras.Input(…); keras.Model(inputs, model(inputs))."
-            raise ValueError(complaint(f"models[{position}]", "a model with known inputs", repr(model.name), remedy))
+            raise ValueError(
+                error_message(f"models[{position}] must be a model whose inputs are known", repr(model.name), remedy)
+            )
         if len(model.outputs) != 1:
             remedy = "Give a model of its logits alone."
-            raise ValueError(complaint(f"models[{position}]", "of one output", f"{len(model.outputs)}", remedy))
+            raise ValueError(error_message(f"models[{position}] must have one output", f"{len(model.outputs)}", remedy))
         if model.outputs[0].shape[-1] != models[0].outputs[0].shape[-1]:
-            expected = f"of {models[0].outputs[0].shape[-1]} classes as models[0] is"
-            raise ValueError(complaint(f"models[{position}]", expected, model.outputs[0].shape[-1]))
+            expected = f"have {models[0].outputs[0].shape[-1]} classes, as models[0] has"
+            raise ValueError(error_message(f"models[{position}] must {expected}", model.outputs[0].shape[-1]))
     return models
 
 
@@ -242,14 +245,14 @@ def _fresh_inputs(models: Sequence[keras.Model]) -> Any:
         return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
     # A Sequential has one input; a functional model's `_inputs_struct` keeps the caller's own nesting.
-    return keras.tree.map_structure(fresh, getattr(models[0], "_inputs_struct", models[0].inputs[0]))
+    return keras.tree.map_structure(fresh, input_structure(models[0]))
 
 
 def _normalised(weights: Sequence[float] | None, num_members: int) -> list[float]:
     if weights is None:
         return [1.0 / num_members] * num_members
     if len(weights) != num_members:
-        raise ValueError(complaint("weights", f"{num_members} numbers, one a member", f"{len(weights)}"))
+        raise ValueError(error_message(f"there must be {num_members} weights, one for each member", f"{len(weights)}"))
     remedy = "Leave out a member that should not count."
     numbers = [check_positive(f"weights[{position}]", weight, remedy) for position, weight in enumerate(weights)]
     total = math.fsum(numbers)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_fraction, complaint
+from keras_distill._checks import check_fraction, error_message
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class _Untracked:
 
 
 class MovingAverage(keras.Model):
-    """A teacher whose weights are the exponential moving average of the student's: self-distillation, «mean teacher».
+    """A teacher whose weights are the exponential moving average of the student's: self-distillation, "mean teacher".
 
     After each step θ' ← decay·θ' + (1 − decay)·θ, moving statistics included. It begins as a copy of the student; the
     `Distiller` moves it, inside the compiled step. Best with noise on the student's side (dropout, augmentation), and
@@ -41,13 +41,17 @@ class MovingAverage(keras.Model):
         [[0.25], [0.5]]
 
     Reference:
-        Tarvainen, Valpola, «Mean teachers are better role models», arXiv:1703.01780, section 2.
+        Tarvainen, Valpola, "Mean teachers are better role models", arXiv:1703.01780, section 2.
     """
 
     def __init__(self, student: keras.Model, decay: float = 0.999, *, name: str = "moving_average"):
         if not getattr(student, "inputs", None):
             remedy = "Build it with keras.Sequential or keras.Model(inputs, outputs)."
-            raise ValueError(complaint("the student of a MovingAverage", "a model with a graph", student, remedy))
+            raise ValueError(
+                error_message(
+                    "the student of a MovingAverage must be a Functional or Sequential model", student, remedy
+                )
+            )
         clone = keras.models.clone_model(student)
         clone.set_weights(student.get_weights())
         is_sequential = isinstance(clone, keras.Sequential)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_distill._checks import check_count, complaint
+from keras_distill._checks import check_count, error_message
 
 
 class OnnxTeacher:
@@ -71,7 +71,9 @@ class OnnxTeacher:
     ):
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(complaint("an OnnxTeacher's path", "an .onnx file", f"no file at {self.path}"))
+            raise FileNotFoundError(
+                error_message("an OnnxTeacher's path must be an .onnx file", f"no file at {self.path}")
+            )
         self.from_logits = bool(from_logits)
         self.channels_first = bool(channels_first)
         self.preprocess = preprocess
@@ -158,12 +160,14 @@ class OnnxTeacher:
             missing = sorted({given.get(name, name) for name in names} - set(inputs))
             if missing:
                 remedy = "Map them with input_names={name in the file: name in the inputs}."
-                raise ValueError(complaint("the inputs", f"a dict with {missing}", sorted(inputs), remedy))
+                raise ValueError(
+                    error_message(f"the inputs must be a dict that holds {missing}", sorted(inputs), remedy)
+                )
             arrays = [inputs[given.get(name, name)] for name in names]
         else:
             arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(arrays) != len(names):
-            raise ValueError(complaint("the inputs", f"{len(names)} ({', '.join(names)})", len(arrays)))
+            raise ValueError(error_message(f"there must be {len(names)} inputs ({', '.join(names)})", len(arrays)))
         return {
             graph_input.name: self._fed(np.asarray(array), graph_input)
             for graph_input, array in zip(self._inputs, arrays, strict=True)
@@ -178,8 +182,8 @@ class OnnxTeacher:
         )
         if wanted and differs:
             remedy = "Use channels_first=True for a PyTorch image model, or preprocess= for another size."
-            expected = f"of shape {tuple(wanted)}, as the file's {graph_input.name!r}"
-            raise ValueError(complaint("a batch for an OnnxTeacher", expected, array.shape, remedy))
+            expected = f"have shape {tuple(wanted)}, as the file's {graph_input.name!r}"
+            raise ValueError(error_message(f"a batch for an OnnxTeacher must {expected}", array.shape, remedy))
         return np.ascontiguousarray(array, _dtype_of(graph_input.type))
 
     def __repr__(self) -> str:
@@ -199,7 +203,7 @@ def _open(path: Path, num_threads: int | None) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except Exception as error:
         # onnxruntime has no common class for its errors; whatever it says, the file cannot be opened.
-        raise ValueError(complaint(f"{path}", "a readable ONNX file", str(error).splitlines()[0])) from error
+        raise ValueError(error_message(f"{path} must be a readable ONNX file", str(error).splitlines()[0])) from error
 
 
 def _choose_output(outputs: list[Any], name: str | None) -> tuple[str, list[Any]]:
@@ -208,7 +212,7 @@ def _choose_output(outputs: list[Any], name: str | None) -> tuple[str, list[Any]
         for output in outputs:
             if output.name == name:
                 return name, list(output.shape)
-        raise ValueError(complaint("output_name", f"one of {[output.name for output in outputs]}", repr(name)))
+        raise ValueError(error_message(f"output_name must be one of {[output.name for output in outputs]}", repr(name)))
     # scikit-learn's converters add a label (int64) and, unless told otherwise, probabilities as a list of maps.
     able = [
         output
@@ -218,7 +222,9 @@ def _choose_output(outputs: list[Any], name: str | None) -> tuple[str, list[Any]
     if len(able) != 1:
         listed = ", ".join(f"{output.name} {output.type} {output.shape}" for output in outputs)
         remedy = "Name it with output_name=; convert scikit-learn models with options={'zipmap': False}."
-        raise ValueError(complaint("an ONNX teacher's output", "one float tensor of rank >= 2", listed, remedy))
+        raise ValueError(
+            error_message("an ONNX teacher's output must be one float tensor of rank >= 2", listed, remedy)
+        )
     return able[0].name, list(able[0].shape)
 
 

@@ -226,8 +226,8 @@ def test_bad_switches_are_refused(folder, capsys, tmp_path, arguments, says):
 
 
 def test_an_output_that_gives_probabilities_unseen_is_refused(folder, tmp_path):
-    from keras_distill.deploy.ship import Provenance
     from keras_distill.deploy.ship import ship as ship_model
+    from keras_distill.deploy.shipment import Provenance
 
     class Hidden(keras.Model):
         def __init__(self):

@@ -8,7 +8,7 @@ import pytest
 
 from keras_distill.cli import main
 from keras_distill.data import load
-from keras_distill.saving import load_model
+from keras_distill.models.saving import load_model
 from keras_distill.specialists import train
 from keras_distill.targets import Augmentation, Flip, Shift
 

@@ -6,7 +6,8 @@ import pytest
 
 from keras_distill.deploy import Budgets, Verification
 from keras_distill.deploy.quantize import Variant
-from keras_distill.deploy.ship import Outcome, _settle
+from keras_distill.deploy.ship import _decide
+from keras_distill.deploy.shipment import Outcome
 
 
 def variant(target, name, p50_ms, *, drop=0.0, num_bytes=100, failure=None):
@@ -20,7 +21,7 @@ def variant(target, name, p50_ms, *, drop=0.0, num_bytes=100, failure=None):
 
 def settled(target, variants, **budgets):
     outcome = Outcome(target, required=True)
-    _settle(outcome, variants, Budgets(**budgets))
+    _decide(outcome, variants, Budgets(**budgets))
     return outcome
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from examples import specialists
 from keras_distill.data import load
-from keras_distill.saving import load_model
+from keras_distill.models.saving import load_model
 
 
 @pytest.fixture(scope="module")

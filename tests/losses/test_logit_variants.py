@@ -9,8 +9,8 @@ from backend import gradient, under_xla
 from keras import ops
 
 from keras_distill import losses
+from keras_distill.losses.decoupled import target_classes
 from keras_distill.losses.logit_loss import LogitLoss, merged_logits
-from keras_distill.losses.logit_variants import target_classes
 
 
 def draw(*shape, seed=0, scale=2.0):
@@ -53,7 +53,7 @@ def numpy_decoupled(teacher, student, labels, temperature, alpha, beta):
 
 def test_decoupled_is_the_two_divergences_with_their_weights():
     expected = numpy_decoupled(TEACHER, STUDENT, LABELS, 3.0, 0.7, 5.0)
-    found = losses.decoupled(TEACHER, STUDENT, np.eye(5)[LABELS], 3.0, alpha=0.7, beta=5.0)
+    found = losses.decoupled_divergence(TEACHER, STUDENT, np.eye(5)[LABELS], 3.0, alpha=0.7, beta=5.0)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -61,13 +61,13 @@ def test_decoupled_with_the_weights_that_soft_targets_have_is_soft_targets():
     """KD = TCKD + (1 − p)·NCKD, the paper's equation 6."""
     targets = np.eye(5)[LABELS]
     p = softmax(TEACHER, 4.0)[np.arange(7), LABELS]
-    found = losses.decoupled(TEACHER, STUDENT, targets, 4.0, alpha=1.0, beta=1.0 - p)
+    found = losses.decoupled_divergence(TEACHER, STUDENT, targets, 4.0, alpha=1.0, beta=1.0 - p)
     np.testing.assert_allclose(found, losses.soft_targets(TEACHER, STUDENT, 4.0), rtol=1e-10)
 
 
 def test_decoupled_keeps_its_digits_where_the_teacher_is_sure():
     teacher, student = np.array([[60.0, 1.0, 0.0]]), np.array([[50.0, 0.0, 1.0]])
-    found = losses.decoupled(teacher, student, [[1.0, 0.0, 0.0]], 1.0, alpha=0.0, beta=1.0)
+    found = losses.decoupled_divergence(teacher, student, [[1.0, 0.0, 0.0]], 1.0, alpha=0.0, beta=1.0)
     np.testing.assert_allclose(found, kl(softmax([[1.0, 0.0]]), softmax([[0.0, 1.0]])), rtol=1e-10)
 
 
@@ -177,7 +177,7 @@ def test_dist_gradient_is_finite_where_nothing_varies(student):
 
 
 def test_standardised_logits_are_z_scores():
-    np.testing.assert_allclose(losses.standardized(TEACHER), scipy.stats.zscore(TEACHER, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(losses.standardized_logits(TEACHER), scipy.stats.zscore(TEACHER, axis=-1), rtol=1e-5)
 
 
 def test_standardisation_gives_the_toy_case_of_the_paper():
@@ -403,7 +403,7 @@ def test_what_is_not_given_is_what_the_papers_take():
     assert losses.LogitStandardization().loss.temperature == 2.0
     targets = np.eye(5)[LABELS]
     expected = numpy_decoupled(TEACHER, STUDENT, LABELS, 3.0, 1.0, 8.0)
-    np.testing.assert_allclose(losses.decoupled(TEACHER, STUDENT, targets, 3.0), expected, rtol=1e-10)
+    np.testing.assert_allclose(losses.decoupled_divergence(TEACHER, STUDENT, targets, 3.0), expected, rtol=1e-10)
     maps = draw(2, 3, 4), draw(2, 3, 4, seed=1)
     np.testing.assert_allclose(losses.attention_transfer(*maps), losses.attention_transfer(*maps, 2.0), rtol=1e-12)
     np.testing.assert_allclose(losses.attention_map(maps[0]), losses.attention_map(maps[0], 2.0), rtol=1e-12)

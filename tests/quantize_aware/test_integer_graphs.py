@@ -13,7 +13,8 @@ from onnx import numpy_helper
 
 from keras_distill import data, deploy
 from keras_distill.deploy.integer_onnx import kernel_types
-from keras_distill.deploy.ship import Provenance, ship
+from keras_distill.deploy.ship import ship
+from keras_distill.deploy.shipment import Provenance
 from keras_distill.quantize_aware import quantize_aware
 
 pytestmark = pytest.mark.slow

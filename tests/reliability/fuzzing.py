@@ -66,7 +66,7 @@ WATCH = Watch()
 
 
 def ends(kind, number, read, folder):
-    """How one case ends: «read», «refused», or words that begin with FAILED."""
+    """How one case ends: "read", "refused", or words that begin with FAILED."""
 
     def stop(signum, frame):
         raise Hang
@@ -354,7 +354,7 @@ def cases_of_keras(folder, generator):
     """`.keras` files: damaged, with altered configurations, bombs, and members whose paths lead out."""
     import keras
 
-    from keras_distill.saving import load_model
+    from keras_distill.models.saving import load_model
 
     net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu"), keras.layers.Dense(2)])
     net.save(folder / "whole.keras")
@@ -561,7 +561,7 @@ def main():
         import keras  # noqa: F401
         import tensorflow  # noqa: F401
 
-        import keras_distill.saving
+        import keras_distill.models.saving
         import keras_distill.teachers  # noqa: F401
     print(json.dumps({kind: fuzz(kind, arguments.cases, arguments.seed) for kind in arguments.kinds}))
 

@@ -109,7 +109,7 @@ class Sites(ast.NodeVisitor):
             return
         if isinstance(node, ast.FunctionDef) and node.name == "__repr__":
             return
-        if isinstance(node, ast.Call) and _name(node.func) == "complaint":
+        if isinstance(node, ast.Call) and _name(node.func) == "error_message":
             return
         if isinstance(node, ast.keyword) and node.arg == "strict":
             return
@@ -160,7 +160,7 @@ class Sites(ast.NodeVisitor):
             change = lambda n, new=new: _set(n, "func", _set(n.func, "attr", new))  # noqa: E731
             self._add(node, f"{node.func.attr} → {new}", change)
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
-            self._add(node, f"«{ast.unparse(node)[:60]}» left out", lambda n: ast.Pass())
+            self._add(node, f"'{ast.unparse(node)[:60]}' left out", lambda n: ast.Pass())
 
 
 def _name(function):
@@ -429,7 +429,7 @@ class Mutants:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
 
     def verdict(self, fault, tests, seconds=None, log=os.devnull):
-        """«killed», «survived» or «ran out of time»: what becomes of a fault, or of none."""
+        """ "killed", "survived" or "ran out of time": what becomes of a fault, or of none."""
 
         def meet():
             if fault is not None:

@@ -61,7 +61,7 @@ def faults(arguments):
 
 
 def counts_of(text):
-    """What the last line of pytest's output says; other lines may be a test's own words, of «15.9 errors»."""
+    """What the last line of pytest's output says; other lines may be a test's own words, of "15.9 errors"."""
     last = text.rstrip().rpartition("\n")[2]
     return {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
 

@@ -14,7 +14,7 @@ import keras_distill as kd
 from keras_distill import losses
 from keras_distill.specialists import merge
 from keras_distill.specialists.clustering import cluster_classes
-from keras_distill.specialists.combiner import check_class_sets
+from keras_distill.specialists.merge import check_class_sets
 from keras_distill.targets.labelling import label
 from keras_distill.targets.manifest import Manifest
 from keras_distill.targets.shards import create, finish, write_shard

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from keras_distill.cli import main
-from keras_distill.saving import load_model
+from keras_distill.models.saving import load_model
 from keras_distill.targets.manifest import DamagedShardError, Manifest
 from keras_distill.targets.shards import create, finish, write_shard
 from keras_distill.targets.store import SoftTargetStore
@@ -186,7 +186,9 @@ def python_files():
 
 
 # What hands functions to the workers that it starts itself, as Ray does, and reads no file of anybody's.
-BETWEEN_OWN_PROCESSES = [ROOT / "keras_distill" / "scale" / name for name in ("parcel.py", "processes.py", "worker.py")]
+BETWEEN_OWN_PROCESSES = [
+    ROOT / "keras_distill" / "scale" / name for name in ("serialization.py", "processes.py", "worker.py")
+]
 
 
 def test_nothing_of_ours_reads_a_pickle():

@@ -184,7 +184,7 @@ def test_threads_that_ask_at_once_get_what_one_gets(name):
 
 def test_a_head_taken_off_in_one_thread_is_on_in_another():
     """The stripped model shares its layers with the user's, who goes on calling it."""
-    from keras_distill.logits import logits_model
+    from keras_distill.models.forward_pass import logits_model
 
     model = net(1, head="softmax")
     stripped = logits_model(model)

@@ -24,7 +24,9 @@ OVER_SOFTMAXES = {
     "top-k of all, uniform": lambda v, z, t, y: losses.top_k_soft_targets(*cut(v, v.shape[-1]), z, t),
     "top-k of all, bucket": lambda v, z, t, y: losses.top_k_soft_targets(*cut(v, v.shape[-1]), z, t, tail="bucket"),
     "a single member": lambda v, z, t, y: losses.member_soft_targets(v[:, None], np.ones((len(v), 1)), z, t),
-    "decoupled": lambda v, z, t, y: losses.decoupled(v, z, np.eye(v.shape[-1])[y % v.shape[-1]], t, alpha=1.5, beta=2),
+    "decoupled": lambda v, z, t, y: losses.decoupled_divergence(
+        v, z, np.eye(v.shape[-1])[y % v.shape[-1]], t, alpha=1.5, beta=2
+    ),
     "standardised": lambda v, z, t, y: losses.LogitStandardization(losses.SoftTargets(t)).per_example(v, z),
     "matched logits": lambda v, z, t, y: losses.logit_matching(v, z),
     "relation of classes": lambda v, z, t, y: losses.inter_class_relation(v, z, t),
@@ -141,7 +143,7 @@ def test_decoupled_parts_add_up_to_soft_targets(pair, temperature, label):
     labels = (label + np.arange(len(teacher))) % teacher.shape[-1]
     targets = np.eye(teacher.shape[-1])[labels]
     of_target, of_others = (
-        np.asarray(losses.decoupled(teacher, student, targets, temperature, alpha=alpha, beta=1.0 - alpha))
+        np.asarray(losses.decoupled_divergence(teacher, student, targets, temperature, alpha=alpha, beta=1.0 - alpha))
         for alpha in (1.0, 0.0)
     )
     rest = 1.0 - np.sum(softmax(teacher / temperature, axis=-1) * targets, axis=-1)

@@ -50,7 +50,7 @@ def distiller_of(teacher, student):
         student_loss_weight=0.3,
     )
     generator = np.random.default_rng(3)
-    for layer in made.companions:
+    for layer in made.auxiliary_layers:
         # A backend's own random numbers would begin its projector elsewhere than another's.
         layer.set_weights([generator.normal(size=weight.shape).astype("float32") / 3 for weight in layer.weights])
     made.compile(

@@ -13,8 +13,8 @@ import pytest
 
 from keras_distill import targets
 from keras_distill.scale import Job, Processes, Ray, WorkersLostError, make_models
-from keras_distill.scale.engine import engine_of
-from keras_distill.scale.parcel import packed, unpacked
+from keras_distill.scale.engines import engine_of
+from keras_distill.scale.serialization import pack, unpack
 from keras_distill.specialists import train, train_all
 from keras_distill.teachers import Ensemble, OnnxTeacher
 
@@ -238,7 +238,7 @@ def test_a_teacher_of_another_runtime_travels_by_its_file(tmp_path):
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["logits"])], "twice", values[:1], values[1:])
     path = tmp_path / "teacher.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    again = unpacked(*packed(OnnxTeacher(path, num_threads=1)))
+    again = unpack(*pack(OnnxTeacher(path, num_threads=1)))
     x = inputs(4)[:, :3]
     np.testing.assert_array_equal(again(x), 2 * x)
     assert again.fingerprint == OnnxTeacher(path, num_threads=1).fingerprint
@@ -247,10 +247,10 @@ def test_a_teacher_of_another_runtime_travels_by_its_file(tmp_path):
 def test_a_memory_map_travels_as_the_name_of_its_file(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(10_000))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    data, buffers = packed({"whole": mapped, "part": mapped[10:20]})
+    data, buffers = pack({"whole": mapped, "part": mapped[10:20]})
     assert [buffer.nbytes for buffer in buffers] == [80]
     assert len(data) < 1000
-    found = unpacked(data, buffers)
+    found = unpack(data, buffers)
     assert isinstance(found["whole"], np.memmap)
     np.testing.assert_array_equal(found["whole"], np.arange(10_000))
     np.testing.assert_array_equal(found["part"], np.arange(10, 20))

@@ -7,8 +7,8 @@ from backend import gradient, under_xla
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
-from keras_distill import compilation
-from keras_distill.logits import logits_model
+from keras_distill.models import compilation
+from keras_distill.models.forward_pass import logits_model
 from keras_distill.specialists import SpecialistCombiner, SpecialistEnsemble, merge
 
 

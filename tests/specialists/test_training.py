@@ -9,7 +9,8 @@ from scipy.special import logsumexp, softmax
 
 from keras_distill.specialists import train, train_control
 from keras_distill.specialists import training as training_module
-from keras_distill.specialists.training import collapse, dustbin_correction, frozen_features, specialist_model
+from keras_distill.specialists.frozen import frozen_features
+from keras_distill.specialists.specialist import collapse, dustbin_correction, specialist_model
 
 
 @dataclass

@@ -9,7 +9,8 @@ import pytest
 import scipy.special
 
 from keras_distill.targets.augmentation import Augmentation, Flip, Mixup, Shift
-from keras_distill.targets.labelling import fingerprint, label
+from keras_distill.targets.fingerprints import fingerprint
+from keras_distill.targets.labelling import label
 from keras_distill.targets.manifest import ForeignDatasetError, StaleTeacherError, StoreError
 from keras_distill.targets.store import SoftTargetStore
 from keras_distill.teachers import Ensemble

@@ -4,8 +4,7 @@ The objective lives in `compute_loss`, in `keras.ops`, for every backend; `train
 What a loss computes is in `losses/`, how a model becomes logits in `logits.py`.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +12,41 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import check_finite, check_fraction, check_number, complaint
-from keras_distill.logits import OnePass, Outputs, is_readable, looks_like_probabilities, one_pass
+from keras_distill._checks import check_finite, check_fraction, error_message
+from keras_distill._keras_internals import all_layers, compiled_loss, restore_jax_state
+from keras_distill.distillation.batch import (
+    LABELS,
+    SOFT_TARGETS,
+    TEACHER_FEATURES,
+    UNLABELLED,
+    batch_parts,
+    batch_size_of,
+    brings_soft_targets,
+    class_weights_as_sample_weights,
+    feature_or_logits,
+    first_leaf,
+    is_one_target,
+    item_weights_of,
+    masked_weights,
+)
+from keras_distill.distillation.first_batch import FIRST_BATCH_METRICS, FirstBatchCheck
+from keras_distill.distillation.guards import check_not_empty, warn_of_scalar_loss
+from keras_distill.distillation.objective import (
+    Objective,
+    Term,
+    check_losses,
+    layer_names,
+    map_losses,
+    may_differ,
+    weighted_terms,
+)
+from keras_distill.distillation.teacher_batches import TeacherBatches, follow, teacher_pass
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
-from keras_distill.losses.reduction import WeightedMean, mask_of, unscaled
+from keras_distill.losses.reduction import WeightedMean, unscaled
+from keras_distill.models.forward_pass import ForwardPass, Outputs, forward_pass
+from keras_distill.models.heads import is_readable, looks_like_probabilities
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
-from keras_distill.taught_batches import TaughtBatches, follow, teacher_pass
-
-_LABELS, _SOFT_TARGETS, _TEACHER_FEATURES = "labels", "soft_targets", "teacher_features"
-_UNLABELLED = "unlabelled"
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -71,7 +95,7 @@ class Distiller(keras.Model):
         ['accuracy', 'distillation_loss', 'loss', 'student_loss', 'total_loss']
 
     Reference:
-        Hinton, Vinyals, Dean, «Distilling the Knowledge in a Neural Network», arXiv:1503.02531, section 2.
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
     """
 
     def __init__(
@@ -88,16 +112,16 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ):
         if not isinstance(student, keras.Model):
-            raise TypeError(complaint("student", "a keras.Model", type(student).__name__))
+            raise TypeError(error_message("student must be a keras.Model", type(student).__name__))
         # The student's own policy decides whether the loss is scaled; its own layers decide what is cast.
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(name=name, autocast=False, **kwargs)
         self.student = student
         if distillation_losses is None:
             distillation_losses = SoftTargets()
-        # Layers among them are tracked once, as `companions`.
-        self._objective = _Objective(
-            _terms(_check_losses(distillation_losses), distillation_loss_weights),
+        # Layers among them are tracked once, as `auxiliary_layers`.
+        self._objective = Objective(
+            weighted_terms(check_losses(distillation_losses), distillation_loss_weights),
             check_schedulable("student_loss_weight", student_loss_weight, check_fraction),
             distillation_losses,
             distillation_loss_weights,
@@ -116,7 +140,7 @@ class Distiller(keras.Model):
         self._gives_all = False
         self._teacher = _Unsaved(None, None, None)
         # What losses and weights train, move and save with this model and not with the student; each once.
-        self.companions: list[keras.Layer] = self._objective.layers()
+        self.auxiliary_layers: list[keras.Layer] = self._objective.layers()
         if student.built:
             self._open_student()
             self.built = True
@@ -151,15 +175,15 @@ class Distiller(keras.Model):
             ValueError: its classes are not the student's, or a loss names a layer that it has not.
         """
         if not callable(teacher):
-            raise TypeError(complaint("teacher", "a Keras model or a callable", type(teacher).__name__))
+            raise TypeError(error_message("teacher must be a Keras model or a callable", type(teacher).__name__))
         if isinstance(teacher, keras.Model):
             for loss in self.distillation_losses:
                 loss.validate_model_compatibility(teacher, self.student)
         run = self._open_teacher(teacher)
-        self._meet(run)
+        self._match_teacher_and_student(run)
         # A plain holder: Keras stores sub-models by the order of their creation, and must not see the teacher.
         self._teacher = _Unsaved(teacher, run, teacher_pass(run, teacher))
-        layers = getattr(teacher, "_flatten_layers", lambda: [teacher])()
+        layers = all_layers(teacher) if isinstance(teacher, keras.Layer) else [teacher]
         self.supports_jit = all(getattr(layer, "supports_jit", True) for layer in layers)
         self.train_function = self.test_function = None
 
@@ -190,22 +214,22 @@ class Distiller(keras.Model):
                 are NaN or infinite, a model that gives probabilities where logits were promised, neither teacher nor
                 soft targets.
         """
-        _check_not_empty(x)
+        check_not_empty(x)
         self._check_label_range(y)
         if isinstance(kwargs.get("sample_weight"), np.ndarray):
             check_finite("sample_weight", kwargs["sample_weight"], "An item that should not count weighs 0.")
-        if kwargs.get("class_weight") and _brings_soft_targets(x, y):
-            kwargs["sample_weight"], x = _class_weights_as_sample_weights(
+        if kwargs.get("class_weight") and brings_soft_targets(x, y):
+            kwargs["sample_weight"], x = class_weights_as_sample_weights(
                 x, y, kwargs.pop("class_weight"), kwargs.get("sample_weight")
             )
         if y is None and kwargs.get("sample_weight") is not None:
             # Keras drops the weights of items without a `y`.
-            y = {_UNLABELLED: np.zeros(len(kwargs["sample_weight"]), "uint8")}
+            y = {UNLABELLED: np.zeros(len(kwargs["sample_weight"]), "uint8")}
         weight = kwargs.get("sample_weight")
-        if isinstance(y, dict) and {_SOFT_TARGETS, _UNLABELLED} & set(y) and getattr(weight, "ndim", 1) > 1:
+        if isinstance(y, dict) and {SOFT_TARGETS, UNLABELLED} & set(y) and getattr(weight, "ndim", 1) > 1:
             # Beside a `y` of several parts Keras takes a weight a token only as one for each part.
             kwargs["sample_weight"] = keras.tree.map_structure(lambda _: weight, y)
-        ours = [_FirstBatchWatch(), FollowSchedules(schedules_in(self.companions))]
+        ours = [FirstBatchCheck(), FollowSchedules(schedules_in(self.auxiliary_layers))]
         callbacks = kwargs.pop("callbacks", None)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for callback in ours:
@@ -235,23 +259,23 @@ class Distiller(keras.Model):
             is_new = self.train_function is None or force
             super().make_train_function(force)
             if is_new:
-                self.train_function = self._taught(self.train_function, training=True)
+                self.train_function = self._with_teacher_batches(self.train_function, training=True)
 
         def make_test_function(self, force: bool = False) -> None:
             """Keras's own; the teacher sees the batches only if `evaluate_distillation`."""
             is_new = self.test_function is None or force
             super().make_test_function(force)
             if is_new and self.evaluate_distillation:
-                self.test_function = self._taught(self.test_function, training=False)
+                self.test_function = self._with_teacher_batches(self.test_function, training=False)
 
         def test_step(self, state: Any, data: Any) -> Any:  # type: ignore[misc]  # Keras's signature for JAX
             """Keras's own; with `evaluate_distillation` the student gives all that the objective needs."""
             return self._evaluation_of_all(super().test_step, state, data)
 
-        def _taught(self, function: Any, training: bool) -> Any:
+        def _with_teacher_batches(self, function: Any, training: bool) -> Any:
             if training and self.steps_per_execution > 1 and hasattr(self.teacher, "follow"):
-                expected = "1 on JAX, for a teacher that follows its student"
-                raise ValueError(complaint("steps_per_execution", expected, self.steps_per_execution))
+                expected = "be 1 on JAX, for a teacher that follows its student"
+                raise ValueError(error_message(f"steps_per_execution must {expected}", self.steps_per_execution))
 
             def step(state: tuple, batches: Any) -> Any:
                 def teach(x: Any, y: Any) -> Any:
@@ -261,22 +285,21 @@ class Distiller(keras.Model):
                     return self._with_teacher(x, y, training, list(values))
 
                 try:
-                    return function(state, TaughtBatches(batches, teach))
+                    return function(state, TeacherBatches(batches, teach))
                 except Exception:
-                    self._take_back(state)
+                    self._restore_variables(state)
                     raise
 
             return step
 
-        def _take_back(self, state: tuple) -> None:
+        def _restore_variables(self, state: tuple) -> None:
             """Gives the variables the values that Keras took from them for a step that failed."""
             if any(value.is_deleted() for value in keras.tree.flatten(state)):
                 return
             names = ["trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables"]
             if len(state) == 3:
                 names.remove("optimizer_variables")
-            self._jax_state, self._jax_state_synced = dict(zip(names, state, strict=True)), False
-            self.jax_state_sync()
+            restore_jax_state(self, dict(zip(names, state, strict=True)))
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -292,17 +315,17 @@ class Distiller(keras.Model):
         """
         outputs = self(x, training=training) if y_pred is None else y_pred
         distils = isinstance(outputs, Outputs) and self._distils
-        if distils and _SOFT_TARGETS not in _as_parts(y):
+        if distils and SOFT_TARGETS not in batch_parts(y):
             y = self._with_teacher(x, y, training=training)
-        parts, sample_weight = _as_parts(y), _item_weights(sample_weight)
+        parts, sample_weight = batch_parts(y), item_weights_of(sample_weight)
         student_output = outputs.output if isinstance(outputs, Outputs) else outputs
-        batch_size = _batch_size(x)
+        batch_size = batch_size_of(x)
 
         total_loss = ops.sum(ops.stack([self._aggregate(loss) for loss in self.losses])) if self.losses else 0.0
         student_loss = None
-        if self._asks_labels(parts, outputs):
+        if self._computes_student_loss(parts, outputs):
             self._check_loss_meets_head()
-            student_loss = self._compile_loss(parts[_LABELS], student_output, sample_weight)
+            student_loss = compiled_loss(self)(parts[LABELS], student_output, sample_weight)
             self.student_loss_tracker.update_state(unscaled(student_loss), sample_weight=batch_size)
         distillation_loss = self._distillation_loss(parts, outputs, sample_weight) if distils else None
         if distillation_loss is not None:
@@ -316,18 +339,18 @@ class Distiller(keras.Model):
         if distillation_loss is not None:
             total_loss += (1.0 - student_loss_weight) * distillation_loss
         if training:
-            for schedule in schedules_in(self.companions):
+            for schedule in schedules_in(self.auxiliary_layers):
                 schedule.end_step()
         return ops.convert_to_tensor(total_loss, dtype="float32")
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics with the student's output, where there are labels."""
-        parts = _as_parts(y)
+        parts = batch_parts(y)
         output = y_pred.output if isinstance(y_pred, Outputs) else y_pred
-        if _LABELS in parts:
-            super().compute_metrics(x, parts[_LABELS], output, _item_weights(sample_weight))
+        if LABELS in parts:
+            super().compute_metrics(x, parts[LABELS], output, item_weights_of(sample_weight))
         results = self.get_metrics_result()
-        reported = {"student_loss"} if self._asks_labels(parts, y_pred) else set()
+        reported = {"student_loss"} if self._computes_student_loss(parts, y_pred) else set()
         if isinstance(y_pred, Outputs):
             reported |= {"total_loss"} | ({"distillation_loss"} if self._distils else set())
         return {name: value for name, value in results.items() if name in reported or name not in _OWN_METRICS}
@@ -337,7 +360,9 @@ class Distiller(keras.Model):
 
         `total_loss` is Keras's own `loss` under the name that `keras.distillation` gives it.
         """
-        results = {name: value for name, value in super().get_metrics_result().items() if name not in _WATCHES}
+        results = {
+            name: value for name, value in super().get_metrics_result().items() if name not in FIRST_BATCH_METRICS
+        }
         return results | ({"total_loss": results["loss"]} if "loss" in results else {})
 
     def get_config(self) -> dict[str, Any]:
@@ -346,8 +371,8 @@ class Distiller(keras.Model):
         return {
             "name": self.name,
             "student": serialize(self.student),
-            "distillation_losses": _mapped(serialize, self._objective.given_losses),
-            "distillation_loss_weights": _mapped(serialized, self._objective.given_weights),
+            "distillation_losses": map_losses(serialize, self._objective.given_losses),
+            "distillation_loss_weights": map_losses(serialized, self._objective.given_weights),
             "student_loss_weight": serialized(self.student_loss_weight),
             "from_logits": self.from_logits,
             "evaluate_distillation": self.evaluate_distillation,
@@ -359,15 +384,15 @@ class Distiller(keras.Model):
         config = dict(config)
         restore = keras.saving.deserialize_keras_object
         config["student"] = restore(config["student"], custom_objects=custom_objects)
-        losses = _mapped(lambda loss: restore(loss, custom_objects=custom_objects), config["distillation_losses"])
+        losses = map_losses(lambda loss: restore(loss, custom_objects=custom_objects), config["distillation_losses"])
         config["distillation_losses"] = losses
-        config["distillation_loss_weights"] = _mapped(restored, config["distillation_loss_weights"])
+        config["distillation_loss_weights"] = map_losses(restored, config["distillation_loss_weights"])
         config["student_loss_weight"] = restored(config["student_loss_weight"])
         return cls(teacher=None, **config)
 
     @property
     def _distils(self) -> bool:
-        return _may_differ(self.student_loss_weight, 1.0)
+        return may_differ(self.student_loss_weight, 1.0)
 
     def _evaluation_of_all(self, test_step: Callable, *arguments: Any) -> Any:
         """Keras's step; with `evaluate_distillation` the student gives all that the objective needs."""
@@ -377,29 +402,31 @@ class Distiller(keras.Model):
         finally:
             self._gives_all = False
 
-    def _asks_labels(self, parts: dict[str, Any], outputs: Any) -> bool:
+    def _computes_student_loss(self, parts: dict[str, Any], outputs: Any) -> bool:
         """Whether a step computes the labels' loss: evaluations do, trainings if its weight can be other than 0."""
         trains = isinstance(outputs, Outputs) and not self._gives_all
-        counts = not trains or _may_differ(self.student_loss_weight, 0.0)
-        return counts and _LABELS in parts and self._compile_loss is not None
+        counts = not trains or may_differ(self.student_loss_weight, 0.0)
+        return counts and LABELS in parts and compiled_loss(self) is not None
 
     def _open_student(self) -> None:
-        names = _layer_names(self.distillation_losses, "student_layer_name")
-        self._student_pass = one_pass(self.student, layer_names=names, from_logits=self.from_logits)
+        names = layer_names(self.distillation_losses, "student_layer_name")
+        self._student_pass = forward_pass(self.student, layer_names=names, from_logits=self.from_logits)
         self.output_names = getattr(self.student, "output_names", None)
         self._check_heads("student", self._student_pass)
 
-    def _open_teacher(self, teacher: Callable) -> OnePass:
-        names = _layer_names(self.distillation_losses, "teacher_layer_name")
+    def _open_teacher(self, teacher: Callable) -> ForwardPass:
+        names = layer_names(self.distillation_losses, "teacher_layer_name")
         if hasattr(teacher, "soft_targets"):
             if names:
                 remedy = "Distil features from one of its models instead."
-                raise ValueError(complaint("a teacher with named features", "a single model", "several", remedy))
+                raise ValueError(
+                    error_message("a teacher whose features are named must be a single model", "several", remedy)
+                )
             # It knows what is right at every temperature, which its logits at T = 1 do not say.
-            return OnePass(lambda inputs, training: Outputs(teacher.soft_targets(inputs), None, {}))
-        return one_pass(teacher, layer_names=names, from_logits=self.from_logits)
+            return ForwardPass(lambda inputs, training: Outputs(teacher.soft_targets(inputs), None, {}))
+        return forward_pass(teacher, layer_names=names, from_logits=self.from_logits)
 
-    def _meet(self, teacher_pass: OnePass) -> None:
+    def _match_teacher_and_student(self, teacher_pass: ForwardPass) -> None:
         """Checks the two models' outputs against each other, and lets the losses make what the shapes need."""
         self._check_heads("teacher", teacher_pass)
         if self._student_pass is None or self._student_pass.symbolic is None:
@@ -420,15 +447,15 @@ class Distiller(keras.Model):
 
         `student_values` are the student's, `(variable, value)`, where a compiled step holds them (JAX).
         """
-        parts = _as_parts(y)
-        if _SOFT_TARGETS in parts or not self._distils:
+        parts = batch_parts(y)
+        if SOFT_TARGETS in parts or not self._distils:
             return y
         if self.teacher is None:
             remedy = (
                 'Call distiller.set_teacher(teacher), or fit on (x, {"labels": y, "soft_targets": t}). '
                 "A saved distiller holds no teacher."
             )
-            raise ValueError(complaint("the teacher", "given before fit", None, remedy))
+            raise ValueError(error_message("the teacher must be given before fit", None, remedy))
         if training and hasattr(self.teacher, "follow"):
             if student_values is None:
                 self.teacher.follow(self.student)
@@ -440,49 +467,51 @@ class Distiller(keras.Model):
         else:
             outputs = self._teacher.between_steps(x)
         soft_targets, features = keras.tree.map_structure(ops.stop_gradient, outputs)
-        return parts | {_SOFT_TARGETS: soft_targets, _TEACHER_FEATURES: features}
+        return parts | {SOFT_TARGETS: soft_targets, TEACHER_FEATURES: features}
 
     def _distillation_loss(self, parts: dict[str, Any], outputs: Outputs, sample_weight: Any) -> Any:
-        self._watch_soft_targets(parts[_SOFT_TARGETS])
+        self._watch_soft_targets(parts[SOFT_TARGETS])
         if not is_readable(self.student) and self.from_logits:
-            self._student_probabilities.update_state(looks_like_probabilities(_first(outputs.logits)))
+            self._student_probabilities.update_state(looks_like_probabilities(first_leaf(outputs.logits)))
         losses = []
         for term in self._objective.terms:
             loss, weight = term.loss, current(term.weight)
-            pair = self._pair(term, parts[_SOFT_TARGETS], parts.get(_TEACHER_FEATURES, {}), outputs)
+            pair = self._pair(term, parts[SOFT_TARGETS], parts.get(TEACHER_FEATURES, {}), outputs)
             item_weights = self._of_output(term, sample_weight)
             loss.validate_outputs(*pair)
             if hasattr(loss, "per_example"):
                 context = dict.fromkeys(loss.reads)
                 if "labels" in context:
-                    context["labels"] = self._of_output(term, parts.get(_LABELS))
+                    context["labels"] = self._of_output(term, parts.get(LABELS))
                 if "item_weights" in context:
-                    context["item_weights"] = _masked_weights(item_weights, pair[1])
+                    context["item_weights"] = masked_weights(item_weights, pair[1])
                 values = loss.per_example(*pair, **context)
                 losses.append(weight * self._reduce(values, pair[1], item_weights))
             else:
                 if sample_weight is not None:
-                    _warn_of_scalar(loss)
+                    warn_of_scalar_loss(loss)
                 losses.append(weight * self._reduce(loss.compute_loss(*pair), None, None))
         return ops.sum(ops.stack(losses))
 
-    def _pair(self, term: "_Term", teacher_logits: Any, teacher_features: dict, student: Outputs) -> tuple[Any, Any]:
+    def _pair(self, term: "Term", teacher_logits: Any, teacher_features: dict, student: Outputs) -> tuple[Any, Any]:
         """What a term compares: the teacher's and the student's features, or their logits of one output."""
-        theirs = _named(
+        theirs = feature_or_logits(
             teacher_features,
             getattr(term.loss, "teacher_layer_name", None),
             lambda: self._of_output(term, teacher_logits),
         )
-        ours = _named(
+        ours = feature_or_logits(
             student.features,
             getattr(term.loss, "student_layer_name", None),
             lambda: self._of_output(term, student.logits),
         )
         return theirs, ours
 
-    def _of_output(self, term: "_Term", structure: Any) -> Any:
+    def _of_output(self, term: "Term", structure: Any) -> Any:
         """A term's own part of what may be one tensor or one for each output."""
-        is_several = isinstance(structure, (list, tuple)) or (isinstance(structure, dict) and not _is_target(structure))
+        is_several = isinstance(structure, (list, tuple)) or (
+            isinstance(structure, dict) and not is_one_target(structure)
+        )
         if structure is None or not is_several:
             return structure
         if term.output_name is None:
@@ -491,18 +520,22 @@ class Distiller(keras.Model):
             names = list(structure) if isinstance(structure, dict) else self.output_names
             remedy = "Give a dict {output name: loss or None}."
             raise ValueError(
-                complaint("distillation_losses of several outputs", f"by name ({names})", term.loss, remedy)
+                error_message(
+                    f"distillation_losses of several outputs must be given by name ({names})", term.loss, remedy
+                )
             )
         if isinstance(structure, dict):
             if term.output_name not in structure:
-                raise ValueError(complaint(f"output {term.output_name!r}", "one of " + str(list(structure)), "another"))
+                raise ValueError(
+                    error_message(f"output {term.output_name!r} must be one of {list(structure)}", "another")
+                )
             return structure[term.output_name]
         names = list(self.output_names or [])
         if term.output_name not in names:
-            raise ValueError(complaint(f"output {term.output_name!r}", f"one of {names}", "another"))
+            raise ValueError(error_message(f"output {term.output_name!r} must be one of {names}", "another"))
         return structure[names.index(term.output_name)]
 
-    def _check_heads(self, who: str, run: OnePass) -> None:
+    def _check_heads(self, who: str, run: ForwardPass) -> None:
         """A softmax's loss on sigmoids, or the other way round, trains and is wrong in silence."""
         if run.symbolic is None:
             return
@@ -515,7 +548,7 @@ class Distiller(keras.Model):
                 name = "BinarySoftTargets" if activation == "sigmoid" else "SoftTargets"
                 remedy = f"Use a loss for it, such as keras_distill.losses.{name}."
                 subject = f"the head of the {who} under {type(term.loss).__name__}"
-                raise ValueError(complaint(subject, expected, activation, remedy))
+                raise ValueError(error_message(f"{subject} must be {expected}", activation, remedy))
 
     def _aggregate(self, regulariser: Any) -> Any:
         return self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
@@ -528,18 +561,18 @@ class Distiller(keras.Model):
         ]
         self._teacher_not_finite.update_state(ops.stack(not_finite))
         if self.from_logits and not isinstance(soft_targets, dict) and not is_readable(self.teacher):
-            self._teacher_probabilities.update_state(looks_like_probabilities(_first(soft_targets)))
+            self._teacher_probabilities.update_state(looks_like_probabilities(first_leaf(soft_targets)))
 
     def _complaint_of_first_batch(self) -> str | None:
         """What the first batch showed to be wrong, if anything."""
         if float(self._teacher_not_finite.result()) > 0:
             remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
-            return complaint("the teacher's logits", "finite", "NaN or infinite values", remedy)
+            return error_message("the teacher's logits must be finite", "NaN or infinite values", remedy)
         for who, metric in (("teacher", self._teacher_probabilities), ("student", self._student_probabilities)):
             if float(metric.result()) == 1.0:
                 remedy = "Pass from_logits=False to Distiller, or let the model end before its softmax."
-                return complaint(
-                    f"the {who}'s outputs", "logits", "probabilities: rows in [0, 1] that sum to 1", remedy
+                return error_message(
+                    f"the {who}'s outputs must be logits", "probabilities: rows in [0, 1] that sum to 1", remedy
                 )
         return None
 
@@ -555,11 +588,11 @@ class Distiller(keras.Model):
             return
         remedy = f"Pass loss=keras.losses.{name}(from_logits=True)."
         raise ValueError(
-            complaint("the loss of a student that ends in logits", "one of logits", "one of probabilities", remedy)
+            error_message("a student that ends in logits needs a loss of logits", "one of probabilities", remedy)
         )
 
     def _check_label_range(self, y: Any) -> None:
-        labels = _as_parts(y).get(_LABELS)
+        labels = batch_parts(y).get(LABELS)
         num_classes = self.student.outputs[0].shape[-1] if is_readable(self.student) else None
         is_sparse = self.loss == "sparse_categorical_crossentropy" or isinstance(
             self.loss, keras.losses.SparseCategoricalCrossentropy
@@ -571,11 +604,10 @@ class Distiller(keras.Model):
         if outside.size:
             remedy = "For items without a label use SparseCategoricalCrossentropy(ignore_class=-1)."
             raise ValueError(
-                complaint("labels", f"in [0, {num_classes})", f"{outside[0]} ({outside.size} such)", remedy)
+                error_message(f"labels must be in [0, {num_classes})", f"{outside[0]} ({outside.size} such)", remedy)
             )
 
 
-_WATCHES = {"teacher_not_finite", "teacher_probabilities", "student_probabilities"}
 _OWN_METRICS = {"student_loss", "distillation_loss", "total_loss"}
 
 
@@ -586,241 +618,3 @@ class _Unsaved:
     model: Callable | None
     run: Any
     between_steps: Any
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One distillation loss, its weight, and the output that it reads where there are several."""
-
-    loss: Any
-    weight: Any
-    output_name: str | None
-
-
-@dataclass(frozen=True)
-class _Objective:
-    """What is summed, where Keras's trackers do not look, and how the caller wrote it."""
-
-    terms: list[_Term]
-    student_loss_weight: Any
-    given_losses: Any
-    given_weights: Any
-
-    def layers(self) -> list[keras.Layer]:
-        """The layers among the losses' arguments and the weights, each once."""
-        layers = [layer for term in self.terms for layer in getattr(term.loss, "layers", [])]
-        weights = [*[term.weight for term in self.terms], self.student_loss_weight]
-        layers += [weight for weight in weights if isinstance(weight, keras.Layer)]
-        return list({id(layer): layer for layer in layers}.values())
-
-
-class _FirstBatchWatch(keras.callbacks.Callback):
-    """Stops a `fit` that cannot succeed at its first batch, with the student's weights as they were."""
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self.before = [(variable, variable.numpy()) for variable in self.model.student.variables]
-        self.has_begun = False
-        for variable, value in self.before:
-            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-                remedy = "Load or initialise it again: no training mends them."
-                received = f"NaN or infinite values in {variable.path}"
-                raise ValueError(complaint("the student's weights", "finite", received, remedy))
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        # Before the second batch, not after the first: for whoever asks for a batch's end, Keras makes numbers of
-        # all metrics at the end of every one, and waits for them.
-        if self.has_begun and self.before:
-            self._look()
-            self.before = []
-        self.has_begun = True
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._look()
-        self.before = []
-
-    def _look(self) -> None:
-        if hasattr(self.model, "jax_state_sync"):
-            # Until then the numbers are in the hands of the compiled step.
-            self.model.jax_state_sync()
-        message = self.model._complaint_of_first_batch()
-        if message:
-            for variable, value in self.before:
-                variable.assign(value)
-            raise ValueError(message)
-
-
-def _check_losses(losses: Any) -> list[tuple[str | None, Any]]:
-    """(output name or `None`, loss or `None`) of each, checked."""
-    by_output = list(losses) if isinstance(losses, (list, tuple)) else [losses]
-    named: list[tuple[str | None, Any]] = []
-    for losses_ in by_output:
-        named += list(losses_.items()) if isinstance(losses_, dict) else [(None, losses_)]
-    if not any(loss is not None for _, loss in named):
-        raise ValueError(complaint("distillation_losses", "one loss or several", "an empty list"))
-    for _, loss in named:
-        if loss is None:
-            continue
-        if not hasattr(loss, "compute_loss"):
-            remedy = "For example keras_distill.losses.SoftTargets(temperature=4.0)."
-            raise TypeError(
-                complaint("a distillation loss", "a keras.distillation.DistillationLoss", repr(loss), remedy)
-            )
-        if isinstance(loss, keras.distillation.LogitsDistillation) and keras.losses.kl_divergence in keras.tree.flatten(
-            loss.loss
-        ):
-            warnings.warn(
-                "LogitsDistillation with loss='kl_divergence', its default, compares raw logits without softmax or T². "
-                "Pass keras_distill.losses.SoftTargets(temperature=…), or "
-                "LogitsDistillation(temperature=…, loss=keras.losses.KLDivergence()).",
-                stacklevel=3,
-            )
-        if getattr(loss, "from_logits", True) is False:
-            remedy = "Leave from_logits out: a Distiller takes the heads off and hands on logits."
-            raise ValueError(
-                complaint(f"{type(loss).__name__} in a Distiller", "one of logits", "from_logits=False", remedy)
-            )
-    return named
-
-
-def _terms(named_losses: list[tuple[str | None, Any]], weights: Any) -> list[_Term]:
-    """The losses with their weights; an output without a loss has no term."""
-    if weights is None:
-        flat: list[Any] = [1.0] * len(named_losses)
-    else:
-        weights = list(weights) if isinstance(weights, (list, tuple)) else [weights]
-        flat, names = [], [name for name, _ in named_losses]
-        for weight in weights:
-            if isinstance(weight, dict):
-                flat += [weight.get(name, 1.0) for name in names[len(flat) : len(flat) + len(weight)]]
-            else:
-                flat.append(weight)
-    if len(flat) != len(named_losses):
-        raise ValueError(complaint("distillation_loss_weights", f"{len(named_losses)}, one for each loss", len(flat)))
-    return [
-        _Term(loss, check_schedulable("a distillation loss's weight", weight, _check_weight), name)
-        for (name, loss), weight in zip(named_losses, flat, strict=True)
-        if loss is not None
-    ]
-
-
-def _check_weight(name: str, weight: Any) -> float:
-    if not 0.0 <= check_number(name, weight) < float("inf"):
-        raise ValueError(complaint(name, ">= 0 and finite", weight))
-    return float(weight)
-
-
-def _may_differ(weight: Any, number: float) -> bool:
-    """Whether a weight is, or may become, other than `number`."""
-    return not isinstance(weight, float) or weight != number
-
-
-def _mapped(function: Callable[[Any], Any], structure: Any) -> Any:
-    """`function` of each loss or weight in a list, a dict or a list of dicts; `None` stays."""
-    if isinstance(structure, dict) and "class_name" not in structure:
-        return {name: _mapped(function, value) for name, value in structure.items()}
-    if isinstance(structure, (list, tuple)):
-        return [_mapped(function, value) for value in structure]
-    return None if structure is None else function(structure)
-
-
-def _is_target(structure: dict[str, Any]) -> bool:
-    """Whether a dict is one output's target and not a dict of outputs."""
-    return "member_logits" in structure or "top_k_logits" in structure
-
-
-def _masked_weights(item_weights: Any, outputs: Any) -> Any:
-    """Sample weights times the outputs' mask, `(batch, …)`; `None` where there is neither."""
-    mask = mask_of(outputs)
-    if mask is None:
-        return item_weights
-    mask = ops.cast(mask, "float32")
-    if item_weights is None:
-        return mask
-    item_weights = ops.cast(item_weights, "float32")
-    missing = max(len(mask.shape) - len(item_weights.shape), 0)
-    return mask * ops.reshape(item_weights, (*ops.shape(item_weights), *[1] * missing))
-
-
-def _layer_names(losses: Sequence[Any], attribute: str) -> list[str]:
-    return sorted({name for loss in losses if (name := getattr(loss, attribute, None)) is not None})
-
-
-def _named(features: dict[str, Any], layer_name: str | None, logits: Callable[[], Any]) -> Any:
-    if layer_name is None:
-        return logits()
-    if layer_name not in features:
-        remedy = "Features need the teacher beside the student: stored soft targets hold none."
-        raise ValueError(complaint(f"features of layer {layer_name!r}", "present", "none", remedy))
-    return features[layer_name]
-
-
-def _as_parts(y: Any) -> dict[str, Any]:
-    """`y` as labels and soft targets, whichever of them it has."""
-    if y is None or (isinstance(y, dict) and _UNLABELLED in y):
-        return {}
-    if isinstance(y, dict) and _SOFT_TARGETS in y:
-        return {key: value for key, value in y.items() if value is not None}
-    return {_LABELS: y}
-
-
-def _item_weights(sample_weight: Any) -> Any:
-    """The weights of the items: `fit` on arrays hands out a copy of them for each part of `y`."""
-    if isinstance(sample_weight, dict) and {_SOFT_TARGETS, _UNLABELLED} & set(sample_weight):
-        return sample_weight[_LABELS] if _LABELS in sample_weight else _first(sample_weight)
-    return sample_weight
-
-
-def _brings_soft_targets(x: Any, y: Any) -> bool:
-    if y is None and hasattr(x, "element_spec"):
-        _, y, _ = keras.utils.unpack_x_y_sample_weight(x.element_spec)
-    return isinstance(y, dict) and _SOFT_TARGETS in y
-
-
-def _class_weights_as_sample_weights(x: Any, y: Any, class_weight: dict[int, float], sample_weight: Any) -> tuple:
-    """Keras refuses class weights beside a `y` of several parts, of which only the labels have classes here."""
-    table = np.ones(max(class_weight) + 1, "float32")
-    table[list(class_weight)] = list(class_weight.values())
-    if y is not None:
-        weights = _look_up(table, np.asarray(y[_LABELS]), np)
-        return (weights if sample_weight is None else weights * sample_weight), x
-
-    def weigh(*batch: Any) -> tuple:
-        inputs, targets, weight = keras.utils.unpack_x_y_sample_weight(batch)
-        weights = _look_up(table, targets[_LABELS], ops)
-        return inputs, targets, weights if weight is None else weights * ops.cast(weight, "float32")
-
-    return None, x.map(weigh)
-
-
-def _look_up(table: np.ndarray, labels: Any, library: Any) -> Any:
-    """The weight of each label; 1 for classes that the user did not name, and for «no label»."""
-    table = np.append(table, np.float32(1.0))
-    other = len(table) - 1
-    is_named = library.logical_and(labels >= 0, labels < other)
-    return library.take(table, library.where(is_named, labels, other), axis=0)
-
-
-def _warn_of_scalar(loss: Any) -> None:
-    warnings.warn(
-        f"{type(loss).__name__} gives one number a batch: sample weights cannot weigh it. "
-        "A keras_distill.losses.PerExampleLoss respects them.",
-        stacklevel=2,
-    )
-
-
-def _check_not_empty(x: Any) -> None:
-    num_items = None
-    if isinstance(x, (np.ndarray, list, tuple, dict)) and keras.tree.flatten(x):
-        num_items = min((len(part) for part in keras.tree.flatten(x) if hasattr(part, "__len__")), default=None)
-    elif hasattr(x, "cardinality"):
-        num_items = int(x.cardinality())
-    if num_items == 0:
-        raise ValueError(complaint("the training set", "not empty", "0 items"))
-
-
-def _first(structure: Any) -> Any:
-    return keras.tree.flatten(structure)[0]
-
-
-def _batch_size(x: Any) -> Any:
-    return ops.shape(_first(x))[0]

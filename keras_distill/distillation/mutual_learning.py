@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_number, complaint
-from keras_distill.logits import OnePass, one_pass
+from keras_distill._checks import check_number, error_message
+from keras_distill._keras_internals import compiled_loss
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
+from keras_distill.models.forward_pass import ForwardPass, forward_pass
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
 
 
@@ -48,7 +49,7 @@ class DeepMutualLearning(keras.Model):
         ['loss', 'mutual_loss', 'student_loss']
 
     Reference:
-        Zhang et al., «Deep Mutual Learning», arXiv:1706.00384, sections 2.2 and 2.4.
+        Zhang et al., "Deep Mutual Learning", arXiv:1706.00384, sections 2.2 and 2.4.
     """
 
     def __init__(
@@ -63,18 +64,18 @@ class DeepMutualLearning(keras.Model):
     ):
         students = list(students)
         if len(students) < 2:
-            raise ValueError(complaint("students", "two models or more", len(students)))
+            raise ValueError(error_message("students must be at least two models", len(students)))
         kwargs.setdefault("dtype", students[0].dtype_policy)
         super().__init__(name=name, autocast=False, **kwargs)
         self.students = students
         self.mutual_loss = SoftTargets(temperature)
         self.mutual_weight = check_schedulable("mutual_weight", mutual_weight, _check_weight)
-        self.companions = self.mutual_loss.layers
+        self.auxiliary_layers = self.mutual_loss.layers
         self.from_logits = bool(from_logits)
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.mutual_loss_tracker = keras.metrics.Mean(name="mutual_loss")
         self._reduce = WeightedMean()
-        self._untracked = _Passes([one_pass(student, from_logits=self.from_logits) for student in students])
+        self._untracked = _Passes([forward_pass(student, from_logits=self.from_logits) for student in students])
         first, *others = [run.symbolic for run in self._untracked.runs]
         for other in others:
             if first is not None and other is not None:
@@ -102,16 +103,16 @@ class DeepMutualLearning(keras.Model):
     ) -> Any:
         """The objective of a batch, a scalar; evaluation measures the first student."""
         if not training or not isinstance(y_pred, list):
-            if y is None or self._compile_loss is None:
+            if y is None or compiled_loss(self) is None:
                 return ops.cast(0.0, "float32")
-            loss = self._compile_loss(y, y_pred, sample_weight)
+            loss = compiled_loss(self)(y, y_pred, sample_weight)
             self.student_loss_tracker.update_state(unscaled(loss), sample_weight=ops.shape(keras.tree.flatten(x)[0])[0])
             return loss
         logits = [outputs.logits for outputs in y_pred]
         hard = ops.cast(0.0, "float32")
-        if y is not None and self._compile_loss is not None:
+        if y is not None and compiled_loss(self) is not None:
             for outputs in y_pred:
-                hard += ops.cast(self._compile_loss(y, outputs.output, sample_weight), "float32")
+                hard += ops.cast(compiled_loss(self)(y, outputs.output, sample_weight), "float32")
         mutual = ops.cast(0.0, "float32")
         for number, student_logits in enumerate(logits):
             peers = [ops.stop_gradient(peer) for other, peer in enumerate(logits) if other != number]
@@ -158,10 +159,10 @@ class DeepMutualLearning(keras.Model):
 class _Passes:
     """The students' passes, where Keras's trackers do not look: they hold the students' layers once more."""
 
-    runs: list[OnePass]
+    runs: list[ForwardPass]
 
 
 def _check_weight(name: str, weight: Any) -> float:
     if not 0.0 <= check_number(name, weight) < float("inf"):
-        raise ValueError(complaint(name, ">= 0 and finite", weight))
+        raise ValueError(error_message(f"{name} must be >= 0 and finite", weight))
     return float(weight)

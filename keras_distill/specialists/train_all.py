@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_distill.logits import logits_model
-from keras_distill.specialists.combiner import check_class_sets
+from keras_distill.models.forward_pass import logits_model
+from keras_distill.specialists.merge import check_class_sets
 from keras_distill.specialists.training import Examples, train
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def train_all(
         ValueError: as in `train`.
         WorkersLostError: workers died at the same specialist again and again.
 
-    Reference: Hinton et al., arXiv:1503.02531, section 5: «61 specialists … trained completely independently».
+    Reference: Hinton et al., arXiv:1503.02531, section 5: "61 specialists … trained completely independently".
     """
     from keras_distill.scale import make_models
-    from keras_distill.scale.parcel import sent
+    from keras_distill.scale.serialization import serialize
 
     sets = check_class_sets(class_sets, generalist.output_shape[-1])
     if generalist_logits is None:
@@ -64,7 +64,7 @@ def train_all(
     folder = Path(out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(
-        sent(generalist), sets, examples.inputs, examples.labels, generalist_logits, folder, seed, dict(recipe)
+        serialize(generalist), sets, examples.inputs, examples.labels, generalist_logits, folder, seed, dict(recipe)
     )
     paths = [folder / f"{trainer.name(position)}.keras" for position in range(len(sets))]
     return make_models(trainer, paths, engine=engine, progress=progress)
@@ -89,9 +89,9 @@ class _Trainer:
     @cached_property
     def generalist(self) -> keras.Model:
         """Opened once in each worker."""
-        from keras_distill.scale.parcel import received
+        from keras_distill.scale.serialization import deserialize
 
-        return received(self.saved_generalist)
+        return deserialize(self.saved_generalist)
 
     def __call__(self, position: int) -> keras.Model:
         return train(

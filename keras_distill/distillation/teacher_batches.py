@@ -11,10 +11,11 @@ from typing import Any
 
 import keras
 
-from keras_distill.compilation import compiled
+from keras_distill._keras_internals import all_layers
+from keras_distill.models.compilation import compiled
 
 
-class TaughtBatches:
+class TeacherBatches:
     """An iterator over batches whose `y` has the teacher's part too.
 
     Args:
@@ -25,7 +26,7 @@ class TaughtBatches:
     def __init__(self, batches: Iterator, teach: Callable[[Any, Any], Any]):
         self._batches, self._teach = batches, teach
 
-    def __iter__(self) -> "TaughtBatches":
+    def __iter__(self) -> "TeacherBatches":
         return self
 
     def __next__(self) -> tuple:
@@ -46,7 +47,7 @@ def teacher_pass(run: Callable[[Any, bool], Any], model: Any) -> Callable[[Any],
         outputs = run(inputs, False)
         return outputs.logits, outputs.features
 
-    is_compilable = isinstance(model, keras.Model) and all(layer.supports_jit for layer in model._flatten_layers())
+    is_compilable = isinstance(model, keras.Model) and all(layer.supports_jit for layer in all_layers(model))
     return compiled(parts, model) if is_compilable else parts
 
 

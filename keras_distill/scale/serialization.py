@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SavedModel:
+class SerializedModel:
     """A Keras model as the bytes of its `.keras` file.
 
     Attributes:
@@ -29,7 +29,7 @@ class SavedModel:
     content: np.ndarray
 
     @classmethod
-    def of(cls, model: "keras.Model") -> "SavedModel":
+    def of(cls, model: "keras.Model") -> "SerializedModel":
         """What `load` brings back."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
@@ -38,7 +38,7 @@ class SavedModel:
 
     def load(self) -> "keras.Model":
         """The model, without its optimizer; it came from this program's own, so code inside is no stranger's."""
-        from keras_distill.saving import load_model
+        from keras_distill.models.saving import load_model
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
@@ -46,24 +46,24 @@ class SavedModel:
             return load_model(path, compile=False, safe_mode=False)
 
 
-def sent(model: Any) -> Any:
+def serialize(model: Any) -> Any:
     """A Keras model as it travels; any other teacher travels as it is."""
     import keras
 
-    return SavedModel.of(model) if isinstance(model, keras.Model) else model
+    return SerializedModel.of(model) if isinstance(model, keras.Model) else model
 
 
-def received(model: Any) -> Any:
-    """What `sent` was given."""
-    return model.load() if isinstance(model, SavedModel) else model
+def deserialize(model: Any) -> Any:
+    """What `serialize` was given."""
+    return model.load() if isinstance(model, SerializedModel) else model
 
 
-def packed(content: Any) -> tuple[bytes, list[np.ndarray]]:
+def pack(content: Any) -> tuple[bytes, list[np.ndarray]]:
     """A pickle and the buffers of its arrays, uint8 `(num_bytes,)` each.
 
     Example:
-        >>> data, buffers = packed({"inputs": np.arange(3)})
-        >>> [buffer.nbytes for buffer in buffers], unpacked(data, buffers)["inputs"].tolist()
+        >>> data, buffers = pack({"inputs": np.arange(3)})
+        >>> [buffer.nbytes for buffer in buffers], unpack(data, buffers)["inputs"].tolist()
         ([24], [0, 1, 2])
     """
     import cloudpickle
@@ -84,8 +84,8 @@ def packed(content: Any) -> tuple[bytes, list[np.ndarray]]:
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
-def unpacked(data: bytes, buffers: Sequence[Any]) -> Any:
-    """What `packed` was given; its arrays are views of the buffers."""
+def unpack(data: bytes, buffers: Sequence[Any]) -> Any:
+    """What `pack` was given; its arrays are views of the buffers."""
     import pickle
 
     return pickle.loads(data, buffers=buffers)

@@ -3,17 +3,14 @@
 import os
 import zipfile
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import keras
 
-from keras_distill._checks import complaint
+from keras_distill._checks import error_message
 
 # Up to so many bytes members may be packed, as other tools than Keras do.
 _SMALL = 64 << 20
-# Keras finds a registered class only once its module was imported, and ours are imported on first use.
-_REGISTERING = ("distiller", "losses", "mutual_learning", "quantize_aware", "teachers", "specialists")
 
 
 def load_model(
@@ -40,13 +37,16 @@ def load_model(
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise ValueError(complaint("a model", "a .keras file", f"{path}, which does not exist", "Check the path."))
+        raise ValueError(
+            error_message("a model must be a .keras file", f"{path}, which does not exist", "Check the path.")
+        )
     if not path.endswith(".keras") or not zipfile.is_zipfile(path):
         remedy = "Save the model with model.save('NAME.keras')."
-        raise ValueError(complaint("a model", "a .keras file", f"{path}, which is none", remedy))
+        raise ValueError(error_message("a model must be a .keras file", f"{path}, which is none", remedy))
     _check_unpacked_size(path)
-    for module in _REGISTERING:
-        import_module(f"keras_distill.{module}")
+    # Keras finds a registered class only once its module was imported, and ours are imported on first use.
+    from keras_distill import distillation, losses, quantize_aware, specialists, teachers  # noqa: F401
+
     try:
         model = keras.saving.load_model(path, compile=compile, safe_mode=safe_mode)
     except Exception as error:
@@ -65,18 +65,24 @@ def _check_unpacked_size(path: str) -> None:
     except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(_explain(path, error)) from error
     if num_bytes > max(_SMALL, 4 * os.path.getsize(path)):
-        expected = "of about its own size once unpacked"
+        expected = "have about its own size once unpacked"
         received = f"{num_bytes:,} bytes out of {os.path.getsize(path):,}"
-        raise ValueError(complaint(path, expected, received, "No model.save() wrote it: do not trust it."))
+        raise ValueError(
+            error_message(f"{path} must {expected}", received, "No model.save() wrote it: do not trust it.")
+        )
 
 
 def _explain(path: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "safe_mode" in text or "unsafe" in text.lower():
         remedy = "If you trust its author, pass safe_mode=False (--trust-code on the command line): the code runs here."
-        return complaint(path, "free of Python code", "a Lambda layer or another function stored as code", remedy)
+        return error_message(
+            f"{path} must contain no Python code", "a Lambda layer or another function stored as code", remedy
+        )
     if "Could not locate" in text or "could not be found" in text or "not registered" in text:
         remedy = "Import the module that registers it (--import MODULE on the command line)."
-        return complaint(path, "made of layers that Keras knows", text[:240], remedy)
+        return error_message(f"{path} must consist of layers that Keras knows", text[:240], remedy)
     remedy = "The file may be damaged, or saved by another version of Keras: save the model again."
-    return complaint(path, "a .keras file that Keras opens", f"{type(error).__name__}: {text[:240]}", remedy)
+    return error_message(
+        f"{path} must be a .keras file that Keras opens", f"{type(error).__name__}: {text[:240]}", remedy
+    )

@@ -29,7 +29,7 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        # Without autograph an error of ours stays as it is, rather than inside an excerpt of «user code».
+        # Without autograph an error of ours stays as it is, rather than inside an excerpt of "user code".
         return tf.function(function, reduce_retracing=True, autograph=False)
     if keras.config.backend() != "jax":
         return function

@@ -1,0 +1,114 @@
+"""Every private part of Keras that this package touches: one small function each, and nobody else touches one.
+
+Keras has no public way to walk a model's graph, to read the mask of a tensor, or to say at which epoch a `fit` begins.
+A new version of Keras that moves one of these breaks this file alone; `tests/test_keras_internals.py` runs each
+function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras.src import backend as _backend
+
+# Graphs
+
+
+def input_structure(model: keras.Model) -> Any:
+    """A functional model's symbolic inputs, nested as the user wrote them: `model.input` is a flat list."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model._inputs_struct
+
+
+def output_structure(model: keras.Model) -> Any:
+    """A functional model's symbolic outputs, nested as the user wrote them."""
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model._outputs_struct
+
+
+def producer(tensor: keras.KerasTensor) -> tuple[Any, Any, int]:
+    """The operation that gave a symbolic tensor, the node of that call, and the tensor's place among its outputs."""
+    operation, node_index, tensor_index = tensor._keras_history
+    return operation, operation._inbound_nodes[node_index], tensor_index
+
+
+def calls_of(operation: Any) -> list[Any]:
+    """The nodes of an operation's symbolic calls, in their order."""
+    return list(operation._inbound_nodes)
+
+
+def calls_in_order(model: keras.Model) -> Iterator[Any]:
+    """The nodes of a functional model's graph, from its inputs to its outputs."""
+    nodes_by_depth = functional_graph(model)._nodes_by_depth
+    for depth in sorted(nodes_by_depth, reverse=True):
+        yield from nodes_by_depth[depth]
+
+
+def functional_graph(model: keras.Model) -> keras.Model:
+    """The functional model itself; of a built Sequential the one that it keeps of its layers."""
+    return getattr(model, "_functional", None) or model
+
+
+def run_again(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """The outputs of a functional model drawn again from `inputs`, with `call(operation, *args, **kwargs)` for each."""
+    # Keras 3.12 wants `operation_fn`; newer versions have it as a default.
+    return functional_graph(model)._run_through_graph(inputs, operation_fn=lambda operation: operation, call_fn=call)
+
+
+def has_own_call(model: keras.Model) -> bool:
+    """Whether `model` runs as its graph says: its class does not override the `call` of Functional or Sequential."""
+    return type(model).call.__module__.startswith("keras.")
+
+
+def is_operation(operation: Any) -> bool:
+    """Whether `operation` is one of `keras.ops` in a graph, and no layer."""
+    return type(operation).__module__.startswith("keras.src.ops") and not isinstance(operation, keras.layers.Layer)
+
+
+def all_layers(model: keras.Layer) -> list[Any]:
+    """`model` and every layer inside it, at any depth."""
+    return list(model._flatten_layers())
+
+
+# Tensors
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras keeps with a layer's output, or `None`.
+
+    On TensorFlow it is an attribute of the tensor; JAX's arrays take none, and Keras keeps a list beside them.
+    """
+    return _backend.get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Keeps `mask` with `tensor`, where losses and metrics look for it."""
+    _backend.set_keras_mask(tensor, mask)
+
+
+# Training
+
+
+def compiled_loss(model: keras.Model) -> Any:
+    """What `compile(loss=…)` became, called with `(y, y_pred, sample_weight)`; `None` where there is no loss."""
+    return model._compile_loss
+
+
+def begin_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets a `fit` begin at `epoch`, whatever its `initial_epoch` says; `None` lets it begin where it says."""
+    model._initial_epoch = epoch
+
+
+def restore_jax_state(model: keras.Model, values: dict[str, Any]) -> None:
+    """Gives a model's variables values that Keras's step for JAX took from them.
+
+    Args:
+        values: lists of arrays under `"trainable_variables"`, `"non_trainable_variables"`, `"metrics_variables"` and,
+            in training, `"optimizer_variables"`.
+    """
+    model._jax_state, model._jax_state_synced = values, False
+    model.jax_state_sync()
+
+
+def sync_jax_state(model: keras.Model) -> None:
+    """Gives a model's variables their present values, which on JAX are in the hands of the compiled step until then."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()

@@ -1,0 +1,69 @@
+"""What `ship` was told and what it found."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keras_distill.deploy.card import Figures
+from keras_distill.deploy.quantize import Variant
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class Outcome:
+    """What became of one target.
+
+    Attributes:
+        target: its name.
+        required: whether the bundle depends on it.
+        variant: the artifact that ships; `None` where none does.
+        reasons: why it does not ship.
+    """
+
+    target: str
+    required: bool
+    variant: Variant | None = None
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the artifact ships."""
+        return self.variant is not None and not self.reasons
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What `ship` found.
+
+    Attributes:
+        outcomes: one a target.
+        variants: everything that was made, shipped or not.
+        figures: accuracy, calibration, size and latency of every model, side by side.
+        out: the bundle; `None` where a required target does not hold and there is none.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    variants: tuple[Variant, ...]
+    figures: tuple[Figures, ...]
+    out: Path | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the student comes from, for the manifest, the artifacts and the card.
+
+    Attributes:
+        name: the student's name.
+        source: the student's file.
+        source_sha256: its checksum.
+        licence: the licence of the student, in words; `None` where nobody said.
+        preprocessing: what happens to an example before the student sees it; `None` describes the data's own values.
+    """
+
+    name: str
+    source: str | None = None
+    source_sha256: str | None = None
+    licence: str | None = None
+    preprocessing: str | None = None
