@@ -1,18 +1,68 @@
 """keras_distill: teach a small, fast Keras model what a big one knows, and ship it.
 
-The public names live here and load on first use (PEP 562), so that `import keras_distill` costs
-milliseconds and the command line can print its help without starting TensorFlow.
+The public names load on first use: the command line prints its help without starting TensorFlow.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+from keras_distill._lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = (
+if TYPE_CHECKING:
+    from keras_distill import (
+        data,
+        deploy,
+        distillation,
+        losses,
+        models,
+        quantize_aware,
+        report,
+        scale,
+        schedules,
+        specialists,
+        targets,
+        teachers,
+    )
+    from keras_distill.backup import Backup
+    from keras_distill.distillation import DeepMutualLearning, Distiller
+    from keras_distill.models.saving import load_model
+    from keras_distill.teachers import Ensemble, OnnxTeacher
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Backup": "backup",
+            "DeepMutualLearning": "distillation",
+            "Distiller": "distillation",
+            "Ensemble": "teachers",
+            "OnnxTeacher": "teachers",
+            "data": "",
+            "deploy": "",
+            "distillation": "",
+            "load_model": "models.saving",
+            "losses": "",
+            "models": "",
+            "quantize_aware": "",
+            "report": "",
+            "scale": "",
+            "schedules": "",
+            "specialists": "",
+            "targets": "",
+            "teachers": "",
+        },
+    )
+
+__all__ = [
+    "Backup",
+    "DeepMutualLearning",
+    "Distiller",
+    "Ensemble",
+    "OnnxTeacher",
     "data",
     "deploy",
     "distillation",
+    "load_model",
     "losses",
     "models",
     "quantize_aware",
@@ -22,25 +72,7 @@ _SUBPACKAGES = (
     "specialists",
     "targets",
     "teachers",
-)
-_HOMES = {
-    "Backup": "backup",
-    "DeepMutualLearning": "distillation",
-    "Distiller": "distillation",
-    "Ensemble": "teachers",
-    "OnnxTeacher": "teachers",
-    "load_model": "models.saving",
-}
-
-__all__ = sorted([*_HOMES, *_SUBPACKAGES])
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in _SUBPACKAGES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+]
 
 
 def __dir__() -> list[str]:

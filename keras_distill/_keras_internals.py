@@ -5,11 +5,21 @@ A new version of Keras that moves one of these breaks this file alone; `tests/te
 function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 from keras.src import backend as _backend
+
+_NEWEST_TRIED = (3, 15)
+
+if tuple(int(part) for part in keras.__version__.split(".")[:2]) > _NEWEST_TRIED:
+    warnings.warn(
+        f"keras_distill was tried on Keras up to {'.'.join(map(str, _NEWEST_TRIED))} and runs on Keras "
+        f"{keras.__version__}. If something fails, install an older one or a newer keras-distill.",
+        stacklevel=2,
+    )
 
 # Graphs
 
@@ -90,6 +100,37 @@ def set_mask(tensor: Any, mask: Any) -> None:
 def compiled_loss(model: keras.Model) -> Any:
     """What `compile(loss=…)` became, called with `(y, y_pred, sample_weight)`; `None` where there is no loss."""
     return model._compile_loss
+
+
+def update_compiled_metrics(
+    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any, counted: Callable[[Any, Any], tuple[Any, Any]]
+) -> None:
+    """Updates the compiled metrics as Keras does, with weights also for those that Keras gives none.
+
+    Args:
+        model: a compiled model.
+        y: what `compile(metrics=…)` measures against, nested as the outputs are.
+        y_pred: the model's outputs.
+        sample_weight: of the weighted metrics; one for all outputs, or nested as they are; or `None`.
+        counted: from one output's `(y, y_pred)` to its `y` and the weights that count in every metric, or `None`.
+    """
+    metrics = model._compile_metrics
+    if metrics is None:
+        return
+    if not metrics.built:
+        metrics.build(y, y_pred)
+    targets, outputs = metrics._flatten_y(y), metrics._flatten_y(y_pred)
+    weights = [None] * len(targets) if sample_weight is None else metrics._flatten_y(sample_weight)
+    if len(weights) < len(targets):
+        weights = [weights[0]] * len(targets)
+    groups = zip(metrics._flat_metrics, metrics._flat_weighted_metrics, targets, outputs, weights, strict=True)
+    for plain, weighted, target, output, weight in groups:
+        target, of_item = counted(target, output)
+        if plain:
+            plain.update_state(target, output, of_item)
+        if weighted:
+            both = [part for part in (weight, of_item) if part is not None]
+            weighted.update_state(target, output, both[0] * both[1] if len(both) == 2 else (both or [None])[0])
 
 
 def begin_at(model: keras.Model, epoch: int | None) -> None:

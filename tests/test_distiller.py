@@ -583,13 +583,13 @@ def test_loss_weights_that_do_not_fit_are_refused(weights):
 
 def test_models_of_different_classes_are_refused():
     other = keras.Sequential([keras.Input((6,)), layers.Dense(NUM_CLASSES + 1)])
-    with pytest.raises(ValueError, match="of 4 classes, as the teacher's; got 3 classes"):
+    with pytest.raises(ValueError, match="have 4 classes, as the teacher's do; got 3 classes"):
         kd.Distiller(other, make_net())
 
 
 def test_outputs_of_different_rank_are_refused():
     other = keras.Sequential([keras.Input((5, 6)), layers.Dense(NUM_CLASSES)])
-    with pytest.raises(ValueError, match="of rank 3"):
+    with pytest.raises(ValueError, match="have rank 3"):
         kd.Distiller(other, make_net())
 
 
@@ -598,9 +598,9 @@ def test_empty_set_is_refused():
     import tensorflow as tf
 
     distiller = compiled(kd.Distiller(make_net(), make_net()))
-    with pytest.raises(ValueError, match="the training set must be not empty; got 0 items"):
+    with pytest.raises(ValueError, match="the training set must not be empty; got 0 items"):
         distiller.fit(np.zeros((0, 6)), np.zeros(0, "int64"))
-    with pytest.raises(ValueError, match="the training set must be not empty"):
+    with pytest.raises(ValueError, match="the training set must not be empty"):
         distiller.fit(tf.data.Dataset.from_tensor_slices((np.zeros((0, 6)), np.zeros(0, "int64"))).batch(2))
 
 

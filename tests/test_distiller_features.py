@@ -128,7 +128,7 @@ def test_unknown_nested_layer_is_refused_by_name():
     teacher = keras.Sequential([keras.Input((4, 4, 2)), net(6)], name="whole")
     name = teacher.layers[0].name
     for layer_name in (f"{name}/nowhere", "nowhere/map"):
-        with pytest.raises(ValueError, match="layer name 'nowhere' must be a layer of"):
+        with pytest.raises(ValueError, match="'nowhere' must name a layer of"):
             kd.Distiller(teacher, net(3), losses.Hint(layer_name, "map"))
     with pytest.raises(ValueError, match=r"layer 'head' of .* must be Functional or Sequential; got Dense"):
         kd.Distiller(net(6), net(3), losses.Hint("head/map", "map"))
@@ -298,7 +298,7 @@ def test_softmaxs_loss_on_a_sigmoid_head_is_refused():
 
 def test_a_single_sigmoid_unit_is_pointed_to_the_binary_loss():
     models = [keras.Sequential([keras.Input((2,)), layers.Dense(1)]) for _ in range(2)]
-    with pytest.raises(ValueError, match=r"of two or more classes; got 1 class.*BinarySoftTargets"):
+    with pytest.raises(ValueError, match=r"have two or more classes; got 1 class.*BinarySoftTargets"):
         kd.Distiller(*models)
 
 

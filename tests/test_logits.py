@@ -145,7 +145,7 @@ def test_features_of_a_model_that_cannot_be_read_are_refused():
 
 
 def test_unknown_layer_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"layer name 'nowhere' must be a layer of .*: it has .*hidden"):
+    with pytest.raises(ValueError, match=r"'nowhere' must name a layer of .*: it has .*hidden"):
         forward_pass(functional(layers.Dense(3)), layer_names=["nowhere"])
 
 

@@ -112,9 +112,9 @@ def test_without_labels_peers_still_learn_from_each_other():
 
 
 def test_bad_students_are_refused():
-    with pytest.raises(ValueError, match="students must be two models or more; got 1"):
+    with pytest.raises(ValueError, match="students must be at least two models; got 1"):
         kd.DeepMutualLearning([net(3, 1)])
-    with pytest.raises(ValueError, match="of 3 classes, as the teacher's; got 2 classes"):
+    with pytest.raises(ValueError, match="have 3 classes, as the teacher's do; got 2 classes"):
         kd.DeepMutualLearning([net(3, 1), keras.Sequential([keras.Input((4,)), layers.Dense(2)])])
     with pytest.raises(ValueError, match="mutual_weight must be >= 0 and finite"):
         kd.DeepMutualLearning([net(3, 1), net(3, 2)], mutual_weight=-1.0)

@@ -111,8 +111,8 @@ def test_losses_with_schedules_survive_a_round_trip(value):
     [
         (lambda: schedules.Linear(1, 2, 0), "length must be > 0"),
         (lambda: schedules.Linear(1, 2, 3, unit="hours"), "unit must be one of 'epochs', 'steps'"),
-        (lambda: schedules.Steps([1, 2], [3, 4]), "values must be 3, one more than boundaries; got 2"),
-        (lambda: schedules.Steps([1, 2, 3], [4, 4]), "boundaries must be rising"),
+        (lambda: schedules.Steps([1, 2], [3, 4]), "there must be 3 values, one more than there are boundaries; got 2"),
+        (lambda: schedules.Steps([1, 2, 3], [4, 4]), "boundaries must rise"),
         (lambda: schedules.LearntTemperature(4.0, 4.0), "maximum must be > minimum = 4.0"),
         (lambda: schedules.LearntTemperature(reversal=2.0), "reversal must be between 0 and 1"),
     ],

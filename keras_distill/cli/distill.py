@@ -87,23 +87,16 @@ def run(arguments: argparse.Namespace) -> int:
         num_steps = arguments.epochs * -(-len(dataset.train) // arguments.batch_size)
         schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, num_steps)
         distiller.compile(keras.optimizers.Adam(schedule), loss=label_loss(student), metrics=["accuracy"])
+        options = {
+            "epochs": arguments.epochs,
+            "validation_data": arrays_of(dataset.validation),
+            "callbacks": callbacks,
+        }
         if teacher is None:
-            batches = _stored_batches(arguments, dataset)
-            distiller.fit(
-                batches,
-                epochs=arguments.epochs,
-                shuffle=False,
-                validation_data=arrays_of(dataset.validation),
-                callbacks=callbacks,
-            )
+            distiller.fit(_stored_batches(arguments, dataset), shuffle=False, **options)
         else:
-            distiller.fit(
-                *arrays_of(dataset.train),
-                batch_size=arguments.batch_size,
-                epochs=arguments.epochs,
-                validation_data=arrays_of(dataset.validation),
-                callbacks=callbacks,
-            )
+            inputs, labels = arrays_of(dataset.train)
+            distiller.fit(inputs, labels, batch_size=arguments.batch_size, **options)
         student.save(aside)
         distilled = "student, distilled as int8" if arguments.quantize_aware else "student, distilled"
         rows = [("student, as given", before), (distilled, measure(student, dataset.test))]

@@ -1,12 +1,11 @@
 """A `fit` that cannot succeed ends at its first batch, with the student as it was."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._keras_internals import sync_jax_state
+from keras_distill._types import Logs
 
 FIRST_BATCH_METRICS = {"teacher_not_finite", "teacher_probabilities", "student_probabilities"}
 
@@ -14,7 +13,7 @@ FIRST_BATCH_METRICS = {"teacher_not_finite", "teacher_probabilities", "student_p
 class FirstBatchCheck(keras.callbacks.Callback):
     """Stops a `fit` that cannot succeed at its first batch, with the student's weights as they were."""
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Keeps the student's weights as they are, and refuses those that are not finite."""
         self.before = [(variable, variable.numpy()) for variable in self.model.student.variables]
         self.has_begun = False
@@ -24,7 +23,7 @@ class FirstBatchCheck(keras.callbacks.Callback):
                 received = f"NaN or infinite values in {variable.path}"
                 raise ValueError(error_message("the student's weights must be finite", received, remedy))
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Looks at what the first batch showed, once it is over."""
         # Before the second batch, not after the first: for whoever asks for a batch's end, Keras makes numbers of
         # all metrics at the end of every one, and waits for them.
@@ -33,14 +32,14 @@ class FirstBatchCheck(keras.callbacks.Callback):
             self.before = []
         self.has_begun = True
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Looks again: an epoch may be a single batch."""
         self._look()
         self.before = []
 
     def _look(self) -> None:
         sync_jax_state(self.model)
-        message = self.model._complaint_of_first_batch()
+        message = self.model.fault_of_first_batch()
         if message:
             for variable, value in self.before:
                 variable.assign(value)

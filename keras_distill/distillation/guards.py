@@ -1,24 +1,20 @@
 """What is refused rather than trained: heads, losses, labels and soft targets that do not fit each other."""
 
-import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_distill._checks import error_message
+from keras_distill._types import Data, Tensor, TensorTree
+from keras_distill.distillation.objective import Term
+
+_LOSSES_OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
 
 
-def warn_of_scalar_loss(loss: Any) -> None:
-    """Warns that a loss of one number a batch knows no weights of items."""
-    warnings.warn(
-        f"{type(loss).__name__} gives one number a batch: sample weights cannot weigh it. "
-        "A keras_distill.losses.PerExampleLoss respects them.",
-        stacklevel=2,
-    )
-
-
-def check_not_empty(x: Any) -> None:
+def check_not_empty(x: Data) -> None:
     """Raises `ValueError` where a training set is known to hold nothing."""
     num_items = None
     if isinstance(x, (np.ndarray, list, tuple, dict)) and keras.tree.flatten(x):
@@ -27,3 +23,79 @@ def check_not_empty(x: Any) -> None:
         num_items = int(x.cardinality())
     if num_items == 0:
         raise ValueError(error_message("the training set must not be empty", "0 items"))
+
+
+def check_label_range(labels: Any, loss: Any, num_classes: int | None) -> None:
+    """Raises `ValueError` where an array of labels holds one that is no class of the student's."""
+    is_sparse = loss == "sparse_categorical_crossentropy" or isinstance(
+        loss, keras.losses.SparseCategoricalCrossentropy
+    )
+    if not isinstance(labels, np.ndarray) or not is_sparse or num_classes is None or not labels.size:
+        return
+    outside = labels[((labels < 0) | (labels >= num_classes)) & (labels != getattr(loss, "ignore_class", None))]
+    if outside.size:
+        remedy = "For items without a label use SparseCategoricalCrossentropy(ignore_class=-1)."
+        raise ValueError(
+            error_message(f"labels must be in [0, {num_classes})", f"{outside[0]} ({outside.size} such)", remedy)
+        )
+
+
+def check_heads(terms: Sequence[Term], who: str, activation_of: Callable[[Term], str | None]) -> None:
+    """Raises `ValueError` where a softmax's loss meets sigmoids, or the other way round: that trains, and is wrong.
+
+    Args:
+        terms: the distillation losses.
+        who: `"teacher"` or `"student"`.
+        activation_of: the activation that ends the output which a term reads.
+    """
+    for term in terms:
+        expected = getattr(term.loss, "head", None)
+        if expected is None or getattr(term.loss, "teacher_layer_name", None) is not None:
+            continue
+        activation = activation_of(term)
+        if activation in ("softmax", "sigmoid") and activation != expected:
+            name = "BinarySoftTargets" if activation == "sigmoid" else "SoftTargets"
+            remedy = f"Use a loss for it, such as keras_distill.losses.{name}."
+            expectation = f"the head of the {who} under {type(term.loss).__name__} must be {expected}"
+            raise ValueError(error_message(expectation, activation, remedy))
+
+
+def check_loss_fits_head(loss: Any, activation: Any) -> None:
+    """Raises `ValueError` for a loss of probabilities on a student that ends in logits: it trains, and badly."""
+    if activation != "linear" or keras.tree.is_nested(loss):
+        return
+    if loss in _LOSSES_OF_PROBABILITIES:
+        name = "".join(word.capitalize() for word in loss.split("_"))
+    elif isinstance(loss, keras.losses.Loss) and loss.get_config().get("from_logits") is False:
+        name = type(loss).__name__
+    else:
+        return
+    remedy = f"Pass loss=keras.losses.{name}(from_logits=True)."
+    raise ValueError(
+        error_message("a student that ends in logits needs a loss of logits", "one of probabilities", remedy)
+    )
+
+
+def num_not_finite(soft_targets: TensorTree) -> Tensor:
+    """For each tensor among the soft targets 1.0 where it holds NaN or infinite values, else 0.0."""
+    # Values times zero sum to zero exactly where all of them are finite: one pass, no boolean tensor.
+    sums = [ops.sum(ops.cast(values, "float32") * 0.0) for values in keras.tree.flatten(soft_targets)]
+    return ops.stack([ops.cast(ops.isnan(total), "float32") for total in sums])
+
+
+def fault_of_first_batch(num_not_finite: float, shares_of_probabilities: dict[str, float]) -> str | None:
+    """What the first batch showed to be wrong, if anything.
+
+    Args:
+        num_not_finite: how many tensors of the teacher's held NaN or infinite values.
+        shares_of_probabilities: of `"teacher"` and `"student"`, the share of rows that look like probabilities.
+    """
+    if num_not_finite > 0:
+        remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
+        return error_message("the teacher's logits must be finite", "NaN or infinite values", remedy)
+    for who, share in shares_of_probabilities.items():
+        if share == 1.0:
+            remedy = "Pass from_logits=False to Distiller, or let the model end before its softmax."
+            received = "probabilities: rows in [0, 1] that sum to 1"
+            return error_message(f"the {who}'s outputs must be logits", received, remedy)
+    return None

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill._checks import check_number, error_message
 from keras_distill._keras_internals import compiled_loss
+from keras_distill.distillation.trainable_model import TrainableModel
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
@@ -17,7 +18,7 @@ from keras_distill.schedules import FollowSchedules, check_schedulable, current,
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
-class DeepMutualLearning(keras.Model):
+class DeepMutualLearning(TrainableModel):
     """Several students of one data set, each of which learns from the labels and from all its peers.
 
     The objective is the sum over the K students k of
@@ -35,6 +36,7 @@ class DeepMutualLearning(keras.Model):
         mutual_weight: the weight of the peers, >= 0; the paper takes 1. May be a schedule.
         from_logits: what students give whose graph cannot be read, as in `Distiller`.
         name: the model's name.
+        dtype: the policy that scales the loss; `None` takes the first student's.
 
     Raises:
         ValueError: fewer than two students, students of different classes, or a number out of range.
@@ -60,17 +62,17 @@ class DeepMutualLearning(keras.Model):
         *,
         from_logits: bool = True,
         name: str = "deep_mutual_learning",
-        **kwargs: Any,
+        dtype: str | keras.DTypePolicy | None = None,
     ):
         students = list(students)
         if len(students) < 2:
             raise ValueError(error_message("students must be at least two models", len(students)))
-        kwargs.setdefault("dtype", students[0].dtype_policy)
-        super().__init__(name=name, autocast=False, **kwargs)
+        super().__init__(name=name, autocast=False, dtype=students[0].dtype_policy if dtype is None else dtype)
         self.students = students
         self.mutual_loss = SoftTargets(temperature)
         self.mutual_weight = check_schedulable("mutual_weight", mutual_weight, _check_weight)
-        self.auxiliary_layers = self.mutual_loss.layers
+        weights = [self.mutual_weight] if isinstance(self.mutual_weight, keras.Layer) else []
+        self.auxiliary_layers = [*self.mutual_loss.layers, *weights]
         self.from_logits = bool(from_logits)
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.mutual_loss_tracker = keras.metrics.Mean(name="mutual_loss")
@@ -92,11 +94,8 @@ class DeepMutualLearning(keras.Model):
             return self.students[0](inputs, training=False)
         return [run(inputs, True) for run in self._untracked.runs]
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains all students as `keras.Model.fit` does."""
-        follow = FollowSchedules(schedules_in([layer for layer in self.layers if layer not in self.students]))
-        kwargs["callbacks"] = [follow, *keras.tree.flatten(kwargs.pop("callbacks", None) or [])]
-        return super().fit(x, y, *args, **kwargs)
+    def _own_callbacks(self) -> list[keras.callbacks.Callback]:
+        return [FollowSchedules(schedules_in(self.auxiliary_layers))]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -124,7 +123,7 @@ class DeepMutualLearning(keras.Model):
         total = hard + ops.cast(current(self.mutual_weight), "float32") * mutual
         for regulariser in self.losses:
             total += self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
-        for schedule in schedules_in([layer for layer in self.layers if layer not in self.students]):
+        for schedule in schedules_in(self.auxiliary_layers):
             schedule.end_step()
         return total
 

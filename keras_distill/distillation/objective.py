@@ -1,14 +1,19 @@
 """What a `Distiller` minimises: its losses, their weights and the outputs that they read."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_distill._checks import check_number, error_message
-from keras_distill.schedules import check_schedulable
+from keras_distill._types import Tensor, TensorTree
+from keras_distill.distillation.batch import LABELS, SOFT_TARGETS, TEACHER_FEATURES, masked_weights
+from keras_distill.losses.reduction import WeightedMean
+from keras_distill.models.forward_pass import Outputs
+from keras_distill.schedules import check_schedulable, current
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,49 @@ class Term:
     weight: Any
     output_name: str | None
 
+    def part_of(self, structure: TensorTree, output_names: Sequence[str] | None) -> TensorTree:
+        """This term's own part of what may be one tensor or one for each output.
+
+        Args:
+            structure: logits, labels, weights or activations.
+            output_names: the student's outputs, in their order.
+        """
+        is_several = isinstance(structure, (list, tuple)) or (
+            isinstance(structure, dict) and not is_one_target(structure)
+        )
+        if structure is None or not is_several:
+            return structure
+        if self.output_name is None:
+            if not hasattr(self.loss, "per_example") or self.loss.teacher_layer_name is not None:
+                return structure
+            names = list(structure) if isinstance(structure, dict) else output_names
+            expectation = f"distillation_losses of several outputs must be given by name ({names})"
+            raise ValueError(error_message(expectation, self.loss, "Give a dict {output name: loss or None}."))
+        names = list(structure) if isinstance(structure, dict) else list(output_names or [])
+        if self.output_name not in names:
+            raise ValueError(error_message(f"output {self.output_name!r} must be one of {names}", "another"))
+        return structure[self.output_name if isinstance(structure, dict) else names.index(self.output_name)]
+
+    def pair(
+        self,
+        teacher_logits: TensorTree,
+        teacher_features: Mapping[str, Tensor],
+        student: Outputs,
+        output_names: Sequence[str] | None,
+    ) -> tuple[TensorTree, TensorTree]:
+        """What is compared: the teacher's and the student's features, or their logits of one output."""
+        sides = (
+            ("teacher_layer_name", teacher_logits, teacher_features),
+            ("student_layer_name", student.logits, student.features),
+        )
+        teacher, student_part = (
+            self.part_of(logits, output_names)
+            if (layer_name := getattr(self.loss, attribute, None)) is None
+            else _feature(features, layer_name)
+            for attribute, logits, features in sides
+        )
+        return teacher, student_part
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -28,6 +76,51 @@ class Objective:
     student_loss_weight: Any
     given_losses: Any
     given_weights: Any
+
+    def match(self, teacher: Outputs, student: Outputs, output_names: Sequence[str] | None) -> None:
+        """Checks symbolic outputs against each other, and lets the losses make what the shapes need."""
+        for term in self.terms:
+            if hasattr(term.loss, "per_example"):
+                pair = term.pair(teacher.logits, teacher.features, student, output_names)
+                term.loss.build(*pair)
+                term.loss.validate_outputs(*pair)
+
+    def distillation_loss(
+        self,
+        parts: Mapping[str, TensorTree],
+        student: Outputs,
+        item_weights: TensorTree,
+        output_names: Sequence[str] | None,
+        reduce: WeightedMean,
+    ) -> Tensor:
+        """The weighted sum of the distillation losses of a batch, a scalar.
+
+        Args:
+            parts: the batch's soft targets, the teacher's features and the labels, whichever it has.
+            student: the student's outputs.
+            item_weights: of every item, or `None`.
+            output_names: the student's outputs, in their order.
+            reduce: from one value an example to a scalar.
+        """
+        losses = []
+        for term in self.terms:
+            loss = term.loss
+            pair = term.pair(parts[SOFT_TARGETS], parts.get(TEACHER_FEATURES, {}), student, output_names)
+            weights = term.part_of(item_weights, output_names)
+            loss.validate_outputs(*pair)
+            if hasattr(loss, "per_example"):
+                context = dict.fromkeys(loss.reads)
+                if "labels" in context:
+                    context["labels"] = term.part_of(parts.get(LABELS), output_names)
+                if "item_weights" in context:
+                    context["item_weights"] = masked_weights(weights, pair[1])
+                value = reduce(loss.per_example(*pair, **context), pair[1], weights)
+            else:
+                if item_weights is not None:
+                    _warn_of_scalar_loss(loss)
+                value = reduce(loss.compute_loss(*pair), None, None)
+            losses.append(current(term.weight) * value)
+        return ops.sum(ops.stack(losses))
 
     def layers(self) -> list[keras.Layer]:
         """The layers among the losses' arguments and the weights, each once."""
@@ -99,6 +192,18 @@ def _check_weight(name: str, weight: Any) -> float:
     return float(weight)
 
 
+def is_one_target(structure: Mapping[str, Any]) -> bool:
+    """Whether a dict is the soft targets of one output and not a dict of outputs."""
+    return "member_logits" in structure or "top_k_logits" in structure
+
+
+def _feature(features: Mapping[str, Tensor], layer_name: str) -> Tensor:
+    if layer_name not in features:
+        remedy = "Features need the teacher beside the student: stored soft targets hold none."
+        raise ValueError(error_message(f"features of layer {layer_name!r} must be there", "none", remedy))
+    return features[layer_name]
+
+
 def may_differ(weight: Any, number: float) -> bool:
     """Whether a weight is, or may become, other than `number`."""
     return not isinstance(weight, float) or weight != number
@@ -116,3 +221,11 @@ def map_losses(function: Callable[[Any], Any], structure: Any) -> Any:
 def layer_names(losses: Sequence[Any], attribute: str) -> list[str]:
     """The layers whose features the losses compare, of the teacher or of the student."""
     return sorted({name for loss in losses if (name := getattr(loss, attribute, None)) is not None})
+
+
+def _warn_of_scalar_loss(loss: Any) -> None:
+    warnings.warn(
+        f"{type(loss).__name__} gives one number a batch: sample weights cannot weigh it. "
+        "A keras_distill.losses.PerExampleLoss respects them.",
+        stacklevel=2,
+    )

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
+from keras_distill.losses.labels import class_ids
 from keras_distill.losses.logit_loss import LogitLoss
 from keras_distill.losses.per_example import at_least_float32
 from keras_distill.schedules import WarmUp, current
@@ -26,16 +27,12 @@ def target_classes(labels: Any, teacher_logits: Any) -> Any:
         >>> target_classes([1, -1], [[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]]).numpy().tolist()
         [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    num_classes = teacher_logits.shape[-1] if hasattr(teacher_logits, "shape") else len(teacher_logits[0])
     teacher_logits = ops.convert_to_tensor(teacher_logits)
-    likeliest = ops.cast(ops.argmax(teacher_logits, axis=-1), "int32")
-    if labels is None:
-        return ops.one_hot(likeliest, num_classes, dtype=teacher_logits.dtype)
-    labels = ops.convert_to_tensor(labels)
-    if len(labels.shape) == len(teacher_logits.shape):
-        labels = labels[..., 0] if labels.shape[-1] == 1 else ops.argmax(labels, axis=-1)
-    labels = ops.cast(labels, "int32")
-    return ops.one_hot(ops.where(labels < 0, likeliest, labels), num_classes, dtype=teacher_logits.dtype)
+    classes = ops.cast(ops.argmax(teacher_logits, axis=-1), "int32")
+    if labels is not None:
+        given = class_ids(labels, teacher_logits)
+        classes = ops.where(given < 0, classes, given)
+    return ops.one_hot(classes, teacher_logits.shape[-1], dtype=teacher_logits.dtype)
 
 
 def decoupled_divergence(

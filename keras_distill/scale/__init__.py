@@ -3,24 +3,28 @@
 The names load on first use: nobody pays for an engine that they do not use.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "Backup": "backup",
-    "Engine": "engine",
-    "Job": "engine",
-    "Processes": "processes",
-    "distributed": "devices",
-    "Ray": "ray",
-    "WorkersLostError": "engine",
-    "make_models": "models",
-}
+from keras_distill._lazy import lazy_names
 
-__all__ = sorted(_HOMES)
+if TYPE_CHECKING:
+    from keras_distill.scale.devices import distributed
+    from keras_distill.scale.engine import Engine, Job, WorkersLostError
+    from keras_distill.scale.models import make_models
+    from keras_distill.scale.processes import Processes
+    from keras_distill.scale.ray import Ray
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Engine": "engine",
+            "Job": "engine",
+            "Processes": "processes",
+            "Ray": "ray",
+            "WorkersLostError": "engine",
+            "distributed": "devices",
+            "make_models": "models",
+        },
+    )
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["Engine", "Job", "Processes", "Ray", "WorkersLostError", "distributed", "make_models"]

@@ -5,9 +5,7 @@ Every specialist is trained alone, from files alone: any number of processes may
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import keras
@@ -20,14 +18,16 @@ from keras_distill._checks import (
     check_positive,
     error_message,
 )
-from keras_distill._files import whole_folder
-from keras_distill.backup import restore_state, save_state
+from keras_distill.backup import Backup
 from keras_distill.distillation.distiller import Distiller
 from keras_distill.losses import SoftTargets
 from keras_distill.models.forward_pass import logits_model
 from keras_distill.specialists.frozen import TrainedPart
 from keras_distill.specialists.merge import check_class_sets
 from keras_distill.specialists.specialist import collapse, dustbin_correction, raise_dustbin, specialist_model
+
+# How often a training keeps its state: one that is killed loses at most a tenth.
+_NUM_BACKUPS = 10
 
 
 class Examples(Protocol):
@@ -240,13 +240,14 @@ class _Batches(keras.utils.PyDataset):
             order = np.concatenate([generator.permutation(group) for _ in range(num_rounds)])
             self.positions.append(order[: num_steps * share].reshape(num_steps, share))
 
-        self.first, self.last = 0, num_steps
+        # Epoch by epoch so many of the steps, from the first one on.
+        self.first, self.steps, self.epoch = 0, num_steps, 0
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return self.steps
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        step = self.first + index
+        step = self.first + self.epoch * self.steps + index
         taken = np.concatenate([positions[step] for positions in self.positions])
         # No two steps of two seeds share a view, so that an item never comes twice in the same one.
         inputs = keras.tree.map_structure(lambda array: array[taken], self.inputs)
@@ -270,31 +271,16 @@ def _fit(
         keras.optimizers.Adam(schedule), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     distiller.optimizer.build(distiller.trainable_variables)
-    batches.first = _restore(distiller, backup_dir)
-    # In parts, so that a killed training loses at most a tenth. Keras's own backups know whole epochs alone.
-    part = max(1, math.ceil(batches.num_steps / 10))
-    while batches.first < batches.num_steps:
-        batches.last = min(batches.first + part, batches.num_steps)
-        distiller.fit(batches, epochs=1, shuffle=False, verbose=0)
-        batches.first = batches.last
-        if backup_dir is not None and batches.last < batches.num_steps:
-            _back_up(distiller, backup_dir, batches.last)
-    if backup_dir is not None:
-        shutil.rmtree(backup_dir, ignore_errors=True)
-
-
-def _back_up(distiller: Distiller, backup_dir: str | os.PathLike, num_done: int) -> None:
-    older = list(Path(backup_dir).glob("step-*"))
-    with whole_folder(Path(backup_dir) / f"step-{num_done:07d}") as aside:
-        save_state(distiller, aside)
-    for folder in older:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _restore(distiller: Distiller, backup_dir: str | os.PathLike | None) -> int:
-    """Brings back weights, optimizer and the random states of dropout; returns how many steps were done."""
-    folders = [] if backup_dir is None else sorted(Path(backup_dir).glob("step-*"))
-    if not folders:
-        return 0
-    restore_state(distiller, folders[-1])
-    return int(folders[-1].name.removeprefix("step-"))
+    # A backup after every tenth of the training; what does not divide by ten comes first, and is too little for one.
+    num_parts = min(_NUM_BACKUPS, batches.num_steps)
+    for first, num_epochs, steps in (
+        (0, 1, batches.num_steps % num_parts),
+        (batches.num_steps % num_parts, num_parts, batches.num_steps // num_parts),
+    ):
+        if not steps:
+            continue
+        batches.first, batches.steps = first, steps
+        # Keras has an epoch more to end than it trains, since it looks at a first batch: what counts is its own number.
+        count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(batches, "epoch", epoch))
+        backups = [] if backup_dir is None or num_epochs == 1 else [Backup(backup_dir)]
+        distiller.fit(batches, epochs=num_epochs, shuffle=False, verbose=0, callbacks=[count, *backups])

@@ -3,33 +3,45 @@
 The names load on first use: reading a store needs NumPy alone.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "Augmentation": "augmentation",
-    "Crop": "augmentation",
-    "Flip": "augmentation",
-    "Mixup": "augmentation",
-    "Rotation": "augmentation",
-    "Shift": "augmentation",
-    "SoftTargetStore": "store",
-    "StoredBatches": "batches",
-    "attach": "dataset",
-    "fingerprint": "labelling",
-    "label": "labelling",
-}
+from keras_distill._lazy import lazy_names
 
-__all__ = sorted(_HOMES)
+if TYPE_CHECKING:
+    from keras_distill.targets.attaching import attach
+    from keras_distill.targets.augmentation import Augmentation, Crop, Flip, Mixup, Rotation, Shift
+    from keras_distill.targets.batches import StoredBatches
+    from keras_distill.targets.fingerprints import fingerprint
+    from keras_distill.targets.labelling import label
+    from keras_distill.targets.store import SoftTargetStore
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Augmentation": "augmentation",
+            "Crop": "augmentation",
+            "Flip": "augmentation",
+            "Mixup": "augmentation",
+            "Rotation": "augmentation",
+            "Shift": "augmentation",
+            "SoftTargetStore": "store",
+            "StoredBatches": "batches",
+            "attach": "attaching",
+            "fingerprint": "fingerprints",
+            "label": "labelling",
+        },
+    )
 
-
-def __getattr__(name: str) -> Any:
-    if name == "attach":
-        import keras
-
-        # The one is a pipeline of TensorFlow's, the other NumPy's for every other backend.
-        home = "dataset" if keras.config.backend() == "tensorflow" else "batches"
-        return import_module(f"{__name__}.{home}").attach
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "Augmentation",
+    "Crop",
+    "Flip",
+    "Mixup",
+    "Rotation",
+    "Shift",
+    "SoftTargetStore",
+    "StoredBatches",
+    "attach",
+    "fingerprint",
+    "label",
+]

@@ -244,7 +244,6 @@ def _fresh_inputs(models: Sequence[keras.Model]) -> Any:
     def fresh(tensor: Any) -> Any:
         return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
-    # A Sequential has one input; a functional model's `_inputs_struct` keeps the caller's own nesting.
     return keras.tree.map_structure(fresh, input_structure(models[0]))
 
 

@@ -135,7 +135,7 @@ def test_spread_is_the_samples_standard_deviation_and_one_seed_has_none():
 def test_folder_of_somebody_elses_is_not_replaced(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert cli.main(["demo", "--out", str(tmp_path)]) == 2
-    assert "a new folder or one of an earlier demo" in capsys.readouterr().err
+    assert "a new folder or that of an earlier demo" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 

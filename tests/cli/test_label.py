@@ -58,7 +58,7 @@ def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
         (("--worker", "2/2"), "--worker must be I/N"),
         (("--worker", "half"), "--worker must be I/N"),
         (("--top-k", "11"), "top_k must be <= 10"),
-        (("--temperature", "2"), "arithmetic ensemble alone"),
+        (("--temperature", "2"), "unless the teacher is an arithmetic ensemble"),
     ],
 )
 def test_bad_options_are_one_clear_error(teachers, tmp_path, capsys, options, message):

@@ -185,7 +185,7 @@ def refused(capsys, tmp_path, *arguments):
 def test_a_folder_that_holds_anything_else_is_refused_and_stays(folder, capsys, tmp_path):
     (tmp_path / "manifest.json").write_text("of something else")
     assert ship(folder, "--out", tmp_path) == 2
-    assert "must be a new folder or an older bundle" in capsys.readouterr().err
+    assert "must be new or hold an older bundle" in capsys.readouterr().err
     assert (tmp_path / "manifest.json").read_text() == "of something else"
 
 
@@ -218,7 +218,7 @@ def test_data_of_another_shape_or_other_classes_is_refused(capsys, tmp_path, tmp
         (("--max-size", "big"), "--max-size must be a number > 0 and a unit"),
         (("--max-latency", "0ms"), "--max-latency must be a number > 0 and a unit"),
         (("--max-accuracy-drop", "2"), "max_accuracy_drop must be between 0 and 1"),
-        (("--targets", "web", "--web-runtime", "/nowhere"), "the web runtime must be a folder with"),
+        (("--targets", "web", "--web-runtime", "/nowhere"), "the web runtime's folder must contain"),
     ],
 )
 def test_bad_switches_are_refused(folder, capsys, tmp_path, arguments, says):

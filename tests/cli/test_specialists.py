@@ -187,7 +187,7 @@ def test_flip_and_shift_train_on_the_librarys_own_views(tmp_path):
         ({}, ("--only", "3"), "[0, 2]"),
         ({}, ("--temperature", "0"), "--temperature must be > 0"),
         ({}, ("--cluster-size", "6"), "size must be < 6"),
-        ({}, ("--flip",), "must be (batch, height, width"),
+        ({}, ("--flip",), "must have shape (batch, height, width"),
         ({}, ("--distill-start", "teacher"), "'fresh', 'generalist'"),
         ({}, ("--dustbin", "bin"), "'sum', 'unit'"),
     ],

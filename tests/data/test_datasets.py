@@ -191,7 +191,7 @@ def test_image_folder_without_splits_is_divided(tmp_path):
 def test_images_of_several_sizes_are_refused_unless_resized(tmp_path):
     write_images(tmp_path)
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "dog/other.png")
-    with pytest.raises(ValueError, match=r"of one size; got \(4, 3\) and \(9, 9\).*image_size"):
+    with pytest.raises(ValueError, match=r"have one size; got \(4, 3\) and \(9, 9\).*image_size"):
         data.load(tmp_path)
     assert data.load(tmp_path, image_size=(6, 5)).input_shape == (6, 5, 1)
 

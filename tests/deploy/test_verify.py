@@ -91,9 +91,9 @@ def test_labels_and_inputs_that_do_not_fit_are_refused(tmp_path):
     path = linear_onnx(tmp_path / "a.onnx", KERNEL)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 4\)"):
         verify(LOGITS, path, INPUTS, LABELS + 3)
-    with pytest.raises(ValueError, match="labels must be 300"):
+    with pytest.raises(ValueError, match="there must be 300 labels"):
         verify(LOGITS, path, INPUTS, LABELS[:10])
-    with pytest.raises(ValueError, match="inputs must be named"):
+    with pytest.raises(ValueError, match="inputs must be called"):
         verify(LOGITS, path, {"y": INPUTS})
     with pytest.raises(ValueError, match="precision must be one of"):
         verify(LOGITS, path, INPUTS, precision="int4")

@@ -26,7 +26,7 @@ def test_hint_is_half_the_mean_square_over_channels():
 
 
 def test_hint_without_projector_needs_equal_shapes():
-    with pytest.raises(ValueError, match=r"\(4,\) an item, as the teacher's; got \(3,\).*builds and trains"):
+    with pytest.raises(ValueError, match=r"\(4,\) an item, as the teacher's do; got \(3,\).*builds and trains"):
         Hint("layer").validate_outputs(draw(2, 4), draw(2, 3))
     with pytest.raises(ValueError, match="of rank 4"):
         Hint("layer").build(draw(2, 3, 3, 4), draw(2, 4))
@@ -142,14 +142,14 @@ def test_attention_of_vectors_is_refused():
     with pytest.raises(ValueError, match=r"before the pooling; for vectors use Hint"):
         AttentionTransfer("layer").validate_outputs(draw(2, 4), draw(2, 4))
     AttentionTransfer("layer").validate_outputs(draw(2, 3, 4), draw(2, 3, 5))
-    with pytest.raises(ValueError, match=r"of rank 4, as the teacher's; got \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"have rank 4, as the teacher's do; got \(2, 3, 4\)"):
         AttentionTransfer("layer").validate_outputs(draw(2, 3, 3, 4), draw(2, 3, 4))
 
 
 def test_features_of_several_members_are_refused():
     members = {"member_logits": draw(2, 3, 4), "member_weights": np.ones((2, 3)) / 3}
     for pair in [(members, draw(2, 4)), (draw(2, 4), members)]:
-        with pytest.raises(ValueError, match="one tensor each of teacher and student; got several"):
+        with pytest.raises(ValueError, match="one tensor of the teacher and one of the student; got several"):
             Hint().validate_outputs(*pair)
 
 
@@ -159,7 +159,7 @@ def test_places_that_are_not_known_yet_are_compared_with_nothing():
         Hint("layer").validate_outputs(*pair)
         AttentionTransfer("layer").validate_outputs(*pair)
     assert attention_transfer(unknown, Input((None, 3))).shape == (None,)
-    with pytest.raises(ValueError, match=r"\(None, 4\) an item, as the teacher's; got \(7, 3\)"):
+    with pytest.raises(ValueError, match=r"\(None, 4\) an item, as the teacher's do; got \(7, 3\)"):
         Hint("layer").validate_outputs(unknown, Input((7, 3)))
     for places in [(None, 7), (7, None), (None, None)]:
         projector = Projector()
@@ -171,7 +171,7 @@ def test_volumes_need_equal_places_or_a_projector_of_ones_own():
     projector = Projector()
     projector.match((2, 3, 3, 3, 5), (2, 3, 3, 3, 8))
     assert projector.dense.kernel.shape == (5, 8)
-    with pytest.raises(ValueError, match="features of rank > 4 must be of equal places"):
+    with pytest.raises(ValueError, match="features of rank > 4 must have the same number of places"):
         Projector().match((2, 3, 3, 3, 5), (2, 6, 6, 6, 8))
 
 

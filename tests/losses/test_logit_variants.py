@@ -279,7 +279,7 @@ def test_binary_members_teach_the_mean_of_their_sigmoids():
     "loss", [losses.SoftTargets(), losses.DecoupledKD(), losses.DIST(), losses.LogitStandardization()]
 )
 def test_one_class_under_a_softmax_is_refused(loss):
-    with pytest.raises(ValueError, match=r"of two or more classes; got 1 class.*BinarySoftTargets"):
+    with pytest.raises(ValueError, match=r"have two or more classes; got 1 class.*BinarySoftTargets"):
         loss.validate_outputs(np.zeros((2, 1)), np.zeros((2, 1)))
 
 
@@ -434,7 +434,7 @@ def test_losses_that_leave_something_out_say_what():
 
 def test_plain_keras_checks_outputs_before_it_compares_them():
     for loss in (losses.SoftTargets(), losses.DIST(), losses.BinarySoftTargets(), losses.RegressionTargets()):
-        with pytest.raises(ValueError, match="of 5 classes, as the teacher's; got 4 classes"):
+        with pytest.raises(ValueError, match="have 5 classes, as the teacher's do; got 4 classes"):
             loss(TEACHER, STUDENT[:, :4])
 
 

@@ -129,9 +129,9 @@ def test_temperature_that_is_no_number_is_refused():
 
 
 def test_outputs_of_different_classes_or_rank_are_refused():
-    with pytest.raises(ValueError, match="of 3 classes, as the teacher's; got 4 classes"):
+    with pytest.raises(ValueError, match="have 3 classes, as the teacher's do; got 4 classes"):
         SoftTargets().validate_outputs(np.zeros((2, 3)), np.zeros((2, 4)))
-    with pytest.raises(ValueError, match=r"of rank 3; got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"have rank 3; got \(2, 3\)"):
         SoftTargets().validate_outputs(np.zeros((2, 5, 3)), np.zeros((2, 3)))
     members = {"member_logits": np.zeros((2, 7, 3)), "member_weights": np.zeros((2, 7))}
     SoftTargets().validate_outputs(members, np.zeros((2, 3)))

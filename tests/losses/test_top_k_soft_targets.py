@@ -186,9 +186,9 @@ def test_the_object_chooses_by_the_mapping_and_keeps_its_policy(logits):
         )
     tensors = {name: keras.ops.convert_to_tensor(value) for name, value in top.items()}
     loss.validate_outputs(tensors, keras.ops.convert_to_tensor(student))
-    with pytest.raises(ValueError, match="must be of 4 classes"):
+    with pytest.raises(ValueError, match="must have 4 classes"):
         loss.validate_outputs(top, student[:, :3])
-    with pytest.raises(ValueError, match=r"of rank [23]"):
+    with pytest.raises(ValueError, match=r"have rank [23]"):
         loss.validate_outputs(top, student[:, None])
 
 

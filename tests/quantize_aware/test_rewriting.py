@@ -255,7 +255,7 @@ def test_bfloat16_student_is_refused():
 
 @pytest.mark.parametrize("calibration_data", [None, np.zeros((0, 4), "float32")])
 def test_calibration_needs_examples(calibration_data):
-    with pytest.raises(ValueError, match="calibration_data must be"):
+    with pytest.raises(ValueError, match="calibration_data must hold"):
         quantize_aware(small_student(), calibration_data)
 
 

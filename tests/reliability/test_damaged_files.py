@@ -125,7 +125,7 @@ def test_a_manifest_that_lacks_a_field_is_damaged_by_name(store, field):
 
 def test_rows_larger_than_a_gigabyte_are_no_rows(store):
     rewrite(store, example_shape=[2**31])
-    with pytest.raises(DamagedShardError, match="a row must be of at most 1,073,741,824 bytes"):
+    with pytest.raises(DamagedShardError, match="a row must take at most 1,073,741,824 bytes"):
         SoftTargetStore.open(store)
     # What long sequences over large vocabularies take is far below.
     assert Manifest(kind="dense", num_items=1, num_classes=50_000, example_shape=(512,)).bytes_per_row == 51_200_000
@@ -153,7 +153,7 @@ def test_a_file_that_unpacks_to_far_more_than_it_is_is_refused_and_a_packed_one_
     repacked(path, zipfile.ZIP_DEFLATED)
     assert load_model(path).output_shape == (None, 2)
     repacked(path, zipfile.ZIP_DEFLATED, **{"assets.bin": bytes(100 << 20)})
-    with pytest.raises(ValueError, match=r"of about its own size once unpacked; got 1\d\d,\d{3},\d{3} bytes"):
+    with pytest.raises(ValueError, match=r"have about its own size once unpacked; got 1\d\d,\d{3},\d{3} bytes"):
         load_model(path)
 
 

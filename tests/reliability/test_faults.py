@@ -178,6 +178,33 @@ def test_killed_after_the_last_epoch_there_is_nothing_left_to_train(tmp_path):
     assert all(np.isfinite(weight).all() for weight in net.get_weights())
 
 
+def test_a_fit_after_a_resumed_one_trains_all_its_epochs(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "stopped", Stop(2))
+    net = model()
+    assert fit(net, tmp_path / "stopped").epoch == [2, 3]
+    assert fit(net, tmp_path / "new", epochs=2).epoch == [0, 1]
+
+
+def test_an_error_in_a_resumed_training_leaves_the_next_fit_alone(tmp_path):
+    for epoch in (2, 3):
+        net = model()
+        with pytest.raises(KeyboardInterrupt):
+            fit(net, tmp_path / "stopped", Stop(epoch))
+    assert fit(net, tmp_path / "new", epochs=2).epoch == [0, 1]
+
+
+def test_the_epoch_of_the_batches_goes_on_with_the_training(tmp_path):
+    class Batches:
+        epoch = 1
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "stopped", Stop(2))
+    batches = Batches()
+    fit(model(), tmp_path / "stopped", batches=batches)
+    assert batches.epoch == 1 + 2
+
+
 def test_a_backup_of_another_model_is_refused_by_its_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(model(), tmp_path / "stopped", Stop(2))

@@ -109,7 +109,7 @@ def test_best_temperature_stays_within_bounds_when_there_is_no_minimum():
     [
         ([[np.nan, 0.0]], [0], "logits must be finite; got 1 of 2"),
         ([[1.0, 0.0]], [2], r"labels must be in \[0, 2\); got 2"),
-        ([[1.0, 0.0]], [0, 1], "labels must be 1, one a row"),
+        ([[1.0, 0.0]], [0, 1], "there must be 1 labels, one for each row"),
         ([[1.0, 0.0]], [0.5], "integers"),
         ([1.0, 0.0], [0], "of shape"),
         (np.zeros((0, 3)), np.zeros(0, int), "not empty"),
@@ -126,7 +126,7 @@ def test_bad_counts_and_shapes_are_refused():
         metrics.wilson_interval(4, 3)
     with pytest.raises(ValueError, match="confidence must be > 0 and < 1"):
         metrics.wilson_interval(1, 3, confidence=1.0)
-    with pytest.raises(ValueError, match=r"logits_b must be of shape \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"logits_b must have shape \(1, 2\)"):
         metrics.agreement([[1.0, 2.0]], [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="temperature must be > 0"):
         metrics.softmax([[1.0]], 0.0)

@@ -91,13 +91,13 @@ def own_part(values, process, num_processes):
 def callbacks_of(arguments, batches):
     import keras
 
-    from keras_distill.scale import Backup
+    from keras_distill import Backup
 
     def die(epoch, logs):
         if epoch + 1 == arguments.die_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    kept = [Backup(arguments.backup, batches)] if arguments.backup else []
+    kept = [Backup(arguments.backup, batches=batches)] if arguments.backup else []
     return [*kept, keras.callbacks.LambdaCallback(on_epoch_end=die)]
 
 

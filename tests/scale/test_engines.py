@@ -227,7 +227,7 @@ def test_a_cluster_without_room_for_a_worker_is_refused(cluster, name):
     # That a machine is gone is noticed once it has not answered for a while.
     head.wait_for_nodes(timeout=90)
     assert Ray().num_workers == len(nodes)
-    with pytest.raises(ValueError, match="must be of 8 CPU and 0 GPU, for a worker; got at most 1 CPU"):
+    with pytest.raises(ValueError, match="must have 8 CPU and 0 GPU for a worker; got at most 1 CPU"):
         Ray(cpus_per_worker=8)
 
 

@@ -482,11 +482,11 @@ def test_layer_runs_in_a_model_of_unknown_batch_size_and_under_xla():
 @pytest.mark.parametrize(
     ("class_sets", "words"),
     [
-        ([[]], r"class_sets\[0\] must be at least one class"),
+        ([[]], r"class_sets\[0\] must hold at least one class"),
         ([[0, 4]], r"in \[0, 4\); got 4"),
         ([[0, -1]], ">= 0; got -1"),
         ([[1, 2, 1]], "each class once; got 1 2 times"),
-        ([[0, 1, 2, 3]], "fewer than all 4"),
+        ([[0, 1, 2, 3]], "leave out at least one of the 4"),
     ],
 )
 def test_sets_that_are_none_are_refused(class_sets, words):
@@ -498,7 +498,7 @@ def test_sets_that_are_none_are_refused(class_sets, words):
     ("specialists", "words"),
     [
         ([np.zeros((1, 2))], "dustbin is missing"),
-        ([np.zeros((1, 5))], "of 3 outputs"),
+        ([np.zeros((1, 5))], "have 3 outputs"),
         ([], "1 tensors"),
         ([np.array([[0.0, np.nan, 1.0]])], r"specialist_logits\[0\] must be finite; got 1 of 3"),
     ],
@@ -529,7 +529,7 @@ def test_two_classes_are_enough_for_a_specialist():
 
 
 def test_generalist_of_other_class_count_is_refused():
-    with pytest.raises(ValueError, match="of 5 classes; got 4"):
+    with pytest.raises(ValueError, match="have 5 classes; got 4"):
         SpecialistCombiner([[0, 1]], 5)([np.zeros((1, 4)), np.zeros((1, 3))])
 
 
@@ -685,8 +685,8 @@ def test_ensemble_predicts_and_evaluates(ensemble, examples):
 @pytest.mark.parametrize(
     ("num_outputs", "class_sets", "words"),
     [
-        (3, [[0, 1], [2]], "specialists must be 2"),
-        (2, [[0, 1]], "of 3 outputs, its 2 classes and the dustbin; got 2"),
+        (3, [[0, 1], [2]], "there must be 2 specialists"),
+        (2, [[0, 1]], "have 3 outputs, its 2 classes and the dustbin; got 2"),
     ],
 )
 def test_ensembles_that_do_not_fit_are_refused(num_outputs, class_sets, words):
@@ -701,7 +701,7 @@ def test_more_routes_than_classes_are_refused():
 
 
 def test_a_generalist_of_unknown_inputs_is_refused():
-    with pytest.raises(ValueError, match="generalist must be a model with known inputs"):
+    with pytest.raises(ValueError, match="generalist must be a model whose inputs are known"):
         SpecialistEnsemble(keras.Sequential([keras.layers.Dense(3)]), [net(2, 1)], [[0]])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
 
+from keras_distill.backup import Backup
 from keras_distill.specialists import train, train_control
 from keras_distill.specialists import training as training_module
 from keras_distill.specialists.frozen import frozen_features
@@ -206,24 +207,27 @@ def test_killed_training_goes_on_where_it_was_also_with_dropout(generalist, exam
     generalist = net
     settings = {"num_steps": 20, "learning_rate": 0.01, "seed": 1}
     expected = train(generalist, [0, 1], examples, **settings)
-    backed_up = training_module._back_up
+    end_epoch = Backup.on_epoch_end
 
-    def back_up_and_die(distiller, backup_dir, num_done):
-        backed_up(distiller, backup_dir, num_done)
-        if num_done >= 8:
+    def back_up_and_die(backup, epoch, logs=None):
+        end_epoch(backup, epoch, logs)
+        if epoch == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_module, "_back_up", back_up_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        train(generalist, [0, 1], examples, **settings, backup_dir=tmp_path / "backup")
-    monkeypatch.setattr(training_module, "_back_up", backed_up)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backup, "on_epoch_end", back_up_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(generalist, [0, 1], examples, **settings, backup_dir=tmp_path / "backup")
     steps = []
-    whole = training_module._Batches.__getitem__
-    monkeypatch.setattr(
-        training_module._Batches, "__getitem__", lambda self, i: steps.append(self.first + i) or whole(self, i)
-    )
+    fit = training_module.Distiller.fit
+
+    def fit_and_count(distiller, batches, **options):
+        count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: steps.append(step))
+        return fit(distiller, batches, **{**options, "callbacks": [*options["callbacks"], count]})
+
+    monkeypatch.setattr(training_module.Distiller, "fit", fit_and_count)
     found = train(generalist, [0, 1], examples, **settings, backup_dir=tmp_path / "backup")
-    assert min(steps) == 8
+    assert len(steps) == 20 - 8
     for weight, old in zip(found.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(weight, old, atol=1e-6)
     assert not (tmp_path / "backup").exists()
@@ -252,7 +256,7 @@ def test_another_teacher_is_distilled_into_the_generalists_architecture(generali
 
 def test_teacher_of_other_class_count_is_refused(generalist, examples):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
-    with pytest.raises(ValueError, match="teacher must be of 6 classes; got 5"):
+    with pytest.raises(ValueError, match="teacher must have 6 classes; got 5"):
         train_control(generalist, examples, teacher=other)
 
 

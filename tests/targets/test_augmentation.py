@@ -168,8 +168,8 @@ def test_pixels_keep_their_type_where_they_only_move():
     ("make", "message"),
     [
         (lambda: Augmentation(), "at least one"),
-        (lambda: Augmentation(Mixup(), Flip()), "Mixup must be the last step"),
-        (lambda: Augmentation(Shift(1, True), Shift(2, True)), "one number of views"),
+        (lambda: Augmentation(Mixup(), Flip()), "Mixup must come last"),
+        (lambda: Augmentation(Shift(1, True), Shift(2, True)), "the same number of views"),
         (lambda: Shift(0), "max_pixels must be >= 1"),
         (lambda: Rotation(181.0), "<= 180"),
         (lambda: Augmentation(Crop(20, 3))(IMAGES, IDS, IDS), "the crop must be no larger"),

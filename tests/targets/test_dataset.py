@@ -303,7 +303,7 @@ def test_streams_without_ids_and_ids_of_the_wrong_shape_are_refused(store):
         attach(tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)), store)
     with pytest.raises(ValueError, match="ids must be integers of shape"):
         attach((IMAGES, LABELS), store, ids=np.arange(5))
-    with pytest.raises(ValueError, match="of one length"):
+    with pytest.raises(ValueError, match="the same length"):
         attach((IMAGES, LABELS[:5]), store)
 
 

@@ -288,7 +288,7 @@ def test_a_shard_that_is_cut_short_or_replaced_while_it_is_open_is_refused(tmp_p
     store.read([5])
     files = sorted((tmp_path / "shards").iterdir())
     os.truncate(files[0], 200)
-    with pytest.raises(DamagedShardError, match=r"000000-.*must be to hold 10 bytes there"):
+    with pytest.raises(DamagedShardError, match=r"000000-.*must hold 10 bytes there"):
         store.read([15])
     with pytest.raises(DamagedShardError, match="000000-"):
         next(store.batches(16))
@@ -485,7 +485,7 @@ def test_an_unfinished_store_says_how_far_it_came(tmp_path):
 def test_rows_of_another_shard_are_refused(tmp_path):
     manifest = dense_manifest()
     create(tmp_path, manifest)
-    with pytest.raises(ValueError, match="shard 3 must be 2 rows"):
+    with pytest.raises(ValueError, match="shard 3 must have 2 rows"):
         write_shard(tmp_path, manifest, 3, random_rows(manifest)[0][:16])
 
 

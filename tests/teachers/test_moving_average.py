@@ -82,5 +82,5 @@ def test_it_has_the_students_head_and_layers():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="decay must be between 0 and 1"):
         MovingAverage(net(), decay=1.5)
-    with pytest.raises(ValueError, match="a model with a graph"):
+    with pytest.raises(ValueError, match="a Functional or Sequential model"):
         MovingAverage(keras.Sequential([layers.Dense(3)]))

@@ -218,7 +218,7 @@ def test_several_inputs_go_by_name(tmp_path):
     np.testing.assert_array_equal(renamed({"two": b, "one": a}), a - b)
     with pytest.raises(ValueError, match=r"a dict with \['left', 'right'\].*input_names"):
         teacher({"one": a, "two": b})
-    with pytest.raises(ValueError, match=r"must be 2 \(left, right\); got 1"):
+    with pytest.raises(ValueError, match=r"there must be 2 inputs \(left, right\); got 1"):
         teacher(a)
 
 

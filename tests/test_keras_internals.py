@@ -1,0 +1,178 @@
+"""Every private part of Keras that the package touches, on the installed version; and no other file touches one."""
+
+import importlib
+import re
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_distill
+from keras_distill import _keras_internals as internals
+
+PACKAGE = Path(keras_distill.__file__).parent
+# Names of Keras's own that begin with an underscore, whatever they are asked of.
+NAMES = [
+    "_inputs_struct",
+    "_outputs_struct",
+    "_keras_history",
+    "_inbound_nodes",
+    "_nodes_by_depth",
+    "_flatten_layers",
+    "_run_through_graph",
+    "_compile_loss",
+    "_compile_metrics",
+    "_jax_state",
+    "jax_state_sync",
+    "_initial_epoch",
+    "get_keras_mask",
+    "set_keras_mask",
+]
+OWNERS = ["model", "student", "layer", "tensor", "operation", "functional", "graph", "teacher", "network", "keras"]
+PRIVATE = re.compile(rf"keras\.src|tensorflow\.python|\b({'|'.join(OWNERS)})\._[a-z]\w*|(?<!\w)({'|'.join(NAMES)})\b")
+
+
+def two_inputs():
+    left, right = keras.Input((3,), name="left"), keras.Input((3,), name="right")
+    hidden = layers.Dense(4, name="hidden")(layers.Add(name="add")([left, right]))
+    outputs = {"a": layers.Dense(2, name="a")(hidden), "b": ops.relu(hidden)}
+    return keras.Model({"left": left, "right": right}, outputs)
+
+
+def test_no_other_file_touches_a_private_part():
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "_keras_internals.py" and "kit" not in path.relative_to(PACKAGE).parts
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if PRIVATE.search(line)
+    ]
+    assert found == []
+
+
+def test_structures_are_nested_as_the_user_wrote_them():
+    model = two_inputs()
+    assert sorted(internals.input_structure(model)) == ["left", "right"]
+    assert sorted(internals.output_structure(model)) == ["a", "b"]
+    sequential = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    assert internals.input_structure(sequential) is sequential.inputs[0]
+    assert internals.output_structure(sequential) is sequential.outputs[0]
+
+
+def test_a_tensor_knows_who_gave_it():
+    model = two_inputs()
+    operation, node, place = internals.producer(internals.output_structure(model)["a"])
+    assert operation is model.get_layer("a")
+    assert (node.operation, place) == (operation, 0)
+    assert node.input_tensors[0] is model.get_layer("hidden").output
+    assert [call.operation for call in internals.calls_of(operation)] == [operation]
+
+
+def test_calls_come_from_the_inputs_to_the_outputs():
+    names = [node.operation.name for node in internals.calls_in_order(two_inputs())]
+    assert set(names[:2]) == {"left", "right"}
+    assert names[2:4] == ["add", "hidden"]
+    sequential = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="one"), layers.Dense(2, name="two")])
+    assert [node.operation.name for node in internals.calls_in_order(sequential)][1:] == ["one", "two"]
+    assert internals.functional_graph(sequential) is not sequential
+
+
+def test_a_graph_drawn_again_calls_every_layer_by_our_leave():
+    model = two_inputs()
+    x = {"left": np.ones((2, 3), "float32"), "right": np.ones((2, 3), "float32")}
+    called = []
+
+    def call(operation, *args, **kwargs):
+        called.append(operation.name)
+        return operation(*args, **kwargs)
+
+    outputs = internals.run_again(model, x, call)
+    assert {"add", "hidden", "a"} <= set(called)
+    np.testing.assert_allclose(outputs["a"], model(x)["a"], rtol=1e-6)
+
+
+def test_a_subclass_that_runs_otherwise_than_its_graph_is_told_apart():
+    class Twice(keras.Sequential):
+        def call(self, inputs, training=None, mask=None):
+            return 2.0 * super().call(inputs)
+
+    assert internals.has_own_call(two_inputs())
+    assert not internals.has_own_call(Twice([keras.Input((3,)), layers.Dense(2)]))
+
+
+def test_operations_are_no_layers():
+    model = two_inputs()
+    operation, _, _ = internals.producer(internals.output_structure(model)["b"])
+    assert internals.is_operation(operation)
+    assert not internals.is_operation(model.get_layer("a"))
+
+
+def test_layers_of_layers_are_listed():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="deep")])
+    outer = keras.Sequential([keras.Input((3,)), layers.Dense(4), inner])
+    assert "deep" in {layer.name for layer in internals.all_layers(outer)}
+
+
+def test_masks_stay_with_their_tensor():
+    tensor = ops.convert_to_tensor(np.ones((2, 3), "float32"))
+    assert internals.mask_of(tensor) is None
+    mask = ops.convert_to_tensor([True, False])
+    internals.set_mask(tensor, mask)
+    assert internals.mask_of(tensor) is mask
+
+
+def test_the_compiled_loss_is_keras_own():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    assert internals.compiled_loss(model) is None
+    model.compile("sgd", "mse")
+    y, y_pred = np.zeros((4, 2), "float32"), np.full((4, 2), 3.0, "float32")
+    assert float(internals.compiled_loss(model)(y, y_pred, np.array([1.0, 0.0, 0.0, 1.0]))) == pytest.approx(4.5)
+
+
+def test_metrics_count_what_they_are_told_to_count():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", "mse", metrics=["mae"], weighted_metrics=[keras.metrics.MeanAbsoluteError(name="weighted")])
+    y, y_pred = np.zeros((4, 1), "float32"), np.array([[1.0], [2.0], [3.0], [4.0]], "float32")
+    counted = np.array([1.0, 1.0, 0.0, 1.0], "float32")
+    weights = ops.convert_to_tensor(np.array([1.0, 0.0, 5.0, 1.0], "float32"))
+    internals.update_compiled_metrics(model, y, y_pred, weights, lambda target, output: (target, counted))
+    results = model.get_metrics_result()
+    assert float(results["mae"]) == pytest.approx((1 + 2 + 4) / 3)
+    assert float(results["weighted"]) == pytest.approx((1 + 4) / 2)
+
+
+def test_a_fit_begins_at_the_epoch_that_it_is_told_and_once():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    x = np.ones((4, 3), "float32")
+    internals.begin_at(model, 2)
+    assert model.fit(x, x[:, :2], epochs=3, verbose=0).epoch == [2]
+    internals.begin_at(model, None)
+    assert model.fit(x, x[:, :2], epochs=3, verbose=0).epoch == [0, 1, 2]
+
+
+def test_a_state_taken_by_a_step_is_given_back():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    internals.sync_jax_state(model)  # nothing to do outside of a step
+    if keras.config.backend() != "jax":
+        return
+    values = [np.ones(variable.shape, "float32") for variable in model.trainable_variables]
+    state = {"trainable_variables": values, "non_trainable_variables": [], "metrics_variables": []}
+    internals.restore_jax_state(model, state)
+    assert all(np.all(weight == 1.0) for weight in model.get_weights())
+
+
+@pytest.mark.parametrize(("version", "warns"), [("3.12.0", False), ("3.15.1", False), ("3.99.0", True), ("4.0", True)])
+def test_a_newer_keras_than_was_tried_is_named_once(monkeypatch, version, warns):
+    monkeypatch.setattr(keras, "__version__", version)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        importlib.reload(internals)
+    messages = [str(warning.message) for warning in caught]
+    assert bool(messages) is warns
+    assert all(f"Keras {version}" in message for message in messages)
+    monkeypatch.undo()
+    importlib.reload(internals)
