@@ -129,8 +129,32 @@ def update_compiled_metrics(
         if plain:
             plain.update_state(target, output, of_item)
         if weighted:
-            both = [part for part in (weight, of_item) if part is not None]
-            weighted.update_state(target, output, both[0] * both[1] if len(both) == 2 else (both or [None])[0])
+            if weight is not None and of_item is not None:
+                of_item = weight * keras.ops.cast(of_item, weight.dtype)
+            weighted.update_state(target, output, weight if of_item is None else of_item)
+
+
+def metrics_result(model: keras.Model, with_compiled: bool = True) -> dict[str, Any]:
+    """The values of a model's metrics; without those that `compile` gave where there were no labels to build them by.
+
+    Args:
+        model: a compiled model.
+        with_compiled: `False` leaves them out in any case.
+    """
+    compiled = model._compile_metrics
+    results: dict[str, Any] = {}
+    for metric in model.metrics:
+        if metric is not compiled or (with_compiled and compiled.built):
+            value = metric.result()
+            results.update(value if isinstance(value, dict) else {metric.name: value})
+    return results
+
+
+def forget_compiled_data(model: keras.Model) -> None:
+    """Lets compiled metrics and losses be built anew for the next data that they see."""
+    for part in (getattr(model, "_compile_metrics", None), getattr(model, "_compile_loss", None)):
+        if part is not None:
+            part.built = False
 
 
 def begin_at(model: keras.Model, epoch: int | None) -> None:

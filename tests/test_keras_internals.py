@@ -144,6 +144,16 @@ def test_metrics_count_what_they_are_told_to_count():
     assert float(results["weighted"]) == pytest.approx((1 + 4) / 2)
 
 
+def test_metrics_are_chosen_anew_for_other_labels_once_the_first_are_forgotten():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3, "softmax")])
+    model.compile("sgd", "mse", metrics=["accuracy"])
+    y_pred = np.eye(3, dtype="float32")
+    internals.update_compiled_metrics(model, np.eye(3), y_pred, None, lambda target, output: (target, None))
+    internals.forget_compiled_data(model)
+    internals.update_compiled_metrics(model, np.arange(3), y_pred, None, lambda target, output: (target, None))
+    assert float(model.get_metrics_result()["accuracy"]) == 1.0
+
+
 def test_a_fit_begins_at_the_epoch_that_it_is_told_and_once():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     model.compile("sgd", "mse")

@@ -137,10 +137,10 @@ def labelled_items(labels: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor | No
     """Labels and weights with which metrics count labelled items alone.
 
     Returns:
-        The labels, class 0 where there was none, and float32 weights, 0 there and 1 elsewhere; `None` where every item
+        The labels, class 0 where there was none, and int32 weights, 0 there and 1 elsewhere; `None` where every item
         has a label, as those of one row a class do.
     """
     if not are_class_ids(labels, outputs):
         return labels, None
     is_labelled = labels >= 0
-    return ops.where(is_labelled, labels, ops.zeros_like(labels)), ops.cast(is_labelled, "float32")
+    return ops.where(is_labelled, labels, ops.zeros_like(labels)), ops.cast(is_labelled, "int32")

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_fraction, error_message
-from keras_distill._keras_internals import compiled_loss, update_compiled_metrics
+from keras_distill._keras_internals import compiled_loss, metrics_result, update_compiled_metrics
 from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
 from keras_distill.distillation.batch import (
     LABELS,
@@ -98,6 +98,7 @@ class Distiller(Trainer):
             model that gives probabilities where logits were promised, neither teacher nor soft targets.
 
     Example:
+        >>> import numpy as np
         >>> x, y = np.random.default_rng(0).normal(size=(32, 4)).astype("float32"), np.arange(32) % 3
         >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
         >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
@@ -292,7 +293,7 @@ class Distiller(Trainer):
         reported = {"student_loss"} if self._computes_student_loss(parts, y_pred) else set()
         if isinstance(y_pred, Outputs):
             reported |= {"total_loss"} | ({"distillation_loss"} if self._distils else set())
-        results = self.get_metrics_result()
+        results = self._reported_metrics(with_compiled=LABELS in parts)
         return {name: value for name, value in results.items() if name in reported or name not in _OWN_METRICS}
 
     def get_metrics_result(self) -> dict[str, Any]:
@@ -300,9 +301,11 @@ class Distiller(Trainer):
 
         `total_loss` is Keras's own `loss` under the name that `keras.distillation` gives it.
         """
-        results = {
-            name: value for name, value in super().get_metrics_result().items() if name not in FIRST_BATCH_METRICS
-        }
+        return self._reported_metrics(with_compiled=True)
+
+    def _reported_metrics(self, with_compiled: bool) -> dict[str, Any]:
+        results = metrics_result(self, with_compiled)
+        results = {name: value for name, value in results.items() if name not in FIRST_BATCH_METRICS}
         return results | ({"total_loss": results["loss"]} if "loss" in results else {})
 
     def get_config(self) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """`TrainableModel`: Keras's `fit`, `evaluate` and `predict` spelled out, as editors and type checkers read them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import keras
 
+from keras_distill._keras_internals import forget_compiled_data
 from keras_distill._types import ArrayLike, Data, TensorTree
 
 Callbacks: TypeAlias = Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList | None
@@ -34,24 +36,25 @@ class TrainableModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains; the arguments are those of `keras.Model.fit`, in its order."""
         y, class_weight, sample_weight = self._check_fit(x, y, class_weight, sample_weight)
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=_with_callbacks(callbacks, self._own_callbacks()),
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            class_weight=class_weight,
-            sample_weight=sample_weight,
-            initial_epoch=initial_epoch,
-            steps_per_epoch=steps_per_epoch,
-            validation_steps=validation_steps,
-            validation_batch_size=validation_batch_size,
-            validation_freq=validation_freq,
-        )
+        with self._unharmed_by_errors():
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=_with_callbacks(callbacks, self._own_callbacks()),
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=sample_weight,
+                initial_epoch=initial_epoch,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size,
+                validation_freq=validation_freq,
+            )
 
     def evaluate(
         self,
@@ -67,17 +70,18 @@ class TrainableModel(keras.Model):
     ) -> float | list[float] | dict[str, float]:
         """Measures the student; the arguments are those of `keras.Model.evaluate`, in its order."""
         # The last one is what Keras's `fit` hands to the evaluations between its epochs.
-        return super().evaluate(
-            x,
-            y,
-            batch_size=batch_size,
-            verbose=verbose,
-            sample_weight=sample_weight,
-            steps=steps,
-            callbacks=callbacks,
-            return_dict=return_dict,
-            _use_cached_eval_dataset=_use_cached_eval_dataset,
-        )
+        with self._unharmed_by_errors():
+            return super().evaluate(
+                x,
+                y,
+                batch_size=batch_size,
+                verbose=verbose,
+                sample_weight=sample_weight,
+                steps=steps,
+                callbacks=callbacks,
+                return_dict=return_dict,
+                _use_cached_eval_dataset=_use_cached_eval_dataset,
+            )
 
     def predict(
         self,
@@ -89,6 +93,20 @@ class TrainableModel(keras.Model):
     ) -> TensorTree:
         """The student's own output for each example; the arguments are those of `keras.Model.predict`."""
         return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
+
+    @contextmanager
+    def _unharmed_by_errors(self) -> Iterator[None]:
+        """Forgets what Keras had compiled for data that were refused, so that the next `fit` starts afresh.
+
+        A `tf.function` that fails at its first call cannot be called again, and Keras chooses what "accuracy" means by
+        the first labels that it sees.
+        """
+        try:
+            yield
+        except BaseException:
+            self.train_function = self.test_function = None
+            forget_compiled_data(self)
+            raise
 
     def _check_fit(
         self, x: Data, y: Data, class_weight: Mapping[int, float] | None, sample_weight: ArrayLike | None
