@@ -2,6 +2,7 @@
 
 import * as ort from "./runtime/ort.wasm.min.mjs";
 import { readFile, readManifest, readNpz } from "./bundle.js";
+import { readImage, resized } from "./image.js";
 
 const MS_PER_BLOCK = 60; // performance.now() ticks in 0.1 ms without isolation: only blocks of calls can be timed
 const MOST_CALLS = 20000; // a clock that stands still must not stop the page
@@ -131,22 +132,27 @@ function mark(chosen) {
   [...find("examples").children].forEach((button, index) => button.setAttribute("aria-pressed", index === chosen));
 }
 
-// Puts the middle square of a picture on the canvas.
+// Puts a picture on the canvas, the whole of it.
 function show(image) {
   const { width, height } = find("canvas");
   const context = find("canvas").getContext("2d");
-  const side = Math.min(image.width, image.height);
-  const [left, top] = [(image.width - side) / 2, (image.height - side) / 2];
+  const scale = Math.min(width / image.width, height / image.height);
+  const [shownWidth, shownHeight] = [scale * image.width, scale * image.height];
   // Small pictures are shown as the pixels that they are.
-  context.imageSmoothingEnabled = side > width / 2;
+  context.imageSmoothingEnabled = scale < 2;
   context.fillRect(0, 0, width, height);
-  context.drawImage(image, left, top, side, side, 0, 0, width, height);
+  context.drawImage(image, (width - shownWidth) / 2, (height - shownHeight) / 2, shownWidth, shownHeight);
   find("hint").hidden = true;
+}
+
+// The student's values for black and for white.
+function pixelRange() {
+  return input.pixel_range ?? input.value_range;
 }
 
 function picture(example) {
   const [, height, width, channels] = input.shape;
-  const [low, high] = input.value_range;
+  const [low, high] = pixelRange();
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const pixels = new ImageData(width, height);
   for (let pixel = 0; pixel < width * height; pixel += 1) {
@@ -160,24 +166,32 @@ function picture(example) {
   return canvas;
 }
 
-// A part of a canvas as the student's input: scaled to its size, its channels and its range of values.
+// A part of a canvas as the student's input.
 function asInput(source, left, top, side) {
-  const [, height, width, channels] = input.shape;
-  const [low, high] = input.value_range;
+  const [, height, width] = input.shape;
   const scaled = Object.assign(document.createElement("canvas"), { width, height });
   const context = scaled.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.fillRect(0, 0, width, height);
   context.drawImage(source, left, top, side, side, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height).data;
+  const drawn = context.getImageData(0, 0, width, height).data;
+  return exampleOf(Float32Array.from({ length: 3 * width * height }, (_, place) => drawn[4 * Math.trunc(place / 3) + (place % 3)] / 255));
+}
+
+// Red, green and blue in [0, 1], of the student's size, as its input: of its channels and its range of values.
+function exampleOf(pixels) {
+  const [, height, width, channels] = input.shape;
+  const [low, high] = pixelRange();
   const isInverted = find("invert").checked;
+  const isWhole = input.dtype.includes("int");
   const example = input.dtype === "uint8" ? new Uint8Array(height * width * channels) : new Float32Array(height * width * channels);
   for (let pixel = 0; pixel < width * height; pixel += 1) {
-    const colours = [0, 1, 2].map((channel) => pixels[4 * pixel + channel]);
-    const values = channels === 3 ? colours : [0.299 * colours[0] + 0.587 * colours[1] + 0.114 * colours[2]];
+    const [red, green, blue] = pixels.subarray(3 * pixel, 3 * pixel + 3);
+    const isGrey = red === green && green === blue;
+    const values = channels === 3 ? [red, green, blue] : [isGrey ? red : 0.299 * red + 0.587 * green + 0.114 * blue];
     values.forEach((value, channel) => {
-      const share = (isInverted ? 255 - value : value) / 255;
-      example[pixel * channels + channel] = low + share * (high - low);
+      const scaled = low + (isInverted ? 1 - value : value) * (high - low);
+      example[pixel * channels + channel] = isWhole ? Math.round(scaled) : scaled;
     });
   }
   return example;
@@ -229,10 +243,12 @@ function listen() {
   const open = async (file) => {
     mark(-1);
     hasStrokes = false;
-    show(await createImageBitmap(file));
-    await answer(asInput(canvas, 0, 0, canvas.width), file.name);
+    const [, height, width] = input.shape;
+    const example = exampleOf(resized(await readImage(file), height, width).pixels);
+    show(picture(example));
+    await answer(example, file.name);
   };
-  const refuse = (error) => (find("source").textContent = `this file is no picture that the browser reads: ${error.message}`);
+  const refuse = (error) => (find("source").textContent = `this file is no picture that the page reads: ${error.message}`);
   find("file").onchange = (event) => event.target.files[0] && open(event.target.files[0]).catch(refuse);
   canvas.ondragover = (event) => event.preventDefault();
   canvas.ondrop = (event) => {

@@ -10,7 +10,7 @@ import numpy as np
 from keras_distill._checks import error_message
 from keras_distill.data import npz
 from keras_distill.data.dataset import Dataset, Split, carve
-from keras_distill.data.image_folder import resized
+from keras_distill.data.image_file import resized
 
 SECONDS_TO_ANSWER = 5.0
 HOST = "storage.googleapis.com"

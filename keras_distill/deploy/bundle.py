@@ -24,7 +24,7 @@ KIT_FILES = (
     "requirements-onnx.txt",
     "requirements-litert.txt",
 )
-WEB_FILES = ("index.html", "page.js", "bundle.js", "style.css")
+WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "style.css")
 
 
 def write_kit(folder: Path, *, web: bool = False) -> None:

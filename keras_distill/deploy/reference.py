@@ -56,6 +56,7 @@ def known_facts(
                 "shape": [None, *spec.shape[1:]],
                 "dtype": str(spec.dtype),
                 "value_range": [float(values.min()), float(values.max())],
+                "pixel_range": pixel_range(values),
             }
         )
     first = inputs[0]
@@ -79,3 +80,28 @@ def known_facts(
             "tensorflow": tf.__version__,
         },
     }
+
+
+def pixel_range(values: np.ndarray) -> tuple[float, float] | None:
+    """The values of black and white: those of the usual scaling that `values` keep to, or else their extremes.
+
+    The extremes alone would not do: of dark photographs the brightest pixel is not white.
+
+    Args:
+        values: one input of a whole test set, `(num_items, height, width, channels)`.
+
+    Returns:
+        (black, white), or `None` where the input is no image.
+
+    Example:
+        >>> pixel_range(np.full((1, 2, 2, 1), 0.06, "float32")), pixel_range(np.full((1, 2, 2, 1), 250, "uint8"))
+        ((0.0, 1.0), (0.0, 255.0))
+    """
+    if values.ndim != 4:
+        return None
+    low, high = float(values.min()), float(values.max())
+    if values.dtype == np.uint8 or (low >= 0.0 and 128.0 <= high <= 255.0):
+        return 0.0, 255.0
+    if high <= 1.0 and low >= -1.0:
+        return (0.0 if low >= 0.0 else -1.0), 1.0
+    return low, high
