@@ -1,10 +1,9 @@
-"""How good a classifier is, from its logits: error, NLL, calibration, agreement, intervals. NumPy alone.
+"""How good a classifier is, from its logits: error, NLL, calibration, agreement, intervals.
 
 Plots and pages are elsewhere; everything here takes and returns numbers.
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -180,16 +179,11 @@ def wilson_interval(num_errors: int, num_items: int, confidence: float = 0.95) -
         raise ValueError(error_message(f"num_errors must be <= num_items, {num_items}", num_errors))
     if check_fraction("confidence", confidence) in (0.0, 1.0):
         raise ValueError(error_message("confidence must be > 0 and < 1", confidence))
-    rate = num_errors / num_items
-    quantile_squared = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
-    scale = 1.0 + quantile_squared / num_items
-    centre = (rate + quantile_squared / (2 * num_items)) / scale
-    variance = rate * (1 - rate) / num_items + quantile_squared / (4 * num_items**2)
-    half_width = (quantile_squared * variance) ** 0.5 / scale
-    # At 0 or all errors the bound is exactly 0 or 1; rounding would say −1e-17.
-    lowest = 0.0 if num_errors == 0 else centre - half_width
-    highest = 1.0 if num_errors == num_items else centre + half_width
-    return lowest, highest
+    # Not for all who import metrics: it takes longer to load than NumPy and this file together.
+    from scipy.stats import binomtest
+
+    interval = binomtest(num_errors, num_items).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def best_temperature(logits: Any, labels: Any) -> float:

@@ -78,12 +78,21 @@ def test_agreement_looks_at_answers_alone():
     assert metrics.agreement(first, second) == 0.75
 
 
-@pytest.mark.parametrize(("num_errors", "num_items"), [(0, 20), (3, 100), (50, 100), (7, 7), (146, 10_000)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_wilson_interval_is_scipys(num_errors, num_items, confidence):
-    expected = scipy.stats.binomtest(num_errors, num_items).proportion_ci(confidence, method="wilson")
-    received = metrics.wilson_interval(num_errors, num_items, confidence)
-    assert received == pytest.approx((expected.low, expected.high), abs=1e-12)
+# Newcombe, Two-sided confidence intervals for the single proportion, 1998, table I: the score method.
+@pytest.mark.parametrize(
+    ("num_errors", "num_items", "expected"),
+    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+)
+def test_wilson_interval_is_as_published(num_errors, num_items, expected):
+    assert metrics.wilson_interval(num_errors, num_items) == pytest.approx(expected, abs=5e-5)
+
+
+def test_a_surer_interval_is_wider_and_ends_at_0_or_1_exactly():
+    # The quantile of 99 % is 2.5758293; without errors the bound is z² / (n + z²).
+    lowest, highest = metrics.wilson_interval(0, 50, confidence=0.99)
+    assert lowest == 0.0
+    assert highest == pytest.approx(2.5758293**2 / (50 + 2.5758293**2), abs=1e-6)
+    assert metrics.wilson_interval(50, 50)[1] == 1.0
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 6.0])
