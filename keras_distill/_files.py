@@ -1,19 +1,29 @@
 """Files and folders that appear whole or not at all: written aside, flushed to disk, renamed into place."""
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from keras_distill._checks import error_message
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike, within: Path | None = None) -> Iterator[Path]:
     """Yields a path beside `path` to write to; when the block ends well, that file becomes `path`.
 
     The name ends as `path` does, since Keras and Matplotlib choose a format by it. Where the block
     raises, nothing is left and an older `path` stays as it was.
+
+    Args:
+        path: the file that is to be.
+        within: the folder to write in, one of `folder_aside`; `None` is that of `path`.
+
+    Raises:
+        FileNotFoundError: `within` is not there; the process that made it has swept it, or is on another machine.
 
     Example:
         >>> import tempfile, pathlib
@@ -25,13 +35,18 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=path.name, dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
+    if within and not within.is_dir():
+        remedy = "Name a folder on a disk that all machines share."
+        raise FileNotFoundError(
+            error_message(f"{path.parent} must be the folder that all workers see", "another", remedy)
+        )
+    aside = (within or path.parent) / f".partial-{secrets.token_hex(4)}{path.name}"
+    # Made here with the rights that the umask leaves, which can be read in no other way without changing it for all
+    # threads.
+    aside.touch(0o666, exist_ok=False)
     try:
         yield aside
         sync(aside)
-        aside.chmod(0o666 & ~_umask())
         os.replace(aside, path)
         sync(path.parent)
     finally:
@@ -46,12 +61,12 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".partial-{path.name}-", dir=path.parent))
+    aside = path.parent / f".partial-{path.name}-{secrets.token_hex(4)}"
+    aside.mkdir(0o777)
     try:
         yield aside
         for file in aside.rglob("*"):
             sync(file)
-        aside.chmod(0o777 & ~_umask())
         if path.exists():
             # A folder cannot be renamed over one that is not empty: move the older one away first.
             older = Path(tempfile.mkdtemp(prefix=f".older-{path.name}-", dir=path.parent))
@@ -63,6 +78,26 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def folder_aside(parent: str | os.PathLike) -> Iterator[Path]:
+    """Yields a hidden folder in `parent` that is gone afterwards, with all that is in it, whoever was writing there.
+
+    For those who give work to other processes: one that is killed sweeps nothing, and its files are unknown here.
+    """
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    aside, going = (parent / f".partial-{secrets.token_hex(4)}" for _ in range(2))
+    aside.mkdir(0o777)
+    try:
+        yield aside
+    finally:
+        # Under another name first: who still runs, on another machine perhaps, can begin nothing new in it. Somebody
+        # else may have swept it already.
+        with suppress(FileNotFoundError):
+            os.replace(aside, going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -81,10 +116,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    # The process's umask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -47,7 +47,7 @@ def known_facts(
     import keras
     import tensorflow as tf
 
-    inputs = []
+    inputs: list[dict[str, Any]] = []
     for name, spec in zip(signature.names, signature.specs, strict=True):
         values = feed[name]
         inputs.append(

@@ -1,12 +1,13 @@
 """`make_models`: many models made by workers, each saved whole, those that are there left as they are."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import keras
 
-from keras_distill._files import whole_file
+from keras_distill._files import folder_aside, whole_file
 from keras_distill.scale.engine import Engine, Job
 from keras_distill.scale.engines import engine_of
 from keras_distill.scale.progress import progress_bar
@@ -51,16 +52,22 @@ def make_models(
     """
     files = [Path(path).absolute() for path in paths]
     missing = [position for position, file in enumerate(files) if not file.exists()]
-    with progress_bar("models", len(files), len(files) - len(missing), progress) as advance:
-        for _ in engine_of(engine).run(Job(_opened, (make, files)), missing):
+    with ExitStack() as stack:
+        # An error in one worker ends the others in the midst of their work, and what they began goes with these.
+        parents = {files[position].parent for position in missing}
+        asides = {parent: stack.enter_context(folder_aside(parent)) for parent in parents}
+        advance = stack.enter_context(progress_bar("models", len(files), len(files) - len(missing), progress))
+        for _ in engine_of(engine).run(Job(_opened, (make, files, asides)), missing):
             advance(1)
     return files
 
 
-def _opened(make: Callable[[int], keras.Model], files: list[Path]) -> Callable[[int], None]:
+def _opened(
+    make: Callable[[int], keras.Model], files: list[Path], asides: Mapping[Path, Path]
+) -> Callable[[int], None]:
     def work(position: int) -> None:
         model = make(position)
-        with whole_file(files[position]) as aside:
+        with whole_file(files[position], within=asides[files[position].parent]) as aside:
             model.save(aside)
 
     return work

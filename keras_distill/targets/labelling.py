@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
+from keras_distill._files import folder_aside
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
-from keras_distill.targets.shards import create, finish, labelled_shards, missing_shards, write_shard
+from keras_distill.targets.shards import create, finish, missing_shards, write_shard
 from keras_distill.targets.store import SoftTargetStore
 
 if TYPE_CHECKING:
@@ -144,10 +145,11 @@ def _label_shards(
     source: "Source",
     forward: Callable,
     advance: Callable[[int], None],
+    within: Path | None = None,
 ) -> None:
-    """Runs the teacher and writes the shards."""
+    """Runs the teacher and writes the shards, each `within` a folder until it is whole."""
     pending: deque[tuple[int, Future]] = deque()
-    with _ShardQueue(path, manifest, indices) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
+    with _ShardQueue(path, manifest, indices, within) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
         for rows, inputs in source.batches(manifest, indices):
             if hasattr(forward, "get_concrete_function"):
                 # Traced in this thread, where the caller's device scope holds.
@@ -178,23 +180,23 @@ def _label_by_engine(
     from keras_distill.scale.engines import engine_of
     from keras_distill.scale.serialization import serialize
 
-    arguments = (serialize(teacher), source.inputs, source.batch_size, source.augmentation, path.absolute(), manifest)
-    is_first = True
-    for index, num_rows in engine_of(engine).run(Job(_open_labeller, (*arguments, options)), indices):
-        # Looking costs a listing of the folder: the first shard tells whether the workers see the same one.
-        if is_first and index not in labelled_shards(path, manifest):
-            remedy = "Name a folder on a disk that all machines share."
-            raise OSError(
-                error_message(
-                    f"{path!s} must be the folder that the workers write to", f"no shard {index} after its task", remedy
-                )
-            )
-        is_first = False
-        advance(num_rows)
+    path = path.absolute()
+    arguments = (serialize(teacher), source.inputs, source.batch_size, source.augmentation, path, manifest, options)
+    # An error in one worker ends the others in the midst of their work, and what they began goes with this folder.
+    with folder_aside(path / "shards") as aside:
+        for _, num_rows in engine_of(engine).run(Job(_open_labeller, (*arguments, aside)), indices):
+            advance(num_rows)
 
 
 def _open_labeller(
-    teacher: Any, inputs: Any, batch_size: int, augmentation: Any, path: Path, manifest: Manifest, options: tuple
+    teacher: Any,
+    inputs: Any,
+    batch_size: int,
+    augmentation: Any,
+    path: Path,
+    manifest: Manifest,
+    options: tuple,
+    within: Path,
 ) -> Callable[[int], int]:
     """In a worker: the function that labels shard `index` and returns its number of rows."""
     from keras_distill.scale.serialization import deserialize
@@ -203,7 +205,7 @@ def _open_labeller(
     forward = row_function(deserialize(teacher), *options)
 
     def work(index: int) -> int:
-        _label_shards(path, manifest, [index], source, forward, lambda num_done: None)
+        _label_shards(path, manifest, [index], source, forward, lambda num_done: None, within)
         start, stop = manifest.shard_rows(index)
         return stop - start
 
@@ -222,8 +224,8 @@ def _check_for_engine(source: "Source", num_workers: int) -> None:
 class _ShardQueue:
     """Puts shards together from batches; one is hashed and written while the next is computed."""
 
-    def __init__(self, path: Path, manifest: Manifest, indices: Sequence[int]):
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, indices: Sequence[int], within: Path | None):
+        self.path, self.manifest, self.within = path, manifest, within
         self._todo = deque(indices)
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
@@ -246,7 +248,7 @@ class _ShardQueue:
             _check_finite(self._shard, self.manifest)
             self._wait()
             index = self._todo.popleft()
-            self._written = self._writer.submit(write_shard, self.path, self.manifest, index, self._shard)
+            self._written = self._writer.submit(write_shard, self.path, self.manifest, index, self._shard, self.within)
             self._shard = None
         return num_rows
 

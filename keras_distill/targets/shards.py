@@ -6,6 +6,7 @@ The format is specified in `store.py`.
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,11 +57,14 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     return found
 
 
-def write_shard(path: str | os.PathLike, manifest: Manifest, index: int, rows: np.ndarray) -> Path:
+def write_shard(
+    path: str | os.PathLike, manifest: Manifest, index: int, rows: np.ndarray, within: Path | None = None
+) -> Path:
     """Publishes shard `index`, whole or not at all, and returns its file.
 
     Args:
         rows: structured, of `manifest.row_dtype`, as many as the shard holds.
+        within: the folder to write in, one of `folder_aside`; `None` is that of the shards.
 
     Raises:
         ValueError: the rows are not those of this shard.
@@ -76,7 +80,7 @@ def write_shard(path: str | os.PathLike, manifest: Manifest, index: int, rows: n
     digest.update(body)
     file = Path(path) / "shards" / f"{index:06d}-{digest.hexdigest()[:16]}.npy"
     try:
-        with whole_file(file) as aside, open(aside, "wb") as stream:
+        with whole_file(file, within) as aside, open(aside, "wb") as stream:
             stream.write(header)
             stream.write(body)
     except FileNotFoundError:
@@ -129,7 +133,10 @@ def finish(path: str | os.PathLike, manifest: Manifest) -> bool:
         return False
     # All shards are published: what lies aside was left by a kill, or is a second writer's copy of one of them.
     for aside in [*path.glob(".partial-*"), *(path / "shards").glob(".partial-*")]:
-        aside.unlink(missing_ok=True)
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
     final = replace(manifest, shards=tuple(there[index][0].name for index in range(manifest.num_shards)))
     while not _published(path, final):
         # Another process is finishing the store too, and swept our copy aside: it does so once.

@@ -40,6 +40,49 @@ def opened_logged(folder):
     return work
 
 
+def wait_for(file):
+    deadline = time.monotonic() + 240
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def hang(sign):
+    """Leaves a sign and goes no further: its process will be killed."""
+    sign.touch()
+    wait_for(sign.with_name("never"))
+
+
+class HalfSaved:
+    """In place of a model: one whose saving never ends."""
+
+    def __init__(self, begun):
+        self.begun = begun
+
+    def save(self, path):
+        Path(path).write_bytes(b"half of a model")
+        hang(self.begun)
+
+
+class FailsAtSecondShard:
+    """A teacher of shards of 16 items: the first's worker hangs while it writes, and then the second's fails."""
+
+    fingerprint = "ten times, and then gone"
+
+    def __init__(self, begun):
+        self.begun, self.of_driver = begun, os.getpid()
+
+    def __call__(self, inputs):
+        if os.getpid() != self.of_driver and inputs[0, 0] == 0:
+            from keras_distill import _files
+
+            # The shard is written, and about to get its name.
+            _files.sync = lambda path: hang(self.begun)
+        elif os.getpid() != self.of_driver:
+            wait_for(self.begun)
+            raise RuntimeError("the device is gone")
+        return 10 * np.asarray(inputs)
+
+
 class SlowTeacher:
     """Ten times the inputs, a batch at a time; each batch leaves a file with the first item's number and who did it.
 

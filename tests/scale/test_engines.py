@@ -192,6 +192,32 @@ def test_models_are_made_whole_or_not_at_all(engine, tmp_path):
     assert keras.models.load_model(paths[1]).output_shape == (None, 1)
 
 
+def test_an_error_in_one_worker_leaves_nothing_of_what_another_was_writing(engine, tmp_path):
+    begun = tmp_path / "begun"
+
+    def make(position):
+        if position == 0:
+            return tasks.HalfSaved(begun)
+        tasks.wait_for(begun)
+        raise ValueError("no such member")
+
+    paths = [tmp_path / "models" / f"{position}.keras" for position in range(2)]
+    with pytest.raises(ValueError, match="no such member"):
+        make_models(make, paths, engine=engine)
+    assert begun.exists(), "the first was being written when the second failed"
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_an_error_in_one_worker_leaves_no_half_written_shard(engine, tmp_path):
+    begun = tmp_path / "begun"
+    x = np.repeat(np.arange(4 * 16, dtype="float32")[:, None], 3, axis=1)
+    teacher = tasks.FailsAtSecondShard(begun)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        targets.label(teacher, x, tmp_path / "store", engine=engine, batch_size=16, rows_per_shard=16, dtype="float32")
+    assert begun.exists(), "the first shard was being written when the second failed"
+    assert not list((tmp_path / "store").rglob(".partial-*"))
+
+
 @pytest.mark.parametrize("name", [with_ray])
 def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, name, tmp_path):
     head, nodes = cluster

@@ -186,8 +186,8 @@ def test_a_final_manifest_that_another_process_swept_aside_is_written_again(tmp_
     whole_file, swept = shards.whole_file, []
 
     @contextmanager
-    def swept_once(path):
-        with whole_file(path) as aside:
+    def swept_once(path, within=None):
+        with whole_file(path, within) as aside:
             yield aside
             if path.name == "manifest.json" and not swept:
                 swept.append(aside.name)
