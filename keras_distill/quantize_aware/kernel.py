@@ -77,10 +77,6 @@ class Int8Kernel(keras.layers.Layer):
         outputs = {"linear": lambda values: values, "relu": ops.relu, "relu6": ops.relu6}[self.activation_name](outputs)
         return ops.squeeze(outputs, 1) if is_1d else outputs
 
-    def folded_kernel(self) -> Any:
-        """The kernel with BatchNorm folded in, before rounding; float32, shaped as the layer's own."""
-        return self._folded(self._factor(self.batch_normalization))
-
     def freeze(self) -> None:
         """Leaves BatchNorm's statistics as they are; a traced training step must be traced again."""
         self.is_frozen = True
@@ -121,9 +117,7 @@ class Int8Kernel(keras.layers.Layer):
         return outputs * correction + (self._shift(norm) - mean * correction)
 
     def _factor(self, norm: Any) -> Any:
-        """γ/σ of every output channel, `(channels,)`, by the moving statistics; 1 without BatchNorm."""
-        if norm is None:
-            return 1.0
+        """γ/σ of every output channel, `(channels,)`, by the moving statistics."""
         inverse = ops.rsqrt(ops.convert_to_tensor(norm.moving_variance) + norm.epsilon)
         return ops.convert_to_tensor(norm.gamma) * inverse if norm.scale else inverse
 
@@ -133,8 +127,6 @@ class Int8Kernel(keras.layers.Layer):
 
     def _folded(self, factor: Any) -> Any:
         kernel = ops.convert_to_tensor(self.layer.kernel)
-        if isinstance(factor, float):
-            return kernel
         if isinstance(self.layer, keras.layers.DepthwiseConv2D):
             factor = ops.reshape(factor, kernel.shape[2:])
         return kernel * factor

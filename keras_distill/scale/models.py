@@ -8,9 +8,9 @@ from pathlib import Path
 import keras
 
 from keras_distill._files import folder_aside, whole_file
+from keras_distill._progress import progress_bar
 from keras_distill.scale.engine import Engine, Job
 from keras_distill.scale.engines import engine_of
-from keras_distill.scale.progress import progress_bar
 
 
 def make_models(
@@ -56,7 +56,7 @@ def make_models(
         # An error in one worker ends the others in the midst of their work, and what they began goes with these.
         parents = {files[position].parent for position in missing}
         asides = {parent: stack.enter_context(folder_aside(parent)) for parent in parents}
-        advance = stack.enter_context(progress_bar("models", len(files), len(files) - len(missing), progress))
+        advance = stack.enter_context(progress_bar("models", len(files), progress, num_done=len(files) - len(missing)))
         for _ in engine_of(engine).run(Job(_opened, (make, files, asides)), missing):
             advance(1)
     return files

@@ -6,11 +6,9 @@ The format is in `store.py`, writing it in `shards.py`; how a temperature is app
 import errno
 import os
 import shutil
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import numpy as np
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._files import folder_aside
+from keras_distill._progress import progress_bar
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
 from keras_distill.targets.shards import create, finish, missing_shards, write_shard
 from keras_distill.targets.store import SoftTargetStore
@@ -129,7 +128,11 @@ def label(
     missing = missing_shards(path, manifest, range(worker, manifest.num_shards, num_workers))
     _check_room(path, manifest, missing)
     num_rows = sum(stop - start for start, stop in map(manifest.shard_rows, missing))
-    with _progress_bar(path, manifest, num_rows, progress) as advance:
+    size = f"{manifest.num_rows:,} rows × {manifest.bytes_per_row:,} bytes = {manifest.num_bytes / 1e6:,.1f} MB"
+    headline = f"{path}: {size} in {manifest.num_shards} shards"
+    if num_rows < manifest.num_rows:
+        headline += f"; {manifest.num_rows - num_rows:,} rows need no work"
+    with progress_bar("labelling", num_rows, progress, unit="items", headline=headline) as advance:
         if engine is None:
             _label_shards(path, manifest, missing, source, forward, advance)
         else:
@@ -303,31 +306,3 @@ def _check_room(path: Path, manifest: Manifest, missing: Sequence[int]) -> None:
             f"the disk must have room for {needed / 1e6:,.0f} MB more", f"{free / 1e6:,.0f} MB", remedy
         )
         raise OSError(errno.ENOSPC, message, str(path))
-
-
-@contextmanager
-def _progress_bar(
-    path: Path, manifest: Manifest, num_rows: int, progress: bool | None
-) -> Iterator[Callable[[int], None]]:
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda num_done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    size = f"{manifest.num_rows:,} rows × {manifest.bytes_per_row:,} bytes = {manifest.num_bytes / 1e6:,.1f} MB"
-    there = manifest.num_rows - num_rows
-    console.print(
-        f"{path}: {size} in {manifest.num_shards} shards" + (f"; {there:,} rows need no work" if there else "")
-    )
-    rate = TextColumn("{task.fields[rate]} items/s")
-    columns = ("labelling", BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("labelling", total=num_rows, rate="…")
-
-        def advance(num_done: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=num_done, rate=f"{speed:,.0f}" if speed else "…")
-
-        yield advance
