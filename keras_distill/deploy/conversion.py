@@ -1,18 +1,19 @@
 """A conversion in a process of its own.
 
 Converters crash (a full-int8 GRU ends in a segmentation fault), write to the log where they should raise, and keep
-gigabytes. So each runs in `worker.py`, a fresh process, and whatever happens there comes back as a file or as
-a `ConversionError` that names the layer and the remedy.
+gigabytes. So each runs in `worker.py`, in a process of its own, and whatever happens there comes back as a file or as
+a `ConversionError` that names the layer and the remedy. `warm.py` spares that process its imports where it can.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from keras_distill.deploy.warm import WARM_PROCESS, NotServed, environment
 
 TIME_LIMIT_S = 1800
 
@@ -22,7 +23,7 @@ class ConversionError(ValueError):
 
 
 def convert(job: str, request: dict[str, Any], layer_names: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """Runs one job of `worker.py` in a fresh process and returns its reply.
+    """Runs one job of `worker.py` in a process of its own and returns its reply.
 
     Args:
         job: a name in `worker.JOBS`.
@@ -35,24 +36,8 @@ def convert(job: str, request: dict[str, Any], layer_names: list[str] | tuple[st
     with tempfile.TemporaryDirectory(prefix="keras-distill-conversion-") as folder:
         request_path, reply_path = Path(folder) / "request.json", Path(folder) / "reply.json"
         request_path.write_text(json.dumps({"job": job, "arguments": request, "layer_names": list(layer_names)}))
-        # The worker finds the packages where this process did, whether installed, editable or on a test's path.
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "CUDA_VISIBLE_DEVICES": "",
-            "KERAS_BACKEND": "tensorflow",
-        }
-        command = [sys.executable, "-m", "keras_distill.deploy.worker", str(request_path), str(reply_path)]
         try:
-            process = subprocess.run(
-                command,
-                env=environment,
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TIME_LIMIT_S,
-            )
+            process = _run(request_path, reply_path)
         except subprocess.TimeoutExpired:
             raise ConversionError(
                 f"{job} must end within {TIME_LIMIT_S} s; it did not. Convert a smaller model."
@@ -63,6 +48,22 @@ def convert(job: str, request: dict[str, Any], layer_names: list[str] | tuple[st
     if process.returncode == 0 and "result" in reply:
         return reply["result"]
     raise ConversionError(reply.get("error") or _crash(job, process, reply))
+
+
+def _run(request_path: Path, reply_path: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return WARM_PROCESS.run({"request": str(request_path), "reply": str(reply_path)}, TIME_LIMIT_S)
+    except NotServed:
+        command = [sys.executable, "-P", "-m", "keras_distill.deploy.worker", str(request_path), str(reply_path)]
+        return subprocess.run(
+            command,
+            env=environment(),
+            cwd=request_path.parent,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIME_LIMIT_S,
+        )
 
 
 def _crash(job: str, process: subprocess.CompletedProcess, reply: dict[str, Any]) -> str:

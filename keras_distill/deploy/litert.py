@@ -12,6 +12,7 @@ from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import ConversionError, convert
 from keras_distill.deploy.metadata import describe
 from keras_distill.deploy.trace import save_traced, signature_of
+from keras_distill.deploy.warm import WARM_PROCESS
 
 if TYPE_CHECKING:
     import keras
@@ -70,6 +71,7 @@ def to_litert(
     metadata = describe(class_names, preprocessing, temperature, licence, provenance)
     signature = signature_of(model, example)
     stripped = logits_model(model, from_logits=from_logits)
+    WARM_PROCESS.start()
     with tempfile.TemporaryDirectory(prefix="keras-distill-litert-") as folder, whole_file(path) as aside:
         request = {
             "path": os.path.abspath(aside),

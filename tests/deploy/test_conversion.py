@@ -1,6 +1,7 @@
 """A converter's outcry becomes one sentence with the layer and the remedy; its death becomes an error."""
 
 import json
+import subprocess
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from keras import layers
 
 from keras_distill.deploy import ConversionError, conversion, to_litert, to_onnx
+from keras_distill.deploy.warm import WarmProcess
 from keras_distill.deploy.worker import explain, layer_of
 
 
@@ -44,17 +46,17 @@ def test_argmax_is_explained_by_top_k():
 
 
 def test_a_worker_that_dies_is_an_error_with_its_stage_and_suspects(monkeypatch):
-    def die(command, **_):
-        with open(command[-1], "w") as file:
-            json.dump({"stage": "quantising", "suspects": ["gru"]}, file)
-        return type("Process", (), {"returncode": -11, "stderr": "noise"})()
+    def die(_, reply_path):
+        reply_path.write_text(json.dumps({"stage": "quantising", "suspects": ["gru"]}))
+        return subprocess.CompletedProcess([], -11, stderr="noise")
 
-    monkeypatch.setattr(conversion.subprocess, "run", die)
+    monkeypatch.setattr(conversion, "_run", die)
     with pytest.raises(ConversionError, match=r"SIGSEGV while quantising.*: gru"):
         conversion.convert("to_litert", {})
 
 
 def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(monkeypatch):
+    monkeypatch.setattr(conversion, "WARM_PROCESS", WarmProcess(["/bin/false"]))
     monkeypatch.setattr(conversion.sys, "executable", "/bin/false")
     with pytest.raises(ConversionError, match="exit code 1 while starting"):
         conversion.convert("to_onnx", {})
