@@ -7,10 +7,18 @@ With --quantize-aware it trains as the int8 network that it will be, best after 
 """
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from keras_distill.cli import model_file
 from keras_distill.cli.evaluation import arrays_of, check_model_fits_dataset, comparison_table, label_loss, measure
 from keras_distill.cli.model_file import keras_file, load_teacher
+
+if TYPE_CHECKING:
+    import keras
+    from rich.console import Console
+
+    from keras_distill._types import Data
+    from keras_distill.data import Dataset
 
 SUMMARY = "distil your teacher into your student"
 
@@ -74,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_model_fits_dataset(student, dataset, "student")
         teacher = load_teacher(arguments, dataset) if arguments.teacher else None
         before = measure(student, dataset.test)
-        callbacks = []
+        callbacks: list[keras.callbacks.Callback] = []
         if arguments.quantize_aware:
             student, callbacks = _quantize_aware(student, dataset, arguments.seed, console)
 
@@ -87,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         num_steps = arguments.epochs * -(-len(dataset.train) // arguments.batch_size)
         schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, num_steps)
         distiller.compile(keras.optimizers.Adam(schedule), loss=label_loss(student), metrics=["accuracy"])
-        options = {
+        options: dict[str, Any] = {
             "epochs": arguments.epochs,
             "validation_data": arrays_of(dataset.validation),
             "callbacks": callbacks,
@@ -108,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_for_int8(distribute):
+def _check_for_int8(distribute: str | None) -> None:
     import keras
 
     from keras_distill._checks import error_message
@@ -120,7 +128,9 @@ def _check_for_int8(distribute):
         raise ValueError(error_message("Keras's backend for --quantize-aware must be tensorflow", received, remedy))
 
 
-def _quantize_aware(student, dataset, seed, console):
+def _quantize_aware(
+    student: "keras.Model", dataset: "Dataset", seed: int, console: "Console"
+) -> "tuple[keras.Model, list[keras.callbacks.Callback]]":
     """The student as an int8 network, calibrated on training items, and what settles it in the last epoch."""
     import warnings
 
@@ -138,7 +148,7 @@ def _quantize_aware(student, dataset, seed, console):
     return quantized, [FreezeRanges(num_last_epochs=1)]
 
 
-def _stored_batches(arguments, dataset):
+def _stored_batches(arguments: argparse.Namespace, dataset: "Dataset") -> "Data":
     from keras_distill import targets
 
     store = targets.SoftTargetStore.open(arguments.store)

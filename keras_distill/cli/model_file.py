@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
+    from keras_distill.data import Dataset
+
 from keras_distill.cli.evaluation import check_model_fits_dataset
 
 
@@ -51,7 +53,7 @@ def keras_file(path: str) -> str:
     return path
 
 
-def load_teacher(arguments, dataset):
+def load_teacher(arguments: argparse.Namespace, dataset: "Dataset") -> "keras.Model":
     """The teacher that `--teacher` names; of several their average."""
     from keras_distill.teachers import Ensemble
 

@@ -8,8 +8,14 @@ nothing was written.
 
 import argparse
 import re
+from typing import TYPE_CHECKING
 
 from keras_distill.cli import model_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from keras_distill.deploy import Shipment
 
 SUMMARY = "take a student to a checked bundle for phones, servers and browsers"
 TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
@@ -111,7 +117,7 @@ def quantity(name: str, text: str, units: dict[str, float]) -> float:
     return float(match[1]) * units[match[2]]
 
 
-def _table(shipment, title):
+def _table(shipment: "Shipment", title: str) -> "Table":
     from rich.table import Table
 
     table = Table(title=title)

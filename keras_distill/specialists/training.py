@@ -33,8 +33,13 @@ _NUM_BACKUPS = 10
 class Examples(Protocol):
     """Inputs and labels in memory, as `keras_distill.data.Split` holds them."""
 
-    inputs: np.ndarray
-    labels: np.ndarray
+    @property
+    def inputs(self) -> np.ndarray:
+        """All examples', `(num_items, …)`."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their classes, integers `(num_items,)`."""
 
 
 def train(
