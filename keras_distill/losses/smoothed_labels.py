@@ -8,7 +8,7 @@ from keras import ops
 from keras_distill._checks import check_fraction
 from keras_distill._keras_internals import set_mask
 from keras_distill.losses.decoupled import target_classes
-from keras_distill.losses.per_example import at_least_float32
+from keras_distill.losses.per_example import at_least_float32, log_probabilities
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
@@ -48,10 +48,10 @@ class SmoothedLabels(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The cross-entropy of each example, `(...)`."""
         y_pred = at_least_float32(y_pred)
-        log_probabilities = ops.log_softmax(y_pred if self.from_logits else ops.log(ops.maximum(y_pred, 1e-30)))
+        log_q = ops.log_softmax(y_pred if self.from_logits else log_probabilities(y_pred))
         targets = target_classes(y_true, y_pred)
         targets = (1.0 - self.smoothing) * targets + self.smoothing / y_pred.shape[-1]
-        values = -ops.sum(targets * log_probabilities, axis=-1)
+        values = -ops.sum(targets * log_q, axis=-1)
         labels = ops.convert_to_tensor(y_true)
         if len(labels.shape) == len(y_pred.shape) and labels.shape[-1] != 1:
             return values

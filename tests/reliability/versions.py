@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 # The oldest are the lower bounds in pyproject.toml; the newest are whatever the index gives today.
 PAIRS = {"oldest": ("tensorflow=={tensorflow}.*", "keras=={keras}.*"), "newest": ("tensorflow", "keras")}
 CORE = ["tests/losses", "tests/contract", "tests/test_distiller.py", "tests/test_distiller_features.py",
-        "tests/test_logits.py", "tests/test_mutual_learning.py", "tests/test_schedules.py",
+        "tests/test_item_weights.py", "tests/test_keras_internals.py", "tests/test_logits.py",
+        "tests/test_mutual_learning.py", "tests/test_schedules.py",
         "tests/test_structured_outputs.py", "tests/quantize_aware", "tests/specialists", "tests/targets",
         "tests/teachers", "tests/reliability"]  # fmt: skip
 
