@@ -28,7 +28,7 @@ DISCARDED_CALLS = 3
 # What is read of a manifest here, and its type; README.md says what each field means.
 NUMBER = (int, float)
 FIELDS = {"name": str, "inputs": list, "class_names": list, "temperature": NUMBER, "artifacts": dict, "files": dict}
-ARTIFACT_FIELDS = {"file": str, "bytes": int, "golden_tolerance": NUMBER}
+ARTIFACT_FIELDS = {"file": str, "bytes": int, "golden_tolerance": (*NUMBER, dict)}
 
 
 # The bundle
@@ -107,8 +107,48 @@ def file_checksum(path):
 # The runtimes
 
 
-class OnnxArtifact:
-    """An .onnx file in onnxruntime: call it with `{input name: array}`, get logits `(batch, num_classes)`."""
+class Artifact:
+    """A model's file, opened in its runtime; inputs and outputs go by name.
+
+    It has `input_names` and `output_names`; by input name `input_shapes`, where an open dimension is no positive int,
+    and `input_types`, NumPy's names; and `fixed_batch`, the examples a call, None where any number goes.
+    """
+
+    def run(self, inputs):
+        """Returns every output, `{output name: (num_items, ...)}`, for `{input name: (num_items, ...)}`.
+
+        Raises ValueError where the inputs are not the ones the file was made for. LiteRT itself takes images of
+        another size, and goes on with the last call's values where an input is missing.
+        """
+        num_items = check_inputs(self, inputs)
+        size = self.fixed_batch or num_items
+        parts = []
+        for start in range(0, num_items, size):
+            batch = {name: array[start : start + size] for name, array in inputs.items()}
+            missing = start + size - num_items if start + size > num_items else 0
+            if missing:
+                batch = {name: np.concatenate([each, np.repeat(each[-1:], missing, 0)]) for name, each in batch.items()}
+            outputs = self.step(batch)()
+            for name, output in zip(self.output_names, outputs, strict=True):
+                if np.ndim(output) == 0 or len(output) != size:
+                    raise ValueError(
+                        f"the output {name!r} must have {size} rows, as the input; got {np.shape(output)}."
+                    )
+            parts.append([output[: size - missing] for output in outputs])
+        return {
+            name: np.concatenate([part[position] for part in parts]) if len(parts) > 1 else parts[0][position]
+            for position, name in enumerate(self.output_names)
+        }
+
+    def __call__(self, inputs):
+        """Returns the only output of a file that has one."""
+        if len(self.output_names) != 1:
+            raise ValueError(f"a call gives the only output; got a file of {self.output_names}. Use run(inputs).")
+        return self.run(inputs)[self.output_names[0]]
+
+
+class OnnxArtifact(Artifact):
+    """An .onnx file in onnxruntime."""
 
     runtime = "onnxruntime"
 
@@ -122,23 +162,21 @@ class OnnxArtifact:
         # Threads that wait by spinning take the time of the thread that works.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        self.input_names = [tensor.name for tensor in self.session.get_inputs()]
+        inputs = self.session.get_inputs()
+        self.input_names = [tensor.name for tensor in inputs]
         self.output_names = [tensor.name for tensor in self.session.get_outputs()]
-        self.input_shapes = {tensor.name: list(tensor.shape) for tensor in self.session.get_inputs()}
+        self.input_shapes = {tensor.name: list(tensor.shape) for tensor in inputs}
+        self.input_types = {tensor.name: onnx_type(tensor.type) for tensor in inputs}
         self.fixed_batch = next((s[0] for s in self.input_shapes.values() if s and isinstance(s[0], int)), None)
 
-    def __call__(self, inputs):
-        """Returns the logits of a batch."""
-        return in_batches(self.fixed_batch, inputs, lambda batch: self.session.run(self.output_names[:1], batch)[0])
-
     def step(self, inputs):
-        """Returns a function of nothing that runs this batch once, for the stop-watch."""
-        session, outputs = self.session, self.output_names[:1]
-        return lambda: session.run(outputs, inputs)[0]
+        """Returns a function of nothing that runs this batch once and gives the list of outputs."""
+        session, outputs = self.session, self.output_names
+        return lambda: session.run(outputs, inputs)
 
 
-class LitertArtifact:
-    """A .tflite file in LiteRT: call it with `{input name: array}`, get logits `(batch, num_classes)`."""
+class LitertArtifact(Artifact):
+    """A .tflite file in LiteRT."""
 
     runtime = "ai-edge-litert"
 
@@ -150,18 +188,15 @@ class LitertArtifact:
         self.inputs = runner.get_input_details()
         outputs = runner.get_output_details()
         self.input_names, self.output_names = list(self.inputs), list(outputs)
-        self.output = outputs[self.output_names[0]]["index"]
+        self.output_indices = [detail["index"] for detail in outputs.values()]
         self.input_shapes = {name: detail["shape_signature"].tolist() for name, detail in self.inputs.items()}
+        self.input_types = {name: np.dtype(detail["dtype"]).name for name, detail in self.inputs.items()}
         self.fixed_batch = next((shape[0] for shape in self.input_shapes.values() if shape and shape[0] > 0), None)
         self.shapes = {}
 
-    def __call__(self, inputs):
-        """Returns the logits of a batch."""
-        return in_batches(self.fixed_batch, inputs, lambda batch: self.step(batch)())
-
     def step(self, inputs):
-        """Returns a function of nothing that runs this batch once, for the stop-watch."""
-        interpreter, output = self.interpreter, self.output
+        """Returns a function of nothing that runs this batch once and gives the list of outputs."""
+        interpreter, outputs = self.interpreter, self.output_indices
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes != self.shapes:
             for name, shape in shapes.items():
@@ -174,24 +209,31 @@ class LitertArtifact:
             for index, array in feed:
                 interpreter.set_tensor(index, array)
             interpreter.invoke()
-            return interpreter.get_tensor(output)
+            return [interpreter.get_tensor(index) for index in outputs]
 
         return run
 
 
-def in_batches(fixed_batch, inputs, run):
-    """Runs all inputs at once, or in the batches of the one size that the artifact was built for."""
-    if fixed_batch is None:
-        return run(inputs)
-    num_items = len(next(iter(inputs.values())))
-    logits = []
-    for start in range(0, num_items, fixed_batch):
-        batch = {name: array[start : start + fixed_batch] for name, array in inputs.items()}
-        missing = fixed_batch - len(next(iter(batch.values())))
-        if missing:
-            batch = {name: np.concatenate([array, np.repeat(array[-1:], missing, 0)]) for name, array in batch.items()}
-        logits.append(run(batch)[: fixed_batch - missing])
-    return np.concatenate(logits)
+def onnx_type(text):
+    """Returns NumPy's name of what onnxruntime calls `tensor(float)`, `tensor(int64)`, …"""
+    name = text.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def check_inputs(artifact, inputs):
+    """Returns the number of examples; raises ValueError where names, shapes or counts are not the artifact's."""
+    if set(inputs) != set(artifact.input_names):
+        raise ValueError(f"inputs must be called {sorted(artifact.input_names)}; got {sorted(inputs)}.")
+    for name, array in inputs.items():
+        wanted, found = list(artifact.input_shapes[name]), np.shape(array)
+        sizes = zip(wanted[1:], found[1:], strict=False)
+        if len(wanted) != len(found) or any(isinstance(w, int) and w > 0 and w != size for w, size in sizes):
+            shape = ("batch", *wanted[1:])
+            raise ValueError(f"the input {name!r} must have the shape {shape}; got {found}.")
+    counts = {np.shape(array)[0] if np.ndim(array) else 0 for array in inputs.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"inputs must hold equally many examples, at least one; got {sorted(counts)}.")
+    return counts.pop()
 
 
 def open_artifact(path, num_threads=1):
@@ -213,14 +255,21 @@ def open_artifact(path, num_threads=1):
 # Parity
 
 
-def compare(expected_logits, logits):
-    """Returns how far `logits` are from `expected_logits`, both `(batch, ..., num_classes)`."""
-    if expected_logits.shape != logits.shape:
-        raise ValueError(
-            f"logits must have the shape {expected_logits.shape}; got {logits.shape}. Convert the model again."
-        )
-    difference = logits.astype("float64") - expected_logits
-    same = np.argmax(logits, -1) == np.argmax(expected_logits, -1)
+def compare(expected, found):
+    """Returns how far an output is from the one expected, both `(num_items, ..., num_values)`.
+
+    Two answers are the same where their largest values are in the same place, and, of a single value, where both are
+    positive or neither is. A value that is NaN or infinite is infinitely far from any other.
+    """
+    if expected.shape != found.shape:
+        raise ValueError(f"outputs must have the shape {expected.shape}; got {found.shape}. Convert the model again.")
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = found.astype("float64") - expected
+        difference[~np.isfinite(difference)] = np.inf
+        if expected.ndim == 1 or expected.shape[-1] == 1:
+            same = (found > 0) == (expected > 0)
+        else:
+            same = np.argmax(found, -1) == np.argmax(expected, -1)
     return {
         "max_abs_error": float(np.max(np.abs(difference), initial=0.0)),
         "logit_rmse": float(np.sqrt(np.mean(difference**2))),
@@ -285,7 +334,7 @@ GARBLED = (ValueError, OSError, EOFError, AttributeError, MemoryError, RuntimeEr
 
 
 def golden_of(bundle):
-    """Returns the golden inputs `{name: array}` and the golden logits of every artifact `{name: array}`."""
+    """Returns the golden inputs `{name: array}` and the golden outputs `{target: array}`, `{target/output: array}`."""
     path = path_inside(bundle, "golden.npz")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -302,19 +351,40 @@ def golden_of(bundle):
 
 
 def answers_to(name, artifact, inputs):
-    """Returns an artifact's logits for the golden inputs; raises ValueError where it does not take them."""
+    """Returns all outputs of an artifact for these inputs; raises ValueError where it does not take them."""
+    check_inputs(artifact, inputs)
     try:
-        return artifact(inputs)
+        return artifact.run(inputs)
     except Exception as error:
         # See `open_artifact`.
         summary = " ".join(str(error).split())[:300]
-        raise ValueError(f"the artifact {name} must take the golden inputs; got {summary}. Ship it again.") from error
+        raise ValueError(
+            f"the artifact {name} must take the inputs; got {summary}. Convert the model again."
+        ) from error
+
+
+def parity_of(name, entry, golden, found):
+    """Returns how an artifact's outputs compare with its golden ones: the figures of the one that is worst."""
+    rows = []
+    for output, array in found.items():
+        key = name if len(found) == 1 else f"{name}/{output}"
+        if key not in golden:
+            raise ValueError(f"golden.npz must hold inputs and logits/{key}; got none. Copy the bundle again.")
+        tolerance = entry["golden_tolerance"]
+        if isinstance(tolerance, dict):
+            check_fields(f"the golden_tolerance of {name}", tolerance, {output: NUMBER})
+            tolerance = tolerance[output]
+        figures = compare(golden[key], array)
+        # Another processor may round otherwise; an int8 network's rounding moves a logit by a step or two.
+        holds = figures["max_abs_error"] <= tolerance
+        rows.append({**figures, "output": output, "golden_tolerance": tolerance, "holds": holds})
+    return max(rows, key=lambda row: (not row["holds"], row["max_abs_error"] / max(row["golden_tolerance"], 1e-30)))
 
 
 def benchmark(bundle, targets=None, rounds=10, num_threads=1):
     """Checks and times the artifacts of a bundle whose runtime is installed; returns one dictionary."""
     manifest = read_manifest(bundle)
-    inputs, golden_logits = golden_of(bundle)
+    inputs, golden = golden_of(bundle)
     unknown = sorted(set(targets or ()) - set(manifest["artifacts"]))
     if unknown:
         raise ValueError(f"targets must be among {sorted(manifest['artifacts'])}; got {unknown}.")
@@ -330,13 +400,11 @@ def benchmark(bundle, targets=None, rounds=10, num_threads=1):
         remedy = "pip install -r requirements-onnx.txt, or requirements-litert.txt."
         raise ValueError(f"a runtime must be installed for one of the artifacts; got {skipped}. {remedy}")
     for name, artifact in opened.items():
-        if not inputs or name not in golden_logits:
-            raise ValueError(f"golden.npz must hold inputs and logits/{name}; got none. Copy the bundle again.")
-        parity = compare(golden_logits[name], answers_to(name, artifact, inputs))
-        # Another processor may round otherwise; an int8 network's rounding moves a logit by a step or two.
-        tolerance = manifest["artifacts"][name]["golden_tolerance"]
-        results[name] = {**parity, "golden_tolerance": tolerance, "holds": parity["max_abs_error"] <= tolerance}
-        results[name] |= {"bytes": manifest["artifacts"][name]["bytes"], "runtime": artifact.runtime}
+        if not inputs:
+            raise ValueError("golden.npz must hold inputs; got none. Copy the bundle again.")
+        entry = manifest["artifacts"][name]
+        results[name] = parity_of(name, entry, golden, answers_to(name, artifact, inputs))
+        results[name] |= {"bytes": entry["bytes"], "runtime": artifact.runtime}
     one = {name: {key: array[:1] for key, array in inputs.items()} for name in opened}
     steps = {name: artifact.step(one[name]) for name, artifact in opened.items() if results[name]["holds"]}
     for name, figures in measure(steps, rounds).items() if steps else ():
@@ -376,6 +444,9 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.json:
+        # JSON has no infinity: an output that is NaN or infinite is no number away from its golden one.
+        for row in result["artifacts"].values():
+            row |= {key: None for key, value in row.items() if value == float("inf")}
         print(json.dumps(result, indent=2))
     else:
         machine = result["machine"]

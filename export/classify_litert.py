@@ -22,13 +22,13 @@ def main():
     classify = Interpreter(str(BUNDLE / artifact["file"]), num_threads=1).get_signature_runner()
     golden = np.load(BUNDLE / "golden.npz")
     inputs = {entry["name"]: golden["input/" + entry["name"]] for entry in manifest["inputs"]}
+    name, dtype = manifest["inputs"][0]["name"], manifest["inputs"][0]["dtype"]
     if len(sys.argv) > 1:
-        name = manifest["inputs"][0]["name"]
-        inputs = {name: np.load(sys.argv[1]).astype(manifest["inputs"][0]["dtype"])}
-    num_examples = len(next(iter(inputs.values())))
+        inputs = {name: np.load(sys.argv[1]).astype(dtype, casting="same_kind")}
     # One at a time: that works for every student, also for recurrent ones, whose batch is fixed.
-    ones = ({name: array[i : i + 1] for name, array in inputs.items()} for i in range(num_examples))
-    logits = np.concatenate([classify(**one)["logits"] for one in ones]) / manifest["temperature"]
+    ones = ({name: array[i : i + 1] for name, array in inputs.items()} for i in range(len(inputs[name])))
+    logits = np.concatenate([classify(**one)[manifest["outputs"][0]] for one in ones]) / manifest["temperature"]
+    logits = np.pad(logits, ((0, 0), (int(logits.shape[-1] == 1), 0)))  # one unit z is the pair (0, z)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities = exponentials / exponentials.sum(-1, keepdims=True)
     for row in probabilities:

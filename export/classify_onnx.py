@@ -24,8 +24,9 @@ def main():
     inputs = {entry["name"]: golden["input/" + entry["name"]] for entry in manifest["inputs"]}
     if len(sys.argv) > 1:
         name = manifest["inputs"][0]["name"]
-        inputs = {name: np.load(sys.argv[1]).astype(manifest["inputs"][0]["dtype"])}
-    logits = session.run(["logits"], inputs)[0] / manifest["temperature"]
+        inputs = {name: np.load(sys.argv[1]).astype(manifest["inputs"][0]["dtype"], casting="same_kind")}
+    logits = session.run(manifest["outputs"][:1], inputs)[0] / manifest["temperature"]
+    logits = np.pad(logits, ((0, 0), (int(logits.shape[-1] == 1), 0)))  # one unit z is the pair (0, z)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities = exponentials / exponentials.sum(-1, keepdims=True)
     for row in probabilities:

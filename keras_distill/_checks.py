@@ -78,6 +78,42 @@ def check_finite(name: str, values: Any, remedy: str = "") -> np.ndarray:
     return array
 
 
+def cast_exactly(name: str, values: Any, dtype: Any) -> np.ndarray:
+    """Returns `values` as a contiguous array of `dtype`; raises where whole numbers would be cut or wrapped.
+
+    Args:
+        name: what the values are called in an error.
+        values: an array.
+        dtype: a NumPy type or its name; `None`, and a name that NumPy does not know, leave the values as they are.
+
+    Raises:
+        ValueError: `dtype` is an integer or a boolean and does not hold every value.
+
+    Example:
+        >>> cast_exactly("the image", np.array([0.0, 255.0]), "uint8")
+        array([  0, 255], dtype=uint8)
+        >>> cast_exactly("the image", np.array([0.0, 0.5]), "uint8")
+        Traceback (most recent call last):
+        ValueError: the image must be whole numbers of type uint8; got 0.5 (1 of 2 values). Scale ...
+    """
+    array = np.asarray(values)
+    try:
+        wanted = np.dtype(dtype) if dtype is not None else array.dtype
+    except TypeError:
+        wanted = array.dtype
+    # An image in [0, 1] would become all black in uint8.
+    if wanted.kind in "iub" and array.dtype.kind in "iuf" and not np.can_cast(array.dtype, wanted, "safe"):
+        with np.errstate(invalid="ignore"):
+            cast = array.astype(wanted)
+        differs = cast != array
+        if differs.any():
+            received = f"{array[differs][0]:g} ({np.count_nonzero(differs)} of {array.size} values)"
+            remedy = "Scale the data as the model was trained, such as from 0 to 255 for images in uint8."
+            raise ValueError(error_message(f"{name} must be whole numbers of type {wanted}", received, remedy))
+        array = cast
+    return np.ascontiguousarray(array, dtype=wanted)
+
+
 def check_labels(name: str, labels: Any, num_classes: int, remedy: str = "") -> np.ndarray:
     """Returns `labels`, integers of shape `(num_items,)`; raises where one is not in [0, num_classes)."""
     array = np.asarray(labels)

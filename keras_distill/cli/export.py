@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from keras_distill._files import check_writable, whole_file
     from keras_distill.deploy import to_litert, to_onnx, verify
     from keras_distill.deploy.trace import signature_of
+    from keras_distill.deploy.verify import open_artifact
 
     check_writable(Path(arguments.out) / "model")
     model = model_file.load(arguments.model, arguments)
@@ -78,11 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
             name = Path(arguments.model).stem + suffix
             with console.status(f"converting to {name}"):
                 path = make(model, Path(folder) / name, **options)
+                # Which of several outputs the labels belong to, nobody has said.
+                is_only = len(open_artifact(path).output_names) == 1
                 report = verify(
                     model,
                     path,
                     feed,
-                    dataset.test.labels if dataset else None,
+                    dataset.test.labels if dataset and is_only else None,
                     from_logits=not arguments.from_probabilities,
                 )
             held &= report.holds

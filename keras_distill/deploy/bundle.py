@@ -37,8 +37,45 @@ def write_kit(folder: Path, *, web: bool = False) -> None:
             shutil.copyfile(kit_folder() / "web" / name, folder / "web" / name)
 
 
+def choose_golden(labels: np.ndarray, num_golden: int = 16) -> np.ndarray:
+    """Positions of examples of as many classes as can be, int `(num_golden,)`, ascending; fewer where there are fewer.
+
+    The files of an image folder come class by class: its first sixteen examples would be of one.
+
+    Args:
+        labels: integers, `(num_items,)`.
+        num_golden: how many are wanted.
+
+    Example:
+        >>> choose_golden(np.array([0, 0, 0, 0, 1, 1, 2, 2]), 4).tolist()
+        [0, 1, 4, 6]
+    """
+    order = np.argsort(labels, kind="stable")
+    classes = labels[order]
+    rank_in_class = np.arange(len(order)) - np.searchsorted(classes, classes)
+    # First an example of each class, then another of each, and so on.
+    by_turns = order[np.lexsort((classes, rank_in_class))]
+    num_classes = int(np.count_nonzero(rank_in_class == 0))
+    if num_classes > num_golden:
+        by_turns = by_turns[np.linspace(0, num_classes - 1, num_golden).round().astype(int)]
+    return np.sort(by_turns[:num_golden])
+
+
+def golden_entries(source: str, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The golden outputs of Keras or of an artifact under their names in `golden.npz`: `SOURCE`, or `SOURCE/OUTPUT`.
+
+    Example:
+        >>> list(golden_entries("onnx", {"logits": np.zeros(1)}))
+        ['onnx']
+        >>> list(golden_entries("onnx", {"kind": np.zeros(1), "size": np.zeros(1)}))
+        ['onnx/kind', 'onnx/size']
+    """
+    is_only = len(outputs) == 1
+    return {source if is_only else f"{source}/{name}": output for name, output in outputs.items()}
+
+
 def write_golden(
-    folder: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, logits: Mapping[str, np.ndarray]
+    folder: Path, inputs: Mapping[str, np.ndarray], labels: np.ndarray, outputs: Mapping[str, np.ndarray]
 ) -> None:
     """Writes `golden.npz`: some real inputs, their labels, and what Keras and every artifact answered.
 
@@ -46,21 +83,22 @@ def write_golden(
         folder: the bundle.
         inputs: `{input name: (num_golden, ...)}`.
         labels: `(num_golden,)`.
-        logits: `{"keras" or artifact's name: (num_golden, num_classes)}`.
+        outputs: `{"keras" or artifact's name: (num_golden, num_classes)}`, as `golden_entries` names them.
     """
     arrays = {f"input/{name}": array for name, array in inputs.items()}
-    arrays |= {f"logits/{name}": array for name, array in logits.items()}
+    arrays |= {f"logits/{name}": array for name, array in outputs.items()}
     np.savez(folder / "golden.npz", labels=labels, **arrays)  # type: ignore[arg-type]  # see NumPy's stub of savez
 
 
-def golden_tolerance(precision: str, logits: np.ndarray) -> float:
-    """How far an artifact's logits may lie from its own golden ones on another processor.
+def golden_tolerance(precision: str, output: np.ndarray) -> float:
+    """How far an artifact's output may lie from its own golden one on another processor.
 
     Float arithmetic differs by rounding; an int8 network may round a hidden value to the next step, which moves a
     logit by some hundredths of the range of all logits.
     """
-    spread = float(np.max(logits) - np.min(logits))
-    return {"float32": 1e-4, "float16": 1e-2, "int8": 5e-2}[precision] * max(1.0, spread)
+    scale = float(np.max(output) - np.min(output)) or float(np.max(np.abs(output)))
+    # Of what is all but constant, rounding is a share of what it was summed up from.
+    return {"float32": 1e-4, "float16": 1e-2, "int8": 5e-2}[precision] * max(0.01, scale)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

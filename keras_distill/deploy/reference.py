@@ -1,55 +1,125 @@
 """What is known of a Keras model before it is converted, made once and handed on."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import keras_distill
 from keras_distill._checks import error_message
-from keras_distill.deploy.trace import Signature, float32_logits
+from keras_distill.deploy.answers import answer_of
+from keras_distill.deploy.shipment import Provenance
+from keras_distill.deploy.trace import Signature, float32_outputs, heads_of, signature_of
+from keras_distill.report import metrics
 
 if TYPE_CHECKING:
     import keras
 
     from keras_distill.data import Dataset
-from keras_distill.deploy.shipment import Provenance
 
 
-def checked_logits(
-    model: "keras.Model", feed: Mapping[str, np.ndarray], signature: Signature, num_classes: int
-) -> np.ndarray:
-    """A classifier's logits on `feed`, `(num_items, num_classes)`; raises `ValueError` where they are none."""
+@dataclass(frozen=True)
+class Reference:
+    """A classifier's own answers, which its artifacts must give too.
+
+    Attributes:
+        signature: how it is called.
+        feed: the test set's inputs, `{input name: (num_items, ...)}`.
+        validation_feed: the validation set's.
+        outputs: everything that it gives for `feed`, in float32, `{output name: (num_items, ...)}`.
+        answer: the name of the output that the labels belong to.
+        answers: what counts as each output's answer, `{output name: one of answers.ANSWERS}`.
+        temperature: the divisor of its logits that is best on the validation set.
+    """
+
+    signature: Signature
+    feed: Mapping[str, np.ndarray]
+    validation_feed: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    answer: str
+    answers: Mapping[str, str]
+    temperature: float
+
+    @property
+    def logits(self) -> np.ndarray:
+        """The logits of all classes for the test set, `(num_items, num_classes)`."""
+        return as_class_logits(self.outputs[self.answer])
+
+    @property
+    def output_names(self) -> list[str]:
+        """All outputs, the one that the labels belong to first."""
+        return [self.answer, *(name for name in self.outputs if name != self.answer)]
+
+
+def reference_of(model: "keras.Model", dataset: "Dataset") -> Reference:
+    """Asks a classifier for its answers to the test and validation split of `dataset`.
+
+    Raises:
+        ValueError: it takes other inputs, gives no logits of the dataset's classes, or any that are not finite.
+    """
     from keras_distill.models.forward_pass import logits_model
+
+    signature = signature_of(model, dataset.test.inputs[:1])
+    feed = signature.feed(dataset.test.inputs)
+    stripped = logits_model(model)
+    outputs = float32_outputs(stripped, feed, signature)
+    answer = _labelled_output(model, outputs, dataset.num_classes)
+    _check_logits(model, outputs[answer])
+    validation_feed = signature.feed(dataset.validation.inputs)
+    held_out = float32_outputs(stripped, validation_feed, signature)[answer]
+    _check_logits(model, held_out)
+    heads = heads_of(model, tuple(outputs))
+    answers = {name: answer_of(heads.get(name), output) for name, output in outputs.items()}
+    answers[answer] = answer_of(heads.get(answer), outputs[answer], dataset.test.labels)
+    temperature = metrics.best_temperature(as_class_logits(held_out), dataset.validation.labels)
+    return Reference(signature, feed, validation_feed, outputs, answer, answers, temperature)
+
+
+def as_class_logits(output: np.ndarray) -> np.ndarray:
+    """Logits of all classes, `(num_items, num_classes)`; a single unit z is the pair (0, z), for
+    `softmax((0, z))[1] = sigmoid(z)`.
+
+    Example:
+        >>> as_class_logits(np.array([[2.0], [-1.0]])).tolist()
+        [[0.0, 2.0], [0.0, -1.0]]
+    """
+    return np.concatenate([np.zeros_like(output), output], -1) if output.shape[-1] == 1 else output
+
+
+def _labelled_output(model: "keras.Model", outputs: Mapping[str, np.ndarray], num_classes: int) -> str:
+    """The name of the only output that has a logit for each class, or one unit where there are two."""
+    widths = {num_classes, 1} if num_classes == 2 else {num_classes}
+    fitting = [name for name, output in outputs.items() if output.ndim == 2 and output.shape[-1] in widths]
+    if len(fitting) == 1:
+        return fitting[0]
+    expected = f"one of {num_classes} logits an example, as the data has {num_classes} classes"
+    received = ", ".join(f"{name} of shape {output.shape}" for name, output in outputs.items())
+    remedy = "Name the data that the model was trained for."
+    raise ValueError(error_message(f"the output of {model.name!r} must be {expected}", received, remedy))
+
+
+def _check_logits(model: "keras.Model", output: np.ndarray) -> None:
     from keras_distill.models.heads import looks_like_probabilities
 
-    logits = float32_logits(logits_model(model), dict(feed), signature)
-    if logits.ndim != 2 or logits.shape[-1] != num_classes:
-        remedy = "Name the data that the model was trained for."
-        expected = f"be one of {num_classes} logits an example, as the data has {num_classes} classes"
-        raise ValueError(
-            error_message(f"the output of {model.name!r} must {expected}", f"shape {logits.shape}", remedy)
-        )
-    if float(looks_like_probabilities(logits[:256])) == 1.0:
+    if not np.isfinite(output).all():
+        raise ValueError(error_message(f"the output of {model.name!r} must be finite", "NaN or infinite logits"))
+    is_unit_interval = output.shape[-1] == 1 and float(output.min()) >= 0.0 and float(output.max()) <= 1.0
+    if is_unit_interval or float(looks_like_probabilities(output[:256])) == 1.0:
         remedy = (
             "Let its call return the logits, without softmax; only a Functional or Sequential head can be taken off."
         )
         raise ValueError(error_message(f"the output of {model.name!r} must be logits", "probabilities", remedy))
-    if not np.isfinite(logits).all():
-        raise ValueError(error_message(f"the output of {model.name!r} must be finite", "NaN or infinite logits"))
-    return logits
 
 
-def known_facts(
-    provenance: Provenance, dataset: "Dataset", signature: Signature, feed: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def known_facts(provenance: Provenance, dataset: "Dataset", reference: Reference) -> dict[str, Any]:
     """What the manifest and the artifacts say about the student's making."""
     import keras
     import tensorflow as tf
 
     inputs: list[dict[str, Any]] = []
-    for name, spec in zip(signature.names, signature.specs, strict=True):
-        values = feed[name]
+    for name, spec in zip(reference.signature.names, reference.signature.specs, strict=True):
+        values = reference.feed[name]
         inputs.append(
             {
                 "name": name,
@@ -68,6 +138,7 @@ def known_facts(
     return {
         "name": provenance.name,
         "inputs": inputs,
+        "outputs": reference.output_names,
         "preprocessing": provenance.preprocessing or described,
         "licence": provenance.licence,
         "provenance": {

@@ -17,13 +17,16 @@ import numpy as np
 from keras_distill._checks import error_message
 from keras_distill._files import whole_folder
 from keras_distill.deploy import bundle, quantize
+from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.deploy.card import Figures, model_card, report_page
 from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx
 from keras_distill.deploy.quantize import Variant, choose
-from keras_distill.deploy.trace import Signature, signature_of, single_call
+from keras_distill.deploy.reference import Reference, as_class_logits, known_facts, reference_of
+from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
+from keras_distill.deploy.trace import single_call
 from keras_distill.deploy.verify import run_in_batches, verify
 from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
 from keras_distill.report import metrics
@@ -32,21 +35,11 @@ if TYPE_CHECKING:
     import keras
 
     from keras_distill.data import Dataset
-from keras_distill.deploy.budgets import Budgets
-from keras_distill.deploy.reference import checked_logits, known_facts
-from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
 
 TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
-
-
 # Without a wish, the float32 files must hold, and what is quantised comes along where it is worth it.
 DEFAULT_TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8")
-
-
 REQUIRED_BY_DEFAULT = ("onnx", "litert")
-
-
-NUM_GOLDEN = 16
 
 
 def ship(
@@ -97,19 +90,14 @@ def ship(
     web_files = web_runtime(web_runtime_folder) if "web" in wanted else None
 
     say("the student's own answers")
-    signature = signature_of(student, dataset.test.inputs[:1])
-    feed = signature.feed(dataset.test.inputs)
-    reference = checked_logits(student, feed, signature, dataset.num_classes)
-    validation_feed = signature.feed(dataset.validation.inputs)
-    validation_logits = checked_logits(student, validation_feed, signature, dataset.num_classes)
-    temperature = metrics.best_temperature(validation_logits, dataset.validation.labels)
-    calibration = choose_calibration(validation_feed)
-    facts = known_facts(provenance, dataset, signature, feed)
+    reference = reference_of(student, dataset)
+    calibration = choose_calibration(reference.validation_feed)
+    facts = known_facts(provenance, dataset, reference)
     options: dict[str, Any] = {
         "example": dataset.test.inputs[:1],
         "class_names": dataset.class_names,
         "preprocessing": facts["preprocessing"],
-        "temperature": temperature,
+        "temperature": reference.temperature,
         "licence": provenance.licence,
         "provenance": facts["provenance"],
     }
@@ -122,22 +110,20 @@ def ship(
                 variant.name, variant.precision = "quantisation-aware", "int8"
         for variant in variants:
             if variant.path is not None:
-                say(f"{variant.target} ({variant.name}): answers to {len(reference):,} test examples")
-                _verify(variant, reference, feed, dataset.test.labels, budgets)
+                say(f"{variant.target} ({variant.name}): answers to {len(dataset.test):,} test examples")
+                _verify(variant, reference, dataset.test.labels, budgets)
         say("latency, one thread, one example a call")
-        keras_latency = _measure(variants, {"student": student, "teacher": teacher}, feed, signature, rounds)
+        keras_latency = _measure(variants, {"student": student, "teacher": teacher}, reference, rounds)
         for outcome in outcomes:
             _decide(outcome, variants, budgets)
         held = all(outcome.holds for outcome in outcomes if outcome.required)
         say("figures of every model, side by side")
-        figures = _figures(
-            student, teacher, baseline, reference, outcomes, dataset, feed, signature, temperature, keras_latency
-        )
+        figures = _figures(student, teacher, baseline, reference, outcomes, dataset, keras_latency)
         shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), Path(out) if held else None)
         if held:
             say("the bundle")
             with whole_folder(out) as aside:
-                _write_bundle(aside, shipment, facts, dataset, feed, reference, temperature, budgets, web_files)
+                _write_bundle(aside, shipment, facts, dataset, reference, budgets, web_files)
     return shipment
 
 
@@ -218,18 +204,17 @@ def _make_variants(
     return [*onnx, *litert, *small_litert]
 
 
-def _verify(
-    variant: Variant, reference: np.ndarray, feed: Mapping[str, np.ndarray], labels: np.ndarray, budgets: Budgets
-) -> None:
+def _verify(variant: Variant, reference: Reference, labels: np.ndarray, budgets: Budgets) -> None:
     assert variant.path is not None
     try:
         variant.verification = verify(
-            reference,
+            reference.outputs,
             variant.path,
-            feed,
-            labels,
+            reference.feed,
+            {reference.answer: labels},
             precision=variant.precision,
             max_accuracy_drop=budgets.max_accuracy_drop,
+            answers=reference.answers,
         )
     except ValueError as error:
         variant.failure = str(error)
@@ -238,15 +223,14 @@ def _verify(
 def _measure(
     variants: Sequence[Variant],
     models: Mapping[str, "keras.Model | None"],
-    feed: Mapping[str, np.ndarray],
-    signature: Signature,
+    reference: Reference,
     rounds: int,
 ) -> dict[str, dict[str, float]]:
     """Times all variants and the Keras models in one run; returns the Keras models' figures."""
     from keras_distill.models.forward_pass import logits_model
 
     kit = kit_module()
-    one = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
+    one = {name: np.ascontiguousarray(array[:1]) for name, array in reference.feed.items()}
     steps, opened = {}, []
     for index, variant in enumerate(variants):
         if variant.path is not None and variant.failure is None:
@@ -255,7 +239,7 @@ def _measure(
             steps[str(index)] = artifact.step(one)
     for name, model in models.items():
         if model is not None:
-            steps[name] = single_call(logits_model(model), one, signature)
+            steps[name] = single_call(logits_model(model), one, reference.signature)
     latencies = kit.measure(steps, rounds)
     for index, variant in enumerate(variants):
         variant.latency = latencies.get(str(index), {})
@@ -291,12 +275,9 @@ def _figures(
     student: "keras.Model",
     teacher: "keras.Model | None",
     baseline: "keras.Model | None",
-    reference: np.ndarray,
+    reference: Reference,
     outcomes: Sequence[Outcome],
     dataset: "Dataset",
-    feed: Mapping[str, np.ndarray],
-    signature: Signature,
-    temperature: float,
     latency: Mapping[str, Mapping[str, float]],
 ) -> list[Figures]:
     """Every model's answers to the test set, with what it costs."""
@@ -310,20 +291,18 @@ def _figures(
         rows.append(Figures(name, logits, labels, temperature, num_parameters, latency, size, agreement))
 
     for name, model in (("teacher", teacher), ("student on labels", baseline)):
-        if model is None:
-            continue
-        own = signature_of(model, dataset.test.inputs[:1])
-        logits = checked_logits(model, own.feed(dataset.test.inputs), own, dataset.num_classes)
-        held_out = checked_logits(model, own.feed(dataset.validation.inputs), own, dataset.num_classes)
-        own_temperature = metrics.best_temperature(held_out, dataset.validation.labels)
-        add(name, logits, own_temperature, model.count_params(), latency.get(name, {}), None)
-    add("student", reference, temperature, student.count_params(), latency.get("student", {}), None)
+        if model is not None:
+            own = reference_of(model, dataset)
+            add(name, own.logits, own.temperature, model.count_params(), latency.get(name, {}), None)
+    temperature = reference.temperature
+    add("student", reference.logits, temperature, student.count_params(), latency.get("student", {}), None)
     kit = kit_module()
     shipped = {id(outcome.variant): outcome.variant for outcome in outcomes if outcome.holds}
     for variant in shipped.values():
         assert variant is not None
         assert variant.path is not None
-        logits = run_in_batches(kit.open_artifact(variant.path), feed)
+        output = run_in_batches(kit.open_artifact(variant.path), reference.feed)[reference.answer]
+        logits = as_class_logits(output)
         add(variant.target, logits, temperature, student.count_params(), variant.latency, variant.num_bytes)
     return rows
 
@@ -333,15 +312,14 @@ def _write_bundle(
     shipment: Shipment,
     facts: Mapping[str, Any],
     dataset: "Dataset",
-    feed: Mapping[str, np.ndarray],
-    reference: np.ndarray,
-    temperature: float,
+    reference: Reference,
     budgets: Budgets,
     web_files: Path | None,
 ) -> None:
     kit = kit_module()
-    golden_inputs = {name: np.ascontiguousarray(array[:NUM_GOLDEN]) for name, array in feed.items()}
-    golden_logits = {"keras": reference[:NUM_GOLDEN]}
+    chosen = bundle.choose_golden(dataset.test.labels)
+    golden_inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in reference.feed.items()}
+    golden = bundle.golden_entries("keras", {name: array[chosen] for name, array in reference.outputs.items()})
     artifacts = {}
     shipped = [outcome for outcome in shipment.outcomes if outcome.holds]
     for outcome in shipped:
@@ -356,7 +334,9 @@ def _write_bundle(
         name = target.replace("onnx", "student", 1).replace("litert", "student", 1) + variant.path.suffix
         shutil.copyfile(variant.path, folder / name)
         artifact = kit.open_artifact(folder / name)
-        golden_logits[target] = artifact(golden_inputs)
+        outputs = artifact.run(golden_inputs)
+        golden |= bundle.golden_entries(target, outputs)
+        tolerances = {name: bundle.golden_tolerance(variant.precision, output) for name, output in outputs.items()}
         artifacts[target] = {
             "file": name,
             "runtime": artifact.runtime,
@@ -364,11 +344,11 @@ def _write_bundle(
             "precision": variant.precision,
             "variant": variant.name,
             "batch": artifact.fixed_batch,
-            "golden_tolerance": bundle.golden_tolerance(variant.precision, golden_logits[target]),
+            "golden_tolerance": tolerances if len(tolerances) > 1 else tolerances[reference.answer],
             "verification": variant.verification.to_json(),
             "latency": variant.latency,
         }
-    bundle.write_golden(folder, golden_inputs, dataset.test.labels[:NUM_GOLDEN], golden_logits)
+    bundle.write_golden(folder, golden_inputs, dataset.test.labels[chosen], golden)
     has_page = any(outcome.target == "web" for outcome in shipped)
     bundle.write_kit(folder, web=has_page)
     if has_page and web_files is not None:
@@ -377,8 +357,7 @@ def _write_bundle(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
         "class_names": list(dataset.class_names),
-        "outputs": ["logits"],
-        "temperature": temperature,
+        "temperature": reference.temperature,
         "artifacts": artifacts,
         "web": has_page,
         "left_out": {o.target: "; ".join(o.reasons) for o in shipment.outcomes if not o.holds},
@@ -407,7 +386,7 @@ def _tried(variant: Variant, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "bytes": variant.num_bytes if variant.path else None,
         "p50_ms": variant.latency.get("p50_ms"),
         "accuracy_drop": check.accuracy_drop if check else None,
-        "logit_rmse": check.logit_rmse if check else None,
+        "logit_rmse": check.to_json()["logit_rmse"] if check else None,
         "holds": True if ships else (False if reasons else None),
         "verdict": "ships" if ships else "; ".join(reasons) or "another is better",
     }

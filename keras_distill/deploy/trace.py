@@ -7,12 +7,12 @@ get the graph alone. The work-arounds that Keras 3 models need before tracing li
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from keras_distill._checks import check_count, error_message
+from keras_distill._checks import cast_exactly, check_count, error_message
 
 if TYPE_CHECKING:
     import keras
@@ -50,7 +50,6 @@ class Signature:
     def feed(self, inputs: Any) -> dict[str, Any]:
         """Named float32 or integer arrays for a runtime, from one array, a list, or a dictionary of our names."""
         import keras
-        import numpy as np
 
         if isinstance(inputs, dict) and set(inputs) == set(self.names):
             arrays = [inputs[name] for name in self.names]
@@ -61,7 +60,7 @@ class Signature:
             raise ValueError(error_message(f"there must be {len(self.names)} input arrays ({self.names})", received))
         feed = {}
         for name, spec, array in zip(self.names, self.specs, arrays, strict=True):
-            array = np.ascontiguousarray(array, dtype=spec.dtype)
+            array = cast_exactly(f"the input {name!r}", array, spec.dtype)
             fits = len(array.shape) == len(spec.shape) and all(
                 wanted in (None, size) for wanted, size in zip(spec.shape[1:], array.shape[1:], strict=True)
             )
@@ -170,8 +169,10 @@ def named_outputs(outputs: Any) -> dict[str, Any]:
     return {name: ops.cast(tensor, "float32") for name, tensor in outputs.items()}
 
 
-def float32_logits(model: "keras.Model", feed: dict[str, Any], signature: Signature, batch_size: int = 512) -> Any:
-    """Returns the logits of `model` in float32, a NumPy array: what the artifacts are compared with."""
+def float32_outputs(
+    model: "keras.Model", feed: dict[str, Any], signature: Signature, batch_size: int = 512
+) -> dict[str, Any]:
+    """Returns all outputs of `model` in float32, `{output name: NumPy array}`: what the artifacts are compared with."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -179,17 +180,35 @@ def float32_logits(model: "keras.Model", feed: dict[str, Any], signature: Signat
     specs = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in signature.specs]
 
     @tf.function(input_signature=specs)
-    def serve(*tensors: Any) -> Any:
-        return next(iter(named_outputs(model(*signature.pack(tensors), training=False)).values()))
+    def serve(*tensors: Any) -> dict[str, Any]:
+        return named_outputs(model(*signature.pack(tensors), training=False))
 
     num_items = len(next(iter(feed.values())))
-    logits = []
+    parts = []
     with as_float32(model):
         run = serve.get_concrete_function()
         for start in range(0, num_items, batch_size):
             batch = [keras.ops.convert_to_tensor(feed[name][start : start + batch_size]) for name in signature.names]
-            logits.append(np.asarray(run(*batch)))
-    return np.concatenate(logits)
+            parts.append({name: np.asarray(output) for name, output in run(*batch).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def heads_of(model: "keras.Model", output_names: Sequence[str]) -> dict[str, str | None]:
+    """Returns the activation that ends each output, `{output name: "softmax", "sigmoid", "linear", …}`.
+
+    Args:
+        model: as the user gave it, with its heads.
+        output_names: from `named_outputs`, in its order; `None` stands for what cannot be read.
+    """
+    import keras
+
+    from keras_distill.models.forward_pass import forward_pass
+
+    activations = forward_pass(model).activations
+    if isinstance(activations, dict):
+        return {name: activations.get(name) for name in output_names}
+    flat = keras.tree.flatten(activations)
+    return dict(zip(output_names, flat, strict=True)) if len(flat) == len(output_names) else {}
 
 
 def single_call(model: "keras.Model", feed: dict[str, Any], signature: Signature) -> Callable[[], Any]:

@@ -5,6 +5,7 @@ import pytest
 from graphs import linear_onnx
 
 from keras_distill.deploy import verify
+from keras_distill.deploy.comparison import compare_output
 
 GENERATOR = np.random.default_rng(0)
 INPUTS = GENERATOR.normal(size=(300, 6)).astype("float32")
@@ -52,7 +53,7 @@ def test_another_answer_is_a_problem_outside_ties_and_none_within(tmp_path):
 
 def test_int8_is_judged_by_accuracy_and_says_by_how_much(tmp_path):
     kernel = KERNEL.copy()
-    kernel[:, 0] -= 1.0
+    kernel[:, 0] -= 0.3
     path = linear_onnx(tmp_path / "a.onnx", kernel)
     drop = 1.0 - np.mean((INPUTS @ kernel).argmax(-1) == LABELS)
     report = verify(LOGITS, path, INPUTS, LABELS, precision="int8", max_accuracy_drop=0.01)
@@ -97,3 +98,28 @@ def test_labels_and_inputs_that_do_not_fit_are_refused(tmp_path):
         verify(LOGITS, path, {"y": INPUTS})
     with pytest.raises(ValueError, match="precision must be one of"):
         verify(LOGITS, path, INPUTS, precision="int4")
+
+
+def test_labels_that_are_no_numbers_or_of_no_output_are_refused(tmp_path):
+    path = linear_onnx(tmp_path / "a.onnx", KERNEL)
+    with pytest.raises(ValueError, match="labels must be numbers"):
+        verify(LOGITS, path, INPUTS, ["ant"] * 300)
+    with pytest.raises(ValueError, match=r"labels must be of outputs among \['logits'\]; got \['kind'\]"):
+        verify(LOGITS, path, INPUTS, {"kind": LABELS})
+    with pytest.raises(ValueError, match=r"answers must be of outputs among \['logits'\]"):
+        verify(LOGITS, path, INPUTS, answers={"kind": "argmax"})
+    with pytest.raises(ValueError, match="the answer of 'logits' must be one of 'argmax', 'threshold', 'distance'"):
+        verify(LOGITS, path, INPUTS, answers="softmax")
+    with pytest.raises(ValueError, match="labels must be finite"):
+        verify(LOGITS, path, INPUTS, np.full((300, 4), np.nan))
+
+
+def test_half_a_point_of_accuracy_is_allowed_whatever_the_difference_of_two_shares_is_in_float64(tmp_path):
+    # 126 of 200 right before and 125 after: 0.63 - 0.625 is 0.0050000000000000044.
+    rows = np.eye(2, dtype="float32")[np.arange(200) % 2]
+    labels = np.where(np.arange(200) < 126, np.arange(200) % 2, 1 - np.arange(200) % 2)
+    after = rows.copy()
+    after[0] = [0.45, 0.55]
+    found = compare_output("logits", rows, after, labels, precision="int8")
+    assert found.accuracy_drop > 0.005
+    assert not any("accuracy drops" in problem for problem in found.problems)

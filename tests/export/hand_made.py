@@ -49,6 +49,7 @@ def write_bundle(folder, **changes):
                 "pixel_range": [0.0, 1.0],
             }
         ],
+        "outputs": ["logits"],
         "class_names": ["ant", "bee", "cow"],
         "preprocessing": "none",
         "temperature": 2.0,

@@ -175,7 +175,7 @@ def test_golden_inputs_of_another_shape_are_refused_in_a_sentence(bundle):
     folder, images, logits = bundle
     deploy_bundle.write_golden(folder, {"image": images[:, :5]}, logits.argmax(-1), {"onnx": logits})
     deploy_bundle.write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
-    with pytest.raises(ValueError, match="onnx must take the golden inputs"):
+    with pytest.raises(ValueError, match=r"the input 'image' must have the shape \('batch', 8, 8, 1\)"):
         kit.benchmark(folder)
 
 
@@ -224,7 +224,107 @@ def test_the_golden_tolerance_grows_with_the_range_of_the_logits_and_with_coarse
     logits = np.array([[-10.0, 10.0]])
     assert deploy_bundle.golden_tolerance("float32", logits) == pytest.approx(2e-3)
     assert deploy_bundle.golden_tolerance("int8", logits) == pytest.approx(1.0)
-    assert deploy_bundle.golden_tolerance("float32", 0 * logits) == pytest.approx(1e-4)
+    # Of values in a small unit as of those in a large one, and of a constant as of its own size.
+    assert deploy_bundle.golden_tolerance("float32", logits / 100) == pytest.approx(2e-5)
+    assert deploy_bundle.golden_tolerance("float32", 0 * logits + 7.0) == pytest.approx(7e-4)
+    assert deploy_bundle.golden_tolerance("float32", 0 * logits) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 16, 40])
+def test_golden_examples_are_of_as_many_classes_as_can_be(num_classes):
+    # An image folder comes class by class.
+    labels = np.repeat(np.arange(num_classes), 30)
+    chosen = deploy_bundle.choose_golden(labels)
+    assert len(set(chosen)) == 16
+    assert len(set(labels[chosen])) == min(num_classes, 16)
+    counts = np.bincount(labels[chosen], minlength=num_classes)
+    assert counts[counts > 0].max() - counts[counts > 0].min() <= 1
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert len(set(shuffled[deploy_bundle.choose_golden(shuffled)])) == min(num_classes, 16)
+    assert deploy_bundle.choose_golden(labels[:5]).tolist() == [0, 1, 2, 3, 4]
+
+
+# Several outputs
+
+
+@pytest.fixture
+def two_outputs(tmp_path):
+    """A bundle whose file gives `kind`, and `size` in another unit."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    kernels = {"kind": float32(generator.normal(size=(4, 3))), "size": float32(50 * generator.normal(size=(4, 1)))}
+    x = float32(generator.normal(size=(16, 4)))
+    outputs = {name: x @ kernel for name, kernel in kernels.items()}
+
+    def write(folder, golden, sign=1.0, **fields):
+        folder.mkdir()
+        nodes = [helper.make_node("MatMul", ["x", f"{name}_kernel"], [name]) for name in kernels]
+        graph = helper.make_graph(
+            nodes,
+            "two",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]) for name in kernels],
+            [
+                numpy_helper.from_array(float32(kernel * (sign if name == "size" else 1)), f"{name}_kernel")
+                for name, kernel in kernels.items()
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        (folder / "student.onnx").write_bytes(model.SerializeToString())
+        deploy_bundle.write_golden(folder, {"x": x}, np.zeros(16, int), golden)
+        artifact = {"file": "student.onnx", "bytes": 1, "golden_tolerance": {"kind": 1e-4, "size": 1e-2}} | fields
+        manifest = {"name": "two", "inputs": [], "class_names": [], "temperature": 1.0, "artifacts": {"onnx": artifact}}
+        deploy_bundle.write_manifest(folder, manifest)
+        return folder
+
+    return write, outputs, tmp_path / "bundle"
+
+
+def float32(array):
+    return np.asarray(array, "float32")
+
+
+def test_every_output_is_compared_with_its_own_golden_one(two_outputs, monkeypatch):
+    monkeypatch.setattr(kit, "measure", lambda steps, rounds: {name: {} for name in steps})
+    write, outputs, folder = two_outputs
+    golden = deploy_bundle.golden_entries("onnx", outputs)
+    assert kit.benchmark(write(folder, golden))["artifacts"]["onnx"]["holds"]
+    row = kit.benchmark(write(folder.with_name("other"), golden, sign=-1.0))["artifacts"]["onnx"]
+    assert not row["holds"]
+    assert row["output"] == "size"
+    assert row["max_abs_error"] == pytest.approx(2 * np.abs(outputs["size"]).max(), rel=1e-5)
+
+
+def test_golden_answers_or_a_tolerance_of_one_output_alone_are_refused(two_outputs):
+    write, outputs, folder = two_outputs
+    golden = deploy_bundle.golden_entries("onnx", outputs)
+    with pytest.raises(ValueError, match="must have 'size', of type int or float; got none"):
+        kit.benchmark(write(folder, golden, golden_tolerance={"kind": 1e-4}))
+    del golden["onnx/size"]
+    with pytest.raises(ValueError, match=r"golden\.npz must hold inputs and logits/onnx/size"):
+        kit.benchmark(write(folder.with_name("other"), golden))
+
+
+def test_an_output_that_is_no_number_differs_and_is_printed_as_null(bundle):
+    folder, images, logits = bundle
+    broken = logits.copy()
+    broken[0, 0] = np.nan
+    deploy_bundle.write_golden(folder, {"image": images}, logits.argmax(-1), {"onnx": broken})
+    deploy_bundle.write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
+    done = run(folder, "benchmark.py", "--json", "--rounds", "1")
+    assert done.returncode == 1
+    row = json.loads(done.stdout)["artifacts"]["onnx"]
+    assert row["max_abs_error"] is None
+    assert not row["holds"]
+    assert "DIFFERS" in run(folder, "benchmark.py").stdout
+
+
+def test_infinity_equals_nothing_and_a_single_value_s_answer_is_its_sign():
+    infinite = np.array([[np.inf], [1.0]])
+    assert kit.compare(infinite, infinite)["max_abs_error"] == np.inf
+    found = kit.compare(np.array([[1.0], [-1.0], [2.0], [3.0]]), np.array([[0.5], [1.0], [3.0], [2.0]]))
+    assert found["argmax_agreement"] == 0.75
 
 
 # The commands
