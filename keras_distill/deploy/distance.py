@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROWS_AT_A_TIME = 1 << 16
+# What stays in a processor's cache: twice as fast as the whole at once.
+VALUES_AT_A_TIME = 1 << 16
 LARGEST_USUAL_SPREAD = 10.0
 # An error of half the spread: nothing that is left tells one input from another.
 LOST = 0.5
@@ -76,7 +77,8 @@ def distance_of(
         1
     """
     num_rows, num_values = expected.shape
-    pieces = [slice(start, start + ROWS_AT_A_TIME) for start in range(0, num_rows, ROWS_AT_A_TIME)]
+    step = max(1, VALUES_AT_A_TIME // num_values)
+    pieces = [slice(start, start + step) for start in range(0, num_rows, step)]
     mean = expected.mean(0, dtype="float64")
     error, square, variance = (np.zeros(num_values) for _ in range(3))
     margin_error = margin_square = margin_variance = largest = 0.0

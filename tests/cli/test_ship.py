@@ -115,6 +115,8 @@ def test_golden_answers_are_those_of_the_model_in_logits(bundle, folder):
     shifted = np.log(probabilities) - np.log(probabilities).max(-1, keepdims=True)
     np.testing.assert_allclose(logits["keras"] - logits["keras"].max(-1, keepdims=True), shifted, atol=1e-3)
     np.testing.assert_allclose(logits["onnx"], logits["keras"], atol=1e-4)
+    with np.load(bundle / "golden.npz") as golden:
+        assert set(golden["labels"]) == set(range(10))
 
 
 @pytest.mark.slow
@@ -145,6 +147,38 @@ def test_a_copy_of_the_bundle_passes_its_own_benchmark_and_consumers(bundle, tmp
         done = subprocess.run([sys.executable, copy / script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 16
+
+
+@pytest.mark.slow
+def test_a_student_of_one_unit_and_another_output_ships_with_both(folder, tmp_path):
+    from keras_distill.data import Dataset, Split
+    from keras_distill.deploy import Provenance
+    from keras_distill.deploy import ship as ship_model
+
+    digits = data.load("digits")
+    splits = [Split(s.inputs, (s.labels % 2).astype("int32")) for s in (digits.train, digits.validation, digits.test)]
+    parity = Dataset("parity", *splits, ("even", "odd"), digits.licence)
+    inputs = keras.Input((8, 8, 1), name="image")
+    hidden = layers.Dense(24, activation="relu")(layers.Flatten()(inputs))
+    outputs = {"brightness": layers.Dense(3)(hidden), "is_odd": layers.Dense(1, activation="sigmoid")(hidden)}
+    student, trained = keras.Model(inputs, outputs), keras.Model(inputs, outputs["is_odd"])
+    trained.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
+    trained.fit(parity.train.inputs, parity.train.labels, batch_size=32, epochs=4, verbose=0)
+    out = tmp_path / "bundle"
+    shipment = ship_model(student, parity, out, provenance=Provenance("parity"), targets=["onnx"], rounds=1)
+    assert shipment.out == out
+    manifest = read_bundle(out)
+    assert manifest["outputs"] == ["is_odd", "brightness"]
+    assert set(manifest["artifacts"]["onnx"]["golden_tolerance"]) == {"is_odd", "brightness"}
+    checks = manifest["artifacts"]["onnx"]["verification"]["outputs"]
+    assert {name: check["answer"] for name, check in checks.items()} == {"is_odd": "threshold", "brightness": "argmax"}
+    is_odd = np.asarray(student(parity.test.inputs)["is_odd"])[:, 0] > 0.5
+    num_errors = int(np.count_nonzero(is_odd != parity.test.labels))
+    assert [row["num_errors"] for row in manifest["figures"]] == [num_errors, num_errors]
+    for script, says in (("benchmark.py", " ok"), ("classify_onnx.py", "odd ")):
+        done = subprocess.run([sys.executable, out / script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
 
 
 # Refusals after the work
@@ -207,7 +241,7 @@ def test_a_lambda_is_refused_with_the_switch_named(capsys, tmp_path, tmp_path_fa
 def test_data_of_another_shape_or_other_classes_is_refused(capsys, tmp_path, tmp_path_factory):
     place = tmp_path_factory.mktemp("shapes")
     keras.Sequential([keras.Input((9, 9, 1)), layers.Flatten(), layers.Dense(10)]).save(place / "a.keras")
-    assert "of shape ('batch', 9, 9, 1)" in refused(capsys, tmp_path, place / "a.keras", "--data", "digits")
+    assert "must have shape ('batch', 9, 9, 1)" in refused(capsys, tmp_path, place / "a.keras", "--data", "digits")
     keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(7)]).save(place / "b.keras")
     assert "one of 10 logits" in refused(capsys, tmp_path, place / "b.keras", "--data", "digits")
 
