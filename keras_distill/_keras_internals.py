@@ -1,4 +1,4 @@
-"""Every private part of Keras that this package touches: one small function each, and nobody else touches one.
+"""Every private part of Keras that this package uses: one small function each; no other file uses any.
 
 Keras has no public way to walk a model's graph, to read the mask of a tensor, or to say at which epoch a `fit` begins.
 A new version of Keras that moves one of these breaks this file alone; `tests/test_keras_internals.py` runs each
@@ -174,6 +174,6 @@ def restore_jax_state(model: keras.Model, values: dict[str, Any]) -> None:
 
 
 def sync_jax_state(model: keras.Model) -> None:
-    """Gives a model's variables their present values, which on JAX are in the hands of the compiled step until then."""
+    """Gives a model's variables their present values, which JAX's compiled step holds until then."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()

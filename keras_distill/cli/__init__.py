@@ -1,4 +1,4 @@
-"""The command line: `keras-distill COMMAND …`. One file a command; imported by nobody.
+"""The command line: `keras-distill COMMAND …`. One file a command; no other room imports it.
 
 A command file has `SUMMARY`, `add_arguments(parser)` and `run(arguments) -> exit code`. It imports
 TensorFlow and the rest of the house inside `run` alone, so that `--help` answers at once.
@@ -120,7 +120,7 @@ def _signals_as_exceptions() -> Iterator[None]:
 def _is_sweeping(frame: Any) -> bool:
     """Whether a file or folder is being put into its place or removed: to interrupt that would leave a half.
 
-    So would an interrupted wait for threads that sweep what is theirs: Python 3.11 takes them for ended then.
+    So would interrupting the wait for threads that clean up: Python 3.11 would consider them finished.
     """
     while frame is not None:
         name, function = os.path.basename(frame.f_code.co_filename), frame.f_code.co_name

@@ -37,7 +37,7 @@ def load(path: str, arguments: argparse.Namespace) -> "keras.Model":
         arguments: parsed, with what `add_loading_arguments` added.
 
     Raises:
-        ValueError: no such file, no Keras file, code inside that nobody vouched for, or an unknown layer.
+        ValueError: no such file, no Keras file, code inside without `--trust-code`, or an unknown layer.
     """
     from keras_distill.models.saving import load_model
 

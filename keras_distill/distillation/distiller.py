@@ -59,7 +59,7 @@ else:
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class Distiller(Trainer):
-    """A Keras model that trains `student` on hard labels and on what `teacher` knows.
+    """A Keras model that trains `student` on hard labels and on the outputs of `teacher`.
 
     The objective of a batch is
 
@@ -76,8 +76,8 @@ class Distiller(Trainer):
     Checkpoints and `.keras` files hold the student and the optimizer, never the teacher.
 
     Args:
-        teacher: what knows: a Keras model with any head, an `Ensemble`, any callable that maps a batch of inputs
-            to logits; `None` where batches bring their soft targets. Never changed, never saved.
+        teacher: a Keras model with any head, an `Ensemble`, or any callable that maps a batch of inputs to logits;
+            `None` where batches bring their soft targets. Never changed, never saved.
         student: the Keras model to train, with any head. It stays a plain Keras model, at `distiller.student`.
         distillation_losses: one loss or several, ours or Keras's; `None` is `SoftTargets(temperature=4.0)`. For a
             model of several outputs a dict `{output name: loss or None}`, which may be one of several.

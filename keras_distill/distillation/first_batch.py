@@ -25,8 +25,8 @@ class FirstBatchCheck(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         """Looks at what the first batch showed, once it is over."""
-        # Before the second batch, not after the first: for whoever asks for a batch's end, Keras makes numbers of
-        # all metrics at the end of every one, and waits for them.
+        # Before the second batch, not after the first: if any callback implements `on_train_batch_end`, Keras converts
+        # every metric to a number after every batch, and waits for it.
         if self.has_begun and self.before:
             self._look()
             self.before = []

@@ -41,7 +41,7 @@ def check_label_range(labels: Any, loss: Any, num_classes: int | None) -> None:
 
 
 def check_heads(terms: Sequence[Term], who: str, activation_of: Callable[[Term], str | None]) -> None:
-    """Raises `ValueError` where a softmax's loss meets sigmoids, or the other way round: that trains, and is wrong.
+    """Raises `ValueError` for a softmax loss on a sigmoid head, or the reverse: it would train, and be wrong.
 
     Args:
         terms: the distillation losses.

@@ -78,7 +78,7 @@ def _between_steps(run: ForwardPass, teacher: Teacher, supports_jit: bool) -> Ca
 
 
 def _follow(teacher: Any, student: keras.Model, student_values: list[tuple[Any, Tensor]]) -> None:
-    """`teacher.follow(student)`, while the student's variables are in the hands of the compiled step."""
+    """`teacher.follow(student)`, while the compiled step holds the student's variables."""
     with keras.StatelessScope(state_mapping=student_values) as scope:
         teacher.follow(student)
         moved = [(variable, scope.get_current_value(variable)) for variable in teacher.variables]

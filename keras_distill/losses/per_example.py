@@ -1,4 +1,4 @@
-"""What every loss of ours has in common: one value an example, reduced by whoever calls it."""
+"""What all our losses have in common: one value for each example, reduced by the caller."""
 
 from typing import Any
 

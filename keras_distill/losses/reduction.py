@@ -25,7 +25,7 @@ class WeightedMean(keras.losses.Loss):
             missing = len(values.shape) - len(sample_weight.shape)
             sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *[1] * max(missing, 0)))
         mask = mask_of(mask_carrier)
-        # Features of another length than the tokens have no mask of theirs.
+        # Features whose length differs from that of the tokens have no mask.
         carrier = mask_carrier if mask is not None and tuple(mask.shape) == tuple(values.shape) else values
         return super().__call__(values, carrier, sample_weight)
 

@@ -26,7 +26,7 @@ def load_model(
 
     Raises:
         ValueError: there is no such file; it is no `.keras` file or is damaged; it holds code, or layers that
-            nobody registered.
+            are not registered.
 
     Example:
         >>> import tempfile, pathlib

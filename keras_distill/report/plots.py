@@ -249,7 +249,7 @@ def _short(name: str) -> str:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of `width` × `height` inches that belongs to nobody but the caller."""
+    """An empty figure of `width` × `height` inches, outside of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

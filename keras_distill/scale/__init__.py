@@ -1,6 +1,6 @@
 """Past one machine, on engines that others maintain: processes here, Ray on a cluster, devices through Keras.
 
-The names load on first use: nobody pays for an engine that they do not use.
+The names load on first use: an engine that is not used costs nothing.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What travels to a worker: functions, models and arrays, the arrays apart from the rest so that nobody copies them.
+"""What travels to a worker: functions, models and arrays, the arrays apart from the rest, so that they are not copied.
 
 Arrays leave the pickle as buffers (protocol 5); an engine lays them where its workers can map them. A memory map
 travels as the name of its file: what lies on a disk that all workers see is never sent.
@@ -37,7 +37,7 @@ class SerializedModel:
             return cls(np.frombuffer(path.read_bytes(), np.uint8))
 
     def load(self) -> "keras.Model":
-        """The model, without its optimizer; it came from this program's own, so code inside is no stranger's."""
+        """The model, without its optimizer; it was saved by this program, so code inside it is trusted."""
         from keras_distill.models.saving import load_model
 
         with tempfile.TemporaryDirectory() as folder:

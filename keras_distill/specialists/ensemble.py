@@ -125,7 +125,7 @@ class SpecialistEnsemble(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_distill")
 class RoutedSpecialists(keras.layers.Layer):
-    """The generalist, the specialists that it asks and their merge: one layer, since specialists may be namesakes.
+    """The generalist, the specialists that it asks and their merge: one layer, since specialists may share a name.
 
     Args: as those of `SpecialistEnsemble`.
     """

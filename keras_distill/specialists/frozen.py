@@ -38,7 +38,7 @@ class TrainedPart:
         model: the whole.
         frozen: from the inputs to the tensors that cross into the trained part; `None` where all is trained.
         tail: from there to the outputs.
-        of_batches: the model that batches are given to: `tail`, or the whole with the frozen part as it is in use.
+        of_batches: the model that is trained on batches: `tail`, or the whole with the frozen part in inference mode.
     """
 
     def __init__(self, model: keras.Model, trained: str):

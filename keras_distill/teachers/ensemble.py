@@ -166,7 +166,7 @@ class Ensemble(keras.Model):
 class Members(keras.Layer):
     """Models over the same inputs, and their mean.
 
-    One layer, because a functional model wants unique layer names and members are often namesakes.
+    One layer, because the layers of a functional model need unique names and members often share theirs.
 
     Args:
         models: Keras models with one output each, of one shape.
