@@ -71,7 +71,7 @@ class Figure:
     """A drawing with its caption.
 
     Attributes:
-        svg: SVG text as `keras_distill.report.plots` gives it. It is inserted unescaped: never pass SVG from an untrusted source.
+        svg: SVG text as `keras_distill.report.plots` gives it, inserted unescaped: none from an untrusted source.
         caption: what the figure shows.
         description: what somebody who cannot see the figure should know; the caption where empty.
     """

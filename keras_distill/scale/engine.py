@@ -1,4 +1,4 @@
-"""What an engine is: workers that open a job once and then do its tasks one at a time; tasks of dead workers are redone.
+"""What an engine is: workers that open a job once and do its tasks one at a time; those of dead workers are redone.
 
 `processes.py` and `ray.py` say how workers are started and heard; here it is said what they do.
 """
