@@ -148,6 +148,7 @@ def save_traced(
 
     def serve(*tensors: Any) -> dict[str, Any]:
         outputs = named_outputs(model(*signature.pack(tensors), training=False))
+        # Known only while Keras traces: a subclassed model says nowhere what it will return.
         output_names[:] = outputs
         return outputs
 
@@ -251,6 +252,7 @@ def as_float32(model: "keras.Model") -> Iterator[None]:
         for layer, _ in policies:
             layer.dtype_policy = "float32"
         for layer, mean, variance in statistics:
+            # As arrays they become constants of the graph.
             layer.mean, layer.variance = np.asarray(mean), np.asarray(variance)
         yield
     finally:

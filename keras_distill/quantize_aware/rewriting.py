@@ -138,13 +138,17 @@ class _Plan:
         for position, kind in enumerate(self.kinds):
             if kind in ("kernel", "add"):
                 self._absorb(position, kind)
+        # A BatchNorm that no kernel took up is a multiplication by itself, which stays float.
         self.kinds = ["float" if kind == "norm" else kind for kind in self.kinds]
+        # A forest of disjoint sets, one tree a range: what moves or averages int8 values hands their scale on, so each
+        # of its inputs joins the set of its output. A concatenation joins all of its inputs.
         self._parents: dict[int, int] = {}
         for call, kind in zip(graph.calls, self.kinds, strict=True):
             if kind in ("same", "average", "concatenate"):
                 for key in call.inputs:
                     self._parents[self.range_of(key)] = self.range_of(call.outputs[0])
         self.quantized = self._quantized()
+        # What a softmax or sigmoid at the end reads, for exports end there; and the outputs, where there is none.
         heads = [call.inputs[0] for call, kind in zip(graph.calls, self.kinds, strict=True) if kind == "head"]
         self.logits = {self.range_of(key) for key in (*graph.outputs, *heads)}
 
@@ -174,14 +178,17 @@ class _Plan:
         graph, call = self.graph, self.graph.calls[position]
         norm, activation, result = None, "linear", call.outputs[0]
         following = graph.only_consumer(result)
+        # A layer that is called twice has one kernel: folding the BatchNorm behind one call would change the other.
         is_single = graph.num_calls[id(call.operation)] == 1
         if kind == "kernel" and following is not None and self.kinds[following] == "norm" and is_single:
             candidate = graph.calls[following]
+            # And a BatchNorm that is called twice has statistics of two tensors, which one kernel cannot take up.
             if graph.num_calls[id(candidate.operation)] == 1:
                 norm, result = candidate.operation, candidate.outputs[0]
                 self.kinds[following] = "absorbed"
                 following = graph.only_consumer(result)
         if following is not None and self.kinds[following] == "activation" and is_single:
+            # Fused: a range that begins at 0 makes the runtime clip there, where it rounds anyway.
             activation, result = _activation(graph.calls[following].operation), graph.calls[following].outputs[0]
             self.kinds[following] = "absorbed"
         self.results[position] = result
@@ -191,6 +198,8 @@ class _Plan:
             self.additions[position] = activation
 
     def _quantized(self) -> set[int]:
+        # Not those of "same", "average" and "concatenate": between float layers these stay float too. Between integer
+        # ones they share a range that is found here by its other end.
         found = set()
         for position, (call, kind) in enumerate(zip(self.graph.calls, self.kinds, strict=True)):
             if kind in ("kernel", "add", "mean", "activation", "hard_swish"):
@@ -215,6 +224,7 @@ class _Emission:
         for position, (call, kind) in enumerate(zip(self.graph.calls, self.plan.kinds, strict=True)):
             if kind == "absorbed":
                 continue
+            # What comes next in the graph reads what the last absorbed call gave.
             key = self.plan.results.get(position, call.outputs[0])
             if kind == "kernel":
                 self.values[key] = self._rounded(key, self._kernel(position), call.operation.name)
@@ -225,6 +235,7 @@ class _Emission:
                     total = keras.layers.Activation(self.plan.additions[position], name=name, dtype="float32")(total)
                 self.values[key] = self._rounded(key, total, call.operation.name)
             elif kind in ("same", "concatenate"):
+                # Not rounded again: these choose or move int8 values. An average does round, to the same scale.
                 self.values[key] = self._copy(call)
             else:
                 outputs = keras.tree.flatten(self._copy(call))
@@ -253,6 +264,8 @@ class _Emission:
             norm_copy = None
             if norm is not None:
                 norm_copy = _built(norm, layer.compute_output_shape(shape), norm.get_weights())
+                # γ (x + b − μ) / σ + β is BatchNorm of x with the mean μ − b: a bias before it moves there, since
+                # the layer has one shift of its own, and that is BatchNorm's.
                 if layer.use_bias:
                     options["use_bias"] = False
                     norm_copy.moving_mean.assign(norm_copy.moving_mean - weights.pop())
@@ -274,6 +287,7 @@ class _Emission:
             return type(operation).from_config(operation.get_config() | {"name": self._unique(operation.name)})
 
         layer = self._once(id(operation), clone)
+        # It has weights only once it was called, and the same ones at every further call.
         outputs = layer(*arguments, **keywords)
         layer.set_weights(operation.get_weights())
         return outputs
@@ -286,6 +300,7 @@ class _Emission:
         return self._fake_quantize(
             representative,
             name,
+            # A mean over batches would settle between the tensors of one range, and clip the widest of them.
             holds_peaks=is_logits or self.plan.num_sources(representative) > 1,
             margin=LOGITS_MARGIN if is_logits else 0.0,
         )(tensor)
@@ -341,7 +356,7 @@ def _kind(call: Call, graph: Graph) -> str:
     if kind in _MEANS and num_inputs == 1:
         return "mean"
     activation = _activation(operation)
-    is_activation = kind in (keras.layers.Activation, keras.layers.ReLU, keras.layers.Softmax) or is_operation
+    is_activation = kind in (keras.layers.Activation, keras.layers.ReLU, keras.layers.Softmax) or of_ops
     if is_activation and activation in ("relu", "relu6"):
         return "activation"
     if is_activation and activation == "hard_silu":

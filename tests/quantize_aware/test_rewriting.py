@@ -50,6 +50,27 @@ def test_rounding_moves_the_logits_a_little_and_not_nothing(image_student, image
     assert 0 < difference.max() < 0.1 * np.ptp(image_student(x))
 
 
+class Gated(layers.Layer):
+    """Has an attribute `activation`, and does something else with it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.activation = keras.activations.relu
+
+    def call(self, inputs):
+        return inputs * keras.ops.sigmoid(inputs) + self.activation(-inputs)
+
+
+def test_a_layer_of_the_users_own_is_no_rectifier_for_having_an_attribute_activation():
+    gated = Gated(name="gated")
+    student = lively(keras.Sequential([keras.Input((6,)), layers.Dense(8), gated, layers.Dense(3, name="logits")]))
+    x = examples_for(student)
+    with pytest.warns(UserWarning, match=r"These stay float32: 'gated' \(Gated\)"):
+        model = quantize_aware(student, x)
+    with in_float(model):
+        np.testing.assert_allclose(model(x), student(x), atol=1e-5)
+
+
 def test_one_dense_layer_is_what_integer_arithmetic_says():
     student = lively(keras.Sequential([keras.Input((6,)), layers.Dense(4, name="logits")]))
     x = examples_for(student)
