@@ -43,6 +43,7 @@ def logits_model(model: keras.Model, *, from_logits: bool = True) -> keras.Model
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+        >>> from keras import ops
         >>> x = ops.ones((1, 4))
         >>> bool(ops.all(ops.isclose(ops.softmax(logits_model(model)(x)), model(x))))
         True

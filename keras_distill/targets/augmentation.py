@@ -4,7 +4,8 @@ A *view* of an item is named by two integers, its id and the view's number; toge
 every random choice. Nothing depends on the batch that an item is in: the draws are hashes of those integers, and
 the arithmetic is either a move of pixels or elementwise.
 
-Run these in a `tf.data` pipeline or eagerly, not under XLA, which may fuse a product and a sum into one rounding.
+Run these in a `tf.data` pipeline or eagerly: XLA may fuse a product and a sum into one rounding, and a `tf.function`
+folds constants into another order.
 """
 
 from typing import Any

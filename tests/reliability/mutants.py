@@ -40,27 +40,31 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "keras_distill"
-# Room: (its files, the tests that may notice a fault in them; the files' own examples do besides).
+# Room: (its folders and files, the tests that may notice a fault in them; the files' own examples do besides).
 ROOMS = {
     "losses": (
-        [
-            "losses/features.py",
-            "losses/logit_loss.py",
-            "losses/logit_variants.py",
-            "losses/per_example.py",
-            "losses/projector.py",
-            "losses/reduction.py",
-            "losses/relations.py",
-            "losses/soft_targets.py",
-        ],
+        ["losses"],
         [
             "tests/losses",
             "tests/contract/test_every_loss.py",
             "tests/reliability/test_properties_of_losses.py",
         ],
     ),
+    "distillation": (
+        [f"distillation/{name}.py" for name in ("batch", "distiller", "first_batch", "guards", "objective")],
+        ["tests/test_distiller.py", "tests/test_distiller_features.py", "tests/test_structured_outputs.py"],
+    ),
+    "heads": (
+        ["models/forward_pass.py", "models/heads.py"],
+        [
+            "tests/test_logits.py",
+            "tests/test_distiller.py",
+            "tests/test_distiller_features.py",
+            "tests/test_structured_outputs.py",
+        ],
+    ),
     "combiner": (
-        ["specialists/combiner.py"],
+        ["specialists/combiner.py", "specialists/ensemble.py", "specialists/merge.py"],
         ["tests/specialists/test_combiner.py", "tests/reliability/test_properties_of_ensembles.py"],
     ),
     "store": (
@@ -187,6 +191,15 @@ def _set(node, field, value):
 def _put(values, place, value, node):
     values[place] = value
     return node
+
+
+def files_of(room):
+    """A room's files, by their paths in the package."""
+    found = []
+    for place in ROOMS[room][0]:
+        files = sorted((PACKAGE / place).glob("*.py")) if (PACKAGE / place).is_dir() else [PACKAGE / place]
+        found += [file.relative_to(PACKAGE).as_posix() for file in files if file.name != "__init__.py"]
+    return found
 
 
 def mutants_of(file):
@@ -338,7 +351,7 @@ class Mutants:
 
     def __init__(self, room, arguments):
         self.room, self.arguments = room, arguments
-        self.files = ROOMS[room][0]
+        self.files = files_of(room)
         self.survey = Survey(self.files)
         self.result = None
 
@@ -535,7 +548,7 @@ def try_room(room, arguments, writing):
     os.environ.setdefault("KERAS_DISTILL_HYPOTHESIS", "few")
     os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["PYTHONPATH"] = "3", str(ROOT)
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    files, tests = ROOMS[room]
+    files, tests = files_of(room), ROOMS[room][1]
     mutants = Mutants(room, arguments)
     with tempfile.TemporaryDirectory(prefix="keras-distill-mutants-") as folder:
         options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow"]
