@@ -36,5 +36,5 @@ def save_calibration(calibration: Mapping[str, Any] | None, folder: str | Path) 
             error_message("calibration must have equally many examples for every input", sorted(counts), remedy)
         )
     path = Path(folder) / "calibration.npz"
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes `allow_pickle` for one of the arrays
+    np.savez(path, **{f"input/{name}": array for name, array in arrays.items()})  # type: ignore[arg-type]  # NumPy's stub takes `allow_pickle` for one of the arrays
     return str(path)

@@ -47,7 +47,7 @@ def to_litert(
             call) or `"int8"` (int8 throughout between float inputs and outputs; needs `calibration`).
         calibration: `{input name: array}`, some hundreds of training or validation examples; never from the test set.
         example: a batch of inputs; needed for subclassed models whose inputs are not float32.
-        batch: examples a call; `None` leaves it open where the model allows.
+        batch: examples a call; `None` leaves it open where the model allows, or as the model fixes it.
         from_logits: whether a subclassed model gives logits; if not, the logarithm of its output is exported.
         class_names: names of the classes, in the order of the logits.
         preprocessing: what the caller does to an example first, in words.
@@ -59,7 +59,8 @@ def to_litert(
         `path`.
 
     Raises:
-        ConversionError: a layer cannot be converted; the message names it and the remedy.
+        ConversionError: a layer cannot be converted; the message names it and the remedy. Also a `batch` other than the
+            one that the model fixes.
         ValueError: the model was never built, int8 lacks calibration data, or `path` does not end in `.tflite`.
     """
     if Path(path).suffix != ".tflite":
@@ -83,7 +84,8 @@ def to_litert(
         def attempt(batch: int | None) -> None:
             saved_model = os.path.join(folder, f"batch-{batch}")
             traced = save_traced(stripped, saved_model, signature, batch=batch)
-            convert("to_litert", request | {"saved_model": saved_model}, traced.layer_names)
+            names = {"input_names": list(traced.input_names), "output_names": list(traced.output_names)}
+            convert("to_litert", request | names | {"saved_model": saved_model}, traced.layer_names)
 
         try:
             attempt(batch)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,13 @@ def to_onnx(
 
     A softmax or sigmoid head is left out of the artifact; the model itself keeps it. Mixed policies are
     exported in float32. The conversion runs in a process of its own and its result is checked before it appears.
+    Inputs and outputs keep the model's names, in its order; an output of an input's name gets `_output` at its end.
 
     Args:
         model: a built Keras model: Sequential, Functional or subclassed.
         path: where the file goes; must end in `.onnx`.
         example: a batch of inputs; needed for subclassed models whose inputs are not float32.
-        batch: examples a call; `None` leaves the dimension open, under the name `batch`.
+        batch: examples a call; `None` leaves the dimension open, under the name `batch`, or as the model fixes it.
         from_logits: whether a subclassed model gives logits; if not, the logarithm of its output is exported.
         class_names: names of the classes, in the order of the logits.
         preprocessing: what the caller does to an example first, in words.
@@ -54,7 +56,8 @@ def to_onnx(
         `path`.
 
     Raises:
-        ConversionError: a layer cannot be converted; the message names it and the remedy.
+        ConversionError: a layer cannot be converted, or keeps a state between calls, which an ONNX file does not; the
+            message names it and the remedy. Also a `batch` other than the one that the model fixes.
         ValueError: the model was never built, or `path` does not end in `.onnx`.
     """
     if Path(path).suffix != ".onnx":
@@ -70,11 +73,18 @@ def to_onnx(
             "saved_model": folder,
             "path": os.path.abspath(aside),
             "opset": OPSET,
-            "input_names": list(signature.names),
+            "input_names": list(traced.input_names),
             "output_names": list(traced.output_names),
             "metadata": metadata,
         }
-        convert("to_onnx", request, traced.layer_names)
+        result = convert("to_onnx", request, traced.layer_names)
+    if result["float_layers"]:
+        names = ", ".join(map(repr, result["float_layers"]))
+        warnings.warn(
+            f"These were trained for int8, and onnxruntime computes them in float32 on this processor: {names}. They "
+            "take the time of the float32 model.",
+            stacklevel=2,
+        )
     return Path(path)
 
 
@@ -87,6 +97,8 @@ def quantize_onnx(
     operations: Sequence[str] | None = None,
 ) -> Path:
     """Writes the float32 ONNX file `source` as an int8 one, its metadata kept.
+
+    A warning names the operations that onnxruntime computes in float32 all the same on this processor.
 
     Args:
         source: the float32 file.
@@ -104,6 +116,23 @@ def quantize_onnx(
         ConversionError: the quantiser failed.
         ValueError: a static mode without calibration data.
     """
+    float_layers = write_quantized(source, path, mode=mode, calibration=calibration, operations=operations)
+    if float_layers:
+        remedy = ' mode="static-uint8" may keep them in integers.' if mode == "static" else ""
+        names = ", ".join(map(repr, float_layers))
+        warnings.warn(f"onnxruntime computes these in float32 on this processor: {names}.{remedy}", stacklevel=2)
+    return Path(path)
+
+
+def write_quantized(
+    source: str | os.PathLike,
+    path: str | os.PathLike,
+    *,
+    mode: str,
+    calibration: Mapping[str, Any] | None,
+    operations: Sequence[str] | None,
+) -> list[str]:
+    """As `quantize_onnx`; returns the operations that onnxruntime computes in float32 all the same."""
     check_choice("mode", mode, ("static", "static-uint8", "dynamic"))
     with tempfile.TemporaryDirectory(prefix="keras-distill-quantize-") as folder, whole_file(path) as aside:
         request = {
@@ -113,5 +142,4 @@ def quantize_onnx(
             "calibration": save_calibration(calibration, folder) if mode != "dynamic" else None,
             "operations": list(operations) if operations is not None else None,
         }
-        convert("quantize_onnx", request)
-    return Path(path)
+        return convert("quantize_onnx", request)["float_layers"]

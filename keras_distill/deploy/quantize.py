@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_distill.deploy.conversion import ConversionError
 from keras_distill.deploy.litert import to_litert
-from keras_distill.deploy.onnx import quantize_onnx
+from keras_distill.deploy.onnx import write_quantized
 from keras_distill.deploy.verify import Verification
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Variant:
         verification: from `verify`; `None` before it.
         latency: figures of the kit's `measure`, in ms; empty before it.
         failure: why it is out of the question; `None` where it is not.
+        float_layers: operations of an int8 file that its runtime computes in float32 on this processor.
         num_bytes: size of the file when it was made.
     """
 
@@ -45,6 +46,7 @@ class Variant:
     verification: Verification | None = None
     latency: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
+    float_layers: Sequence[str] = ()
     num_bytes: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -70,10 +72,15 @@ def onnx_int8_variants(source: Path, folder: Path, calibration: Mapping[str, Any
     if not any("Conv" in name or name in ("LSTM", "GRU") for name in operations):
         modes.append("dynamic")
 
-    def maker(mode: str) -> Callable[[Path], Path]:
-        return lambda path: quantize_onnx(source, path, mode=mode, calibration=calibration, operations=inside)
-
-    return [_attempt("onnx-int8", mode, "int8", folder / f"{mode}.onnx", maker(mode)) for mode in modes]
+    variants = []
+    for mode in modes:
+        path = folder / f"{mode}.onnx"
+        try:
+            left = write_quantized(source, path, mode=mode, calibration=calibration, operations=inside)
+            variants.append(Variant("onnx-int8", mode, "int8", path, float_layers=left))
+        except ConversionError as error:
+            variants.append(Variant("onnx-int8", mode, "int8", failure=str(error)))
+    return variants
 
 
 def litert_int8_variants(
@@ -124,7 +131,10 @@ def choose(variants: Sequence[Variant], float32: Variant, *, must_be_faster: boo
         for variant in usable:
             ratio = variant.latency["p50_ms"] / float32.latency["p50_ms"]
             if ratio * SAME_SPEED >= 1.0:
-                reasons.append(f"{variant.name} takes {ratio:.2f} x the time of float32")
+                left = f", and its runtime computes {', '.join(variant.float_layers)} in float32"
+                reasons.append(
+                    f"{variant.name} takes {ratio:.2f} x the time of float32{left if variant.float_layers else ''}"
+                )
         usable = [v for v in usable if v.latency["p50_ms"] * SAME_SPEED < float32.latency["p50_ms"]]
     else:
         reasons += [f"{v.name} is not smaller than float32" for v in usable if v.num_bytes >= float32.num_bytes]

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_distill._checks import cast_exactly, check_count, error_message
+from keras_distill.deploy.conversion import ConversionError
 
 if TYPE_CHECKING:
     import keras
@@ -29,10 +32,12 @@ class Signature:
     Attributes:
         arguments: the positional arguments of the call, each a structure of `keras.InputSpec`.
         names: a name for each tensor of `arguments`, flattened.
+        batch: the number of examples that the model itself fixes; `None` where it takes any.
     """
 
     arguments: tuple[Any, ...]
     names: tuple[str, ...]
+    batch: int | None = None
 
     @property
     def specs(self) -> list[Any]:
@@ -46,6 +51,11 @@ class Signature:
         import keras
 
         return tuple(keras.tree.pack_sequence_as(self.arguments, list(tensors)))
+
+    def filled(self, array: np.ndarray) -> np.ndarray:
+        """`array`, its last example repeated until there are as many as the model takes a call."""
+        missing = (self.batch or len(array)) - len(array)
+        return np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing else array
 
     def feed(self, inputs: Any) -> dict[str, Any]:
         """Named float32 or integer arrays for a runtime, from one array, a list, or a dictionary of our names."""
@@ -78,19 +88,25 @@ class Signature:
 class Traced:
     """What the graph alone does not say.
 
+    In the graph itself tensors are numbered, `input_000`, `output_000` and so on: TensorFlow writes small letters,
+    refuses a leading underscore, and sorts outputs by name. The converters give them the model's names again.
+
     Attributes:
-        output_names: the names of the outputs.
+        input_names: the names of the inputs, in their order.
+        output_names: the names of the outputs, in their order.
         layer_names: the names of all layers, so that an error can name one.
     """
 
+    input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     layer_names: tuple[str, ...]
 
 
 def signature_of(model: "keras.Model", example: Any = None) -> Signature:
-    """Returns how `model` is called, with names that a device can use.
+    """Returns how `model` is called, under its own names and with its own batch size.
 
-    A `keras.Input` that was given a name keeps it; others become `inputs`, or `inputs_0`, `inputs_1`, ….
+    An input in a dictionary is called by its key. Another `keras.Input` that was given a name keeps it; others become
+    `inputs`, or `inputs_0`, `inputs_1`, ….
 
     Args:
         model: a built Keras model.
@@ -98,29 +114,30 @@ def signature_of(model: "keras.Model", example: Any = None) -> Signature:
             float32, since Keras records only their shapes.
 
     Raises:
-        ValueError: for a model that was never built.
+        ValueError: for a model that was never built, or whose inputs fix different numbers of examples.
     """
     import keras
 
+    from keras_distill._keras_internals import input_structure
+
     tree = keras.tree
-    if isinstance(model, keras.Sequential) and model.built and model.inputs:
-        arguments: tuple[Any, ...] = (model.inputs[0],)
-    elif getattr(model, "inputs", None):
-        arguments = (model.input,)
+    batch = None
+    if getattr(model, "inputs", None) and model.built:
+        arguments: tuple[Any, ...] = (input_structure(model),)
+        batch = _own_batch(model.inputs)
     elif example is not None:
         arguments = (tree.map_structure(_spec_of_array, example),)
     else:
         arguments = _recorded_arguments(model)
     flat = tree.flatten(arguments)
+    given = [_key(path[1:]) or _given_name(tensor) for path, tensor in tree.flatten_with_path(arguments)]
     fallbacks = ["inputs"] if len(flat) == 1 else [f"inputs_{position}" for position in range(len(flat))]
-    names = [_given_name(tensor) or fallback for tensor, fallback in zip(flat, fallbacks, strict=True)]
-    if len(set(names)) != len(names):
-        names = [f"{name}_{position}" for position, name in enumerate(names)]
+    names = _distinct([name or fallback for name, fallback in zip(given, fallbacks, strict=True)])
     specs = [
-        keras.InputSpec(shape=(None, *tensor.shape[1:]), dtype=tensor.dtype, name=name)
+        keras.InputSpec(shape=(batch, *tensor.shape[1:]), dtype=tensor.dtype, name=name)
         for tensor, name in zip(flat, names, strict=True)
     ]
-    return Signature(tuple(tree.pack_sequence_as(arguments, specs)), tuple(names))
+    return Signature(tuple(tree.pack_sequence_as(arguments, specs)), tuple(names), batch)
 
 
 def save_traced(
@@ -132,7 +149,10 @@ def save_traced(
         model: the Keras model; it is the same afterwards.
         folder: where the SavedModel goes.
         signature: from `signature_of`.
-        batch: a fixed number of examples a call; `None` leaves it open.
+        batch: a fixed number of examples a call; `None` leaves it as the model has it.
+
+    Raises:
+        ConversionError: a `batch` that the model does not take.
     """
     import keras
 
@@ -140,34 +160,48 @@ def save_traced(
 
     if batch is not None:
         check_count("batch", batch)
+        if signature.batch not in (None, batch):
+            remedy = "Leave `batch` out, or build the model with a keras.Input of another batch size."
+            raise ConversionError(
+                error_message(f"batch must be {signature.batch}, as {model.name!r} has it", batch, remedy)
+            )
     specs = [
-        keras.InputSpec(shape=(batch, *spec.shape[1:]), dtype=spec.dtype, name=spec.name) for spec in signature.specs
+        keras.InputSpec(shape=(batch or signature.batch, *spec.shape[1:]), dtype=spec.dtype, name=f"input_{place:03}")
+        for place, spec in enumerate(signature.specs)
     ]
 
     output_names: list[str] = []
 
     def serve(*tensors: Any) -> dict[str, Any]:
-        outputs = named_outputs(model(*signature.pack(tensors), training=False))
+        outputs = named_outputs(model(*signature.pack(tensors), training=False), signature.names)
         # Known only while Keras traces: a subclassed model says nowhere what it will return.
         output_names[:] = outputs
-        return outputs
+        return {f"output_{place:03}": output for place, output in enumerate(outputs.values())}
 
     with _ONE_AT_A_TIME, as_float32(model):
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
         archive.write_out(os.fspath(folder), verbose=False)
-    return Traced(tuple(output_names), tuple(layer.name for layer in all_layers(model)))
+    layer_names = tuple(layer.name for layer in all_layers(model))
+    return Traced(signature.names, tuple(output_names), layer_names)
 
 
-def named_outputs(outputs: Any) -> dict[str, Any]:
-    """Names a model's outputs: `logits`, or `logits_0`, `logits_1`, …, or the names that a dictionary gave them."""
+def named_outputs(outputs: Any, input_names: Sequence[str] = ()) -> dict[str, Any]:
+    """Names a model's outputs: `logits`, or `logits_0`, `logits_1`, …, or the names that a dictionary gave them.
+
+    Args:
+        outputs: the model's outputs, in any structure.
+        input_names: the model's inputs. In a file no output has the name of an input: it gets `_output` at its end.
+    """
+    import keras
     from keras import ops
 
-    if not isinstance(outputs, dict):
-        flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        outputs = {"logits": flat[0]} if len(flat) == 1 else {f"logits_{i}": tensor for i, tensor in enumerate(flat)}
-    return {name: ops.cast(tensor, "float32") for name, tensor in outputs.items()}
+    flat = keras.tree.flatten_with_path(outputs)
+    fallbacks = ["logits"] if len(flat) == 1 else [f"logits_{position}" for position in range(len(flat))]
+    names = [_key(path) or fallback for (path, _), fallback in zip(flat, fallbacks, strict=True)]
+    names = _distinct([f"{name}_output" if name in input_names else name for name in names], input_names)
+    return {name: ops.cast(output, "float32") for name, (_, output) in zip(names, flat, strict=True)}
 
 
 def float32_outputs(
@@ -175,22 +209,24 @@ def float32_outputs(
 ) -> dict[str, Any]:
     """Returns all outputs of `model` in float32, `{output name: NumPy array}`: what the artifacts are compared with."""
     import keras
-    import numpy as np
     import tensorflow as tf
 
-    specs = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in signature.specs]
+    specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.specs]
 
     @tf.function(input_signature=specs)
     def serve(*tensors: Any) -> dict[str, Any]:
-        return named_outputs(model(*signature.pack(tensors), training=False))
+        return named_outputs(model(*signature.pack(tensors), training=False), signature.names)
 
     num_items = len(next(iter(feed.values())))
+    batch_size = signature.batch or batch_size
     parts = []
-    with as_float32(model):
+    with as_float32(model), same_state(model):
         run = serve.get_concrete_function()
         for start in range(0, num_items, batch_size):
-            batch = [keras.ops.convert_to_tensor(feed[name][start : start + batch_size]) for name in signature.names]
-            parts.append({name: np.asarray(output) for name, output in run(*batch).items()})
+            stop = min(start + batch_size, num_items)
+            batch = [signature.filled(feed[name][start:stop]) for name in signature.names]
+            outputs = run(*map(keras.ops.convert_to_tensor, batch))
+            parts.append({name: np.asarray(output)[: stop - start] for name, output in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -205,10 +241,7 @@ def heads_of(model: "keras.Model", output_names: Sequence[str]) -> dict[str, str
 
     from keras_distill.models.forward_pass import forward_pass
 
-    activations = forward_pass(model).activations
-    if isinstance(activations, dict):
-        return {name: activations.get(name) for name in output_names}
-    flat = keras.tree.flatten(activations)
+    flat = keras.tree.flatten(forward_pass(model).activations)
     return dict(zip(output_names, flat, strict=True)) if len(flat) == len(output_names) else {}
 
 
@@ -219,14 +252,14 @@ def single_call(model: "keras.Model", feed: dict[str, Any], signature: Signature
     """
     import tensorflow as tf
 
-    specs = [tf.TensorSpec(spec.shape, spec.dtype, spec.name) for spec in signature.specs]
+    specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.specs]
 
     @tf.function(input_signature=specs)
     def serve(*tensors: Any) -> Any:
         return model(*signature.pack(tensors), training=False)
 
     run = serve.get_concrete_function()
-    tensors = [tf.convert_to_tensor(feed[name]) for name in signature.names]
+    tensors = [tf.convert_to_tensor(signature.filled(feed[name])) for name in signature.names]
     return lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), run(*tensors))
 
 
@@ -238,7 +271,6 @@ def as_float32(model: "keras.Model") -> Iterator[None]:
     holds eager tensors, which a converter mistakes for inputs.
     """
     import keras
-    import numpy as np
 
     from keras_distill._keras_internals import all_layers
 
@@ -262,16 +294,60 @@ def as_float32(model: "keras.Model") -> Iterator[None]:
             layer.mean, layer.variance = mean, variance
 
 
+@contextmanager
+def same_state(model: "keras.Model") -> Iterator[None]:
+    """Gives the variables that calls of `model` have changed, such as a recurrent layer's state, their values again."""
+    import keras
+    from keras import ops
+
+    from keras_distill._keras_internals import all_layers
+
+    # A recurrent layer's states are no variables of the model.
+    states = keras.tree.flatten([getattr(layer, "states", None) for layer in all_layers(model)])
+    variables = [*model.non_trainable_variables, *(state for state in states if isinstance(state, keras.Variable))]
+    before = [(variable, np.array(ops.convert_to_numpy(variable))) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            if not np.array_equal(ops.convert_to_numpy(variable), value):
+                variable.assign(value)
+
+
+def _own_batch(inputs: Sequence[Any]) -> int | None:
+    sizes = {tensor.shape[0] for tensor in inputs if len(tensor.shape) and tensor.shape[0] is not None}
+    if len(sizes) > 1:
+        remedy = "Build it with keras.Inputs of one batch size, or of none."
+        raise ValueError(error_message("all inputs must have one batch size", sorted(sizes), remedy))
+    return sizes.pop() if sizes else None
+
+
+def _key(path: Sequence[Any]) -> str | None:
+    """The name that a place in a structure has: its keys, if one is a name; `None` where all are numbers."""
+    return "_".join(map(str, path)) if any(isinstance(key, str) for key in path) else None
+
+
+def _distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """`names`, with a number at the end of each that is taken or was there before."""
+    distinct: list[str] = []
+    for name in names:
+        number, candidate = 0, name
+        while candidate in distinct or candidate in taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        distinct.append(candidate)
+    return distinct
+
+
 def _given_name(tensor: Any) -> str | None:
     name = getattr(tensor, "name", None)
     if not name or re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", name):
         return None
-    return re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return name
 
 
 def _spec_of_array(array: Any) -> Any:
     import keras
-    import numpy as np
 
     array = np.asarray(array)
     dtype = "float32" if array.dtype.kind == "f" else str(array.dtype)

@@ -8,9 +8,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -122,8 +121,11 @@ def convert_to_onnx(
     input_names: list[str],
     output_names: list[str],
     metadata: dict,
-) -> None:
-    """SavedModel → ONNX, checked by `onnx.checker`, dimensions and tensors named, metadata inside."""
+) -> dict[str, list[str]]:
+    """SavedModel → ONNX, checked by `onnx.checker`, dimensions and tensors named, metadata inside.
+
+    Returns the layers that were trained for int8 and that onnxruntime computes in float32.
+    """
     reply.write(stage="reading the traced model")
     import onnx
     import tensorflow as tf
@@ -132,50 +134,63 @@ def convert_to_onnx(
     from keras_distill.deploy import integer_onnx
 
     _teach_tf2onnx()
-    logged_errors = _Listener()
-    logging.getLogger("tf2onnx").addHandler(logged_errors)
+    outcries = _Listener()
+    logging.getLogger("tf2onnx").addHandler(outcries)
+    _let_functions_be_inlined(Path(saved_model))
     loaded = tf.saved_model.load(saved_model)
-    function = loaded.signatures["serving_default"]
+    function = loaded.signatures[SIGNATURE]
+    _refuse_state(saved_model, function, reply.layer_names)
     reply.write(stage="converting the graph to ONNX")
-    model, _ = tf2onnx.convert.from_function(
-        SimpleNamespace(get_concrete_function=lambda: function), input_signature=(), opset=opset
-    )
-    reply.write(stage="checking the ONNX graph")
-    _refuse_unknown_operations(model, logged_errors.messages, reply.layer_names)
     # A signature's outputs are in the order of their names.
-    tensors = [tensor.name for tensor in function.outputs]
-    _rename_outputs(model.graph, dict(zip(tensors, sorted(function.structured_outputs), strict=True)))
+    inputs, outputs = _own_inputs(function), [tensor.name for tensor in function.outputs]
+    graph = tf2onnx.tf_loader.from_function(function, inputs, outputs)
+    _hold_captured_tensors(graph, function)
+    model, _ = tf2onnx.convert.from_graph_def(graph, input_names=inputs, output_names=outputs, opset=opset)
+    reply.write(stage="checking the ONNX graph")
+    _refuse_unknown_operations(model, outcries.messages, reply.layer_names)
+    names = dict(zip([*sorted(inputs), *outputs], [*input_names, *output_names], strict=True))
+    _rename_tensors(model.graph, names)
     _name_batch(model.graph)
+    _name_kernels(model.graph)
     integer_onnx.finish(model)
     del model.graph.value_info[:]  # they name dimensions that were renamed
     model.producer_name = "keras_distill"
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
-    names = sorted(tensor.name for tensor in model.graph.input), sorted(tensor.name for tensor in model.graph.output)
-    if names != (sorted(input_names), sorted(output_names)):
-        raise Refusal(
-            f"the tensors must be named {input_names} and {output_names}; got {names}. Rename the model's inputs."
-        )
+    found = [tensor.name for tensor in model.graph.input], [tensor.name for tensor in model.graph.output]
+    if found != (input_names, output_names):
+        raise Refusal(f"the tensors must be named {input_names} and {output_names}; got {found}. {OTHER_REMEDY}")
     onnx.save(model, path)
+    reply.write(stage="running the ONNX file")
+    _refuse_what_does_not_run(path, function, input_names, reply.layer_names)
+    return {"float_layers": _layers_in_float(model.graph, path, reply.layer_names)}
 
 
 def convert_to_litert(
-    reply: Reply, *, saved_model: str, path: str, quantization: str | None, calibration: str | None, metadata: dict
+    reply: Reply,
+    *,
+    saved_model: str,
+    path: str,
+    input_names: list[str],
+    output_names: list[str],
+    quantization: str | None,
+    calibration: str | None,
+    metadata: dict,
 ) -> None:
     """SavedModel → LiteRT of built-in operations only, so that no device needs the Flex delegate."""
     reply.write(stage="reading the traced model")
     import tensorflow as tf
 
-    function = tf.saved_model.load(saved_model).signatures["serving_default"]
-    graph = function.graph.as_graph_def()
-    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    loaded = tf.saved_model.load(saved_model)
+    function = loaded.signatures[SIGNATURE]
+    nodes = _all_nodes(function)
     if any(node.op.startswith("FakeQuantWithMinMax") for node in nodes) and quantization != "float16":
         # It was trained with its ranges: there is nothing to calibrate, and no float32 network to be had.
         quantization, calibration = "as trained", None
     if quantization == "int8":
         reply.write(suspects=layers_that_loop(nodes, reply.layer_names))
-    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=["serving_default"])
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=[SIGNATURE])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     converter.experimental_enable_resource_variables = True
     if quantization is not None:
@@ -184,40 +199,47 @@ def convert_to_litert(
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
         assert calibration is not None  # checked by the parent
-        with np.load(calibration, allow_pickle=False) as arrays:
-            feed = {name: arrays[name] for name in arrays.files}
-        num_items = len(next(iter(feed.values())))
-
-        def examples() -> Any:
-            for item in range(num_items):
-                yield {name: array[item : item + 1] for name, array in feed.items()}
-
-        converter.representative_dataset = examples
+        numbered = {name: f"input_{place:03}" for place, name in enumerate(input_names)}
+        batches = list(calibration_batches(calibration, input_names, function.inputs[0].shape[0]))
+        converter.representative_dataset = lambda: (
+            {numbered[name]: array for name, array in batch.items()} for batch in batches
+        )
     reply.write(stage=f"converting the graph to LiteRT ({quantization or 'float32'})")
     content = converter.convert()
     reply.write(stage="checking the LiteRT model")
-    content = _with_litert_metadata(content, metadata)
+    content = _named_litert(content, input_names, output_names, metadata)
     flex = sorted(set(re.findall(rb"Flex[A-Z]\w+", content)))
     if flex:
         names = ", ".join(name.decode() for name in flex)
         raise Refusal(f"a LiteRT model must hold built-in operations only; got {names}. {OTHER_REMEDY}")
     Path(path).write_bytes(content)
+    reply.write(stage="running the LiteRT file")
+    _refuse_what_does_not_run(path, function, input_names, reply.layer_names)
 
 
 def quantize_onnx(
     reply: Reply, *, source: str, path: str, mode: str, calibration: str | None, operations: list[str] | None
-) -> None:
-    """ONNX → int8 ONNX: static QDQ per channel with calibrated ranges, or dynamic."""
+) -> dict[str, list[str]]:
+    """ONNX → int8 ONNX: static QDQ per channel with calibrated ranges, or dynamic.
+
+    Returns the operations that were to be quantised and that onnxruntime computes in float32.
+    """
     reply.write(stage="folding the graph before quantisation")
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from keras_distill.deploy.kernel_types import float_kernels
 
     logging.getLogger().setLevel(logging.ERROR)  # advice for people, and this process has no reader
     folded = f"{path}.folded.onnx"
     # Symbolic shape inference wants sympy and fails on attention.
     quant_pre_process(source, folded, skip_symbolic_shape=True)
     graph = onnx.load(folded).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [tensor for tensor in graph.input if tensor.name not in weights]
+    input_names = [tensor.name for tensor in inputs]
+    batch = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
     reply.write(stage=f"quantising ({mode})")
     # Weights of 7 bits (`reduce_range`): without int8 dot products, AVX2 adds two 8-bit products in 16 bits, which
     # saturates. That cost 8 x in logit error (0.186 against 0.022) and 4.5 points of a ConvNet's accuracy, and a file
@@ -235,11 +257,13 @@ def quantize_onnx(
             assert calibration is not None  # checked by the parent
             last = {output.name for output in graph.output}
             # Ranges come from some hundreds of examples; clipping a hidden value is harmless, clipping a logit is not.
-            free = sorted({node.op_type for node in graph.node if last & set(node.output)})
+            # Every operation of such a type is freed, or none. A Gemm computes in integers all the same; a convolution
+            # does so only where its output is rounded.
+            free = sorted({node.op_type for node in graph.node if last & set(node.output)} - {"Conv"})
             quantization.quantize_static(
                 folded,
                 path,
-                _CalibrationReader(calibration),
+                _CalibrationReader(calibration_batches(calibration, input_names, batch)),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=True,
@@ -252,6 +276,9 @@ def quantize_onnx(
         Path(folded).unlink(missing_ok=True)
     reply.write(stage="checking the quantised ONNX graph")
     onnx.checker.check_model(path, full_check=True)
+    kinds = {node.name: node.op_type for node in onnx.load(path).graph.node}
+    wanted = [name for name in float_kernels(path) if operations is None or kinds.get(name) in operations]
+    return {"float_layers": [name.removeprefix("StatefulPartitionedCall/") for name in wanted]}
 
 
 JOBS: dict[str, Callable[..., Any]] = {
@@ -275,19 +302,141 @@ class _Listener(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-class _CalibrationReader:
-    """Feeds calibration examples to onnxruntime one at a time, as its interface wants."""
+def calibration_batches(path: str, input_names: list[str], batch: int | None) -> Iterator[dict[str, np.ndarray]]:
+    """Calibration examples, one at a time or, for a model that takes no other number, so many."""
+    with np.load(path, allow_pickle=False) as arrays:
+        feed = {name.removeprefix("input/"): arrays[name] for name in arrays.files}
+    if set(feed) != set(input_names):
+        raise Refusal(f"calibration must be of the inputs {sorted(input_names)}; got {sorted(feed)}. Use these names.")
+    size, num_items = batch or 1, len(next(iter(feed.values())))
+    for start in range(0, num_items, size):
+        places = np.minimum(np.arange(start, start + size), num_items - 1)
+        yield {name: array[places] for name, array in feed.items()}
 
-    def __init__(self, path: str):
-        with np.load(path, allow_pickle=False) as arrays:
-            self.feed = {name: arrays[name] for name in arrays.files}
-        self.position, self.num_items = 0, len(next(iter(self.feed.values())))
+
+class _CalibrationReader:
+    """Feeds calibration examples to onnxruntime, as its interface wants."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]):
+        self.batches = batches
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        if self.position == self.num_items:
-            return None
-        item, self.position = self.position, self.position + 1
-        return {name: array[item : item + 1] for name, array in self.feed.items()}
+        return next(self.batches, None)
+
+
+# TensorFlow's graphs
+
+
+SIGNATURE = "serving_default"
+
+
+def _all_nodes(function: Any) -> list[Any]:
+    graph = function.graph.as_graph_def()
+    return [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+
+
+def _own_inputs(function: Any) -> list[str]:
+    """The names of a function's inputs, without those for the tensors and variables that it has captured."""
+    num_own = len(function.inputs) - len(function.captured_inputs)
+    return [tensor.name for tensor in function.inputs[:num_own]]
+
+
+def _let_functions_be_inlined(saved_model: Path) -> None:
+    """Takes off what keeps TensorFlow from inlining a function: tf2onnx knows operations alone.
+
+    Keras compiles grouped convolutions with XLA on their own (`_XlaMustCompile`), and models of `tf.function` may do
+    the same; in an ONNX file there is no XLA.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = saved_model / "saved_model.pb"
+    content = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for meta_graph in content.meta_graphs:
+        graph = meta_graph.graph_def
+        functions = graph.library.function
+        for holder in (*functions, *graph.node, *(node for function in functions for node in function.node_def)):
+            for attribute in ("_XlaMustCompile", "_noinline"):
+                holder.attr.pop(attribute, None)
+    path.write_bytes(content.SerializeToString())
+
+
+def _hold_captured_tensors(graph: Any, function: Any) -> None:
+    """Puts the tensors that a function has captured into its frozen graph, as constants in place of inputs.
+
+    A layer that holds a tensor made outside of its call, such as position ids, gives the graph an input for it.
+    """
+    import tensorflow as tf
+
+    num_own = len(function.inputs) - len(function.captured_inputs)
+    values = {
+        placeholder.name.partition(":")[0]: value
+        for placeholder, value in zip(function.inputs[num_own:], function.captured_inputs, strict=True)
+        if value.dtype != tf.resource
+    }
+    for node in graph.node:
+        if node.op == "Placeholder" and node.name in values:
+            value = values[node.name]
+            node.op = "Const"
+            node.attr.clear()
+            node.attr["dtype"].type = value.dtype.as_datatype_enum
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
+
+
+def _refuse_state(saved_model: str, function: Any, layer_names: list[str]) -> None:
+    """Raises where the model's answer depends on its earlier calls: an ONNX file would answer as at the first one."""
+    import tensorflow as tf
+
+    writes = [node for node in _all_nodes(function) if re.fullmatch(r"Assign\w*VariableOp|Resource\w+", node.op)]
+    if not writes:
+        return
+    # That a variable is written says nothing yet: BatchNorm's statistics in training mode, for one, are never read.
+    # A copy answers, whose variables nobody freezes afterwards.
+    try:
+        copy = tf.saved_model.load(saved_model)
+        answer, feed = copy.signatures[SIGNATURE], _random_inputs(function)
+        first, second = answer(**feed), answer(**feed)
+        is_steady = all(np.allclose(first[name], second[name], rtol=1e-5, atol=1e-6, equal_nan=True) for name in first)
+    except Exception:
+        # An input that nobody can guess. What can't be shown to be steady is not.
+        is_steady = False
+    if not is_steady:
+        layer = next(filter(None, (layer_of(node.name + "/", layer_names) for node in writes)), None)
+        raise Refusal(
+            "every layer of an ONNX file must give the same answer again at the next call; got "
+            f"{repr(layer) if layer else 'one'}, which keeps a state between calls, its own or that of random numbers. "
+            "Let the model take the state as an input and give the new one as an output (return_state=True), or use "
+            "to_litert, whose files keep it."
+        )
+
+
+def _random_inputs(function: Any) -> dict[str, np.ndarray]:
+    """Inputs that nearly any model takes, by the numbered names: small floats, and zeros for integers."""
+    generator = np.random.default_rng(0)
+    feed = {}
+    for name in _own_inputs(function):
+        tensor = function.graph.get_tensor_by_name(name)
+        guesses = [2, *[24] * (len(tensor.shape) - 1)]
+        shape = [size or guess for size, guess in zip(tensor.shape, guesses, strict=True)]
+        values = generator.normal(size=shape) if tensor.dtype.is_floating else np.zeros(shape)
+        feed[name.partition(":")[0]] = values.astype(tensor.dtype.as_numpy_dtype)
+    return feed
+
+
+def _refuse_what_does_not_run(path: str, function: Any, input_names: list[str], layer_names: list[str]) -> None:
+    """Raises where a file cannot be opened and called once in its runtime: converters write such files, too."""
+    from keras_distill.deploy.kit import kit_module
+
+    try:
+        artifact = kit_module().open_artifact(path)
+        # Of a size that is open, and is not the batch's, nobody knows what the model takes.
+        if all(None not in tuple(function.graph.get_tensor_by_name(name).shape)[1:] for name in _own_inputs(function)):
+            artifact.step(dict(zip(input_names, _random_inputs(function).values(), strict=True)))()
+    except Exception as error:
+        job = "to_onnx" if path.endswith(".onnx") else "to_litert"
+        raise Refusal(explain(job, f"{type(error).__name__}: {error}", layer_names)) from None
+
+
+# ONNX
 
 
 def _teach_tf2onnx() -> None:
@@ -339,12 +488,46 @@ def _refuse_unknown_operations(model: Any, logged_errors: list[str], layer_names
         raise Refusal(explain("to_onnx", " ".join(logged_errors), layer_names))
 
 
-def _rename_outputs(graph: Any, names: dict[str, str]) -> None:
+def _rename_tensors(graph: Any, names: dict[str, str]) -> None:
+    """Renames tensors everywhere in `graph`, and those that had one of the new names out of their way."""
+    graphs = [graph]
+    for each in graphs:  # grows: the branches of an If, the body of a Loop
+        graphs += [attribute.g for node in each.node for attribute in node.attribute if attribute.HasField("g")]
+    lists = [names_of for each in graphs for node in each.node for names_of in (node.input, node.output)]
+    tensors = [tensor for each in graphs for tensor in (*each.input, *each.output, *each.initializer, *each.value_info)]
+    taken = {name for names_of in lists for name in names_of} | {tensor.name for tensor in tensors}
+    moves = dict(names)
+    for name in sorted(taken & set(names.values()) - set(names)):
+        number = 0
+        while (moved := f"{name}_{number}") in taken or moved in names.values():
+            number += 1
+        moves[name] = moved
+        taken.add(moved)
+    for names_of in lists:
+        names_of[:] = [moves.get(name, name) for name in names_of]
+    for tensor in tensors:
+        tensor.name = moves.get(tensor.name, tensor.name)
+
+
+def _name_kernels(graph: Any) -> None:
+    """Calls what tf2onnx has made of several operations after their layer again, where an input tells it."""
     for node in graph.node:
-        node.output[:] = [names.get(name, name) for name in node.output]
-        node.input[:] = [names.get(name, name) for name in node.input]
-    for tensor in graph.output:
-        tensor.name = names.get(tensor.name, tensor.name)
+        # The first input of a convolution is the layer before it; a recurrent layer has turned its own.
+        inputs = {"Conv": node.input[1:], "Gemm": node.input[1:], "MatMul": node.input[1:], "LSTM": node.input}
+        scopes = [name.rpartition("/")[0] for name in inputs.get(node.op_type, ()) if "/" in name]
+        if scopes and "/" not in node.name:
+            node.name = f"{scopes[-1]}/{node.name}"
+
+
+def _layers_in_float(graph: Any, path: str, layer_names: list[str]) -> list[str]:
+    """The layers of a quantisation-aware graph, saved at `path`, that onnxruntime computes in float32 all the same."""
+    from keras_distill.deploy.kernel_types import float_kernels
+
+    quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    kernels = {node.name for node in graph.node if len(node.input) > 1 and node.input[1] in quantized}
+    if not kernels:
+        return []
+    return [layer_of(name + "/", layer_names) or name for name in float_kernels(path) if name in kernels]
 
 
 def _name_batch(graph: Any) -> None:
@@ -354,13 +537,26 @@ def _name_batch(graph: Any) -> None:
                 size.dim_param = "batch" if axis == 0 else f"{tensor.name}_{axis}"
 
 
-def _with_litert_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+# LiteRT
+
+
+def _named_litert(content: bytes, input_names: list[str], output_names: list[str], metadata: dict[str, str]) -> bytes:
+    """A LiteRT file whose tensors have the model's names and order, with `metadata` inside."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     from keras_distill.deploy.metadata import LITERT_ENTRY
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    (signature,) = model.signatureDefs
+    subgraph = model.subgraphs[signature.subgraphIndex]
+    for kind, names in (("inputs", input_names), ("outputs", output_names)):
+        # The numbers in their names are the model's order.
+        ends = sorted(getattr(signature, kind), key=lambda end: end.name)
+        for end, name in zip(ends, names, strict=True):
+            end.name = subgraph.tensors[end.tensorIndex].name = name.encode()
+        setattr(signature, kind, ends)
+        setattr(subgraph, kind, np.array([end.tensorIndex for end in ends], np.int32))
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(json.dumps(metadata, ensure_ascii=False).encode(), np.uint8)
     entry = schema.MetadataT()
