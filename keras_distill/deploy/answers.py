@@ -15,6 +15,9 @@ import numpy as np
 from keras_distill._checks import error_message
 
 ANSWERS = ("argmax", "threshold", "distance")
+# A probability of e^-1000 is none.
+SMALLEST_RULED_OUT = 1e3
+ROWS_TO_FIND_A_GAP = 1000
 
 
 def answer_of(head: str | None, expected: np.ndarray, labels: Any = None) -> str:
@@ -119,6 +122,41 @@ def coded_labels(subject: str, labels: Any, expected: np.ndarray, answer: str) -
     if answer == "argmax":
         return flat
     return np.where(flat < 0, -1, 2 * np.tile(np.arange(rows.shape[-1]), len(rows)) + flat)
+
+
+def without_ruled_out(rows: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two outputs of classes or labels, with 0 for what both rule out, such as the −1e9 of a masked class.
+
+    Such logits say "never", at whatever size; beside them everything else would be next to nothing. They are told by a
+    gap: nothing lies within a factor of a thousand between them and all others, none of them is positive, and no row
+    has them alone.
+
+    Args:
+        rows: the reference, `(num_rows, num_values)`.
+        found: the artifact's.
+
+    Returns:
+        Both as they were where nothing is ruled out.
+
+    Example:
+        >>> rows, found = np.array([[1.0, -1e9], [2.0, 3.0]]), np.array([[1.5, -9e8], [2.0, 3.5]])
+        >>> [array.tolist() for array in without_ruled_out(rows, found)]
+        [[[1.0, 0.0], [2.0, 3.0]], [[1.5, 0.0], [2.0, 3.5]]]
+    """
+    lowest = float(rows.min())
+    if lowest > -SMALLEST_RULED_OUT:
+        return rows, found
+    sizes = np.unique(np.abs(rows[:: max(1, len(rows) // ROWS_TO_FIND_A_GAP)]))
+    sizes = sizes[sizes > 0]
+    gaps = np.flatnonzero(sizes[1:] >= 1e3 * sizes[:-1])
+    if not gaps.size or sizes[gaps[-1] + 1] < SMALLEST_RULED_OUT:
+        return rows, found
+    limit = -math.sqrt(sizes[gaps[-1]]) * math.sqrt(sizes[gaps[-1] + 1])
+    is_out = rows < limit
+    if float(rows.max()) > -limit or is_out.all(-1).any():
+        return rows, found
+    both = is_out & (found < limit)
+    return np.where(both, 0.0, rows), np.where(both, 0.0, found)
 
 
 def margins(rows: np.ndarray, answers: np.ndarray, answer: str, threshold: float, chosen: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import check_choice, check_finite, error_message
-from keras_distill.deploy.answers import ANSWERS, answer_of, as_rows, coded_labels, threshold_of
+from keras_distill.deploy.answers import ANSWERS, answer_of, as_rows, coded_labels, threshold_of, without_ruled_out
 from keras_distill.deploy.distance import Distance, distance_of, drop_beyond_chance, explained_variance
 from keras_distill.deploy.flips import Flips, flips_of
 from keras_distill.deploy.kit import kit_module
@@ -106,7 +106,8 @@ def compare_output(
         agreement = kit_module().compare(expected, found)["argmax_agreement"]
         return OutputComparison(answer, math.inf, math.inf, 0.0, agreement, problems=tuple(broken))
     of_classes = answer == "argmax" and rows.shape[-1] > 1
-    distance = distance_of(rows, found_rows, *TOLERANCES.get(precision, (math.inf, math.inf)), of_classes=of_classes)
+    measured = (rows, found_rows) if answer == "distance" else without_ruled_out(rows, found_rows)
+    distance = distance_of(*measured, *TOLERANCES.get(precision, (math.inf, math.inf)), of_classes=of_classes)
     judge = _Judge(precision, max_accuracy_drop, answer, distance)
     if answer == "distance":
         figures = judge.values(rows, found_rows, None if labels is None else _targets(subject, labels, rows))
@@ -114,8 +115,10 @@ def compare_output(
         flips = flips_of(rows, found_rows, answer, threshold_of(head, expected, from_logits=from_logits), distance)
         codes = None if labels is None else coded_labels(subject, labels, expected, answer)
         figures = judge.answers(flips, codes if codes is not None and np.any(codes >= 0) else None, len(expected))
-        judge.ties(flips, rows)
+        judge.ties(flips, measured[0])
     judge.distance()
+    if len(rows) > 1 and np.all(rows == rows[:1]):
+        judge.remarks.append("the float32 model answers all inputs alike, which shows little")
     return OutputComparison(
         answer,
         distance.max_abs_error,

@@ -8,6 +8,7 @@ import numpy as np
 # What stays in a processor's cache: twice as fast as the whole at once.
 VALUES_AT_A_TIME = 1 << 16
 LARGEST_USUAL_SPREAD = 10.0
+SMALLEST_SHARE = 1e-3
 # An error of half the spread: nothing that is left tells one input from another.
 LOST = 0.5
 # Of fewer rows nobody knows how far one value varies by itself.
@@ -26,13 +27,13 @@ class Distance:
         spread: how much the expected values vary from row to row, the root of their mean variance.
         margin_rmse: `rmse` of what an answer depends on: of classes, after each row's mean was taken off.
         margin_spread: `spread` likewise.
-        absolute: the allowed distance of a value near 0.
+        absolute: the allowed distance of a value near 0, of the value where it is largest.
         num_far: how many values are farther off than allowed.
         num_lost_rows: how many rows have little in common with the expected ones: their error is more than half the
             spread.
         lost_values: the values that have little in common with the expected ones: their error is more than half their
             own spread, which is at least a twentieth of the widest.
-        lost_faint_values: those of a smaller spread, down to a thousandth.
+        lost_faint_values: those of a smaller spread.
     """
 
     num_rows: int
@@ -68,8 +69,8 @@ def distance_of(
         expected: the reference, float `(num_rows, num_values)`, finite.
         found: the artifact's, of the same shape.
         relative: allowed share of a value.
-        absolute: allowed distance beside it, in the output's unit, where the values' spread is 10 at most; beyond, the
-            rounding of a value near 0 is that of what it was summed up from, and the allowed distance grows with it.
+        absolute: allowed distance beside it, in the output's unit, of a value that varies by 10 at most; of one that
+            varies more, what is near 0 is rounded as what it was summed up from, and the allowed distance grows.
         of_classes: whether a row's mean means nothing, as before a softmax.
 
     Example:
@@ -96,8 +97,9 @@ def distance_of(
             margin_square += float(np.sum(wanted**2))
             margin_variance += float(np.sum((wanted - (mean - mean.mean())) ** 2))
     size = num_rows * num_values
-    # Of one row nothing is known about the spread, of a few not much: then the values' own size stands in.
-    share = max(0.01, 1.0 / num_rows)
+    # Of a few rows little is known about the spread, of one nothing: then a share of the values' size stands in.
+    share = 1.0 / num_rows if num_rows < FEWEST_ROWS_FOR_A_VALUE else SMALLEST_SHARE
+    widths, sizes = np.sqrt(variance / num_rows), np.sqrt(square / num_rows)
 
     def spread_of(variance: float, square: float) -> float:
         return max(math.sqrt(variance / size), share * math.sqrt(square / size))
@@ -106,20 +108,20 @@ def distance_of(
     margin_rmse, margin_spread = rmse, spread
     if of_classes:
         margin_rmse, margin_spread = math.sqrt(margin_error / size), spread_of(margin_variance, margin_square)
-    absolute *= max(1.0, spread / LARGEST_USUAL_SPREAD)
+    # Each value has its own, for a price may stand beside a rate.
+    allowed = absolute * np.maximum(1.0, np.maximum(widths, share * sizes) / LARGEST_USUAL_SPREAD)
     num_far = num_lost_rows = 0
     for piece in pieces:
         difference = found[piece].astype("float64") - expected[piece]
         if math.isfinite(absolute):
-            num_far += int(np.count_nonzero(np.abs(difference) > absolute + relative * np.abs(expected[piece])))
+            num_far += int(np.count_nonzero(np.abs(difference) > allowed + relative * np.abs(expected[piece])))
         if of_classes:
             difference -= difference.mean(-1, keepdims=True)
         num_lost_rows += int(np.count_nonzero(np.sqrt(np.mean(difference**2, -1)) > LOST * margin_spread))
     lost = faint = np.zeros(num_values, bool)
     if num_rows >= FEWEST_ROWS_FOR_A_VALUE:
-        widths = np.sqrt(variance / num_rows)
-        own = np.maximum(widths, 0.01 * np.sqrt(square / num_rows))
-        lost = (np.sqrt(error / num_rows) > LOST * own) & (widths > 1e-3 * widths.max())
+        # What varies by less than float32 resolves does not vary.
+        lost = (np.sqrt(error / num_rows) > LOST * np.maximum(widths, 0.01 * sizes)) & (widths > 1e-6 * sizes)
         faint = widths < 0.05 * widths.max()
     return Distance(
         num_rows,
@@ -129,7 +131,7 @@ def distance_of(
         spread,
         margin_rmse,
         margin_spread,
-        absolute,
+        float(allowed.max()),
         num_far,
         num_lost_rows,
         tuple(np.flatnonzero(lost & ~faint).tolist()),

@@ -146,6 +146,8 @@ def verify(
     problems, remarks = unsteadiness(artifact, feed, found, spreads, precision)
     if artifact.fixed_batch is not None:
         remarks.append(f"takes {artifact.fixed_batch} example(s) a call")
+    if len(next(iter(feed.values()))) > 1 and all(np.all(array == array[:1]) for array in feed.values()):
+        remarks.append("all inputs are the same, which shows little")
     labelled = [output for output in compared.values() if output.accuracy_drop is not None]
     worst = max(labelled, key=lambda output: output.accuracy_drop or 0.0, default=None)
     return Verification(

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import r2_score
 
-from keras_distill.deploy.answers import answer_of, coded, coded_labels, threshold_of
+from keras_distill.deploy.answers import answer_of, coded, coded_labels, threshold_of, without_ruled_out
 from keras_distill.deploy.comparison import compare_output
 from keras_distill.deploy.distance import VALUES_AT_A_TIME, distance_of, drop_beyond_chance, explained_variance
 from keras_distill.deploy.flips import flips_of
@@ -33,7 +33,7 @@ def test_distances_are_numpy_s_in_one_piece_and_in_several(num_rows, of_classes,
     assert found.max_abs_error == pytest.approx(np.abs(error).max())
     assert found.rmse == pytest.approx(np.sqrt(np.mean(error**2)))
     # Of a few rows the spread is not known: then a share of the size stands in.
-    share = max(0.01, 1 / num_rows)
+    share = 1 / num_rows if num_rows < 8 else 1e-3
     spread = max(np.sqrt(expected.var(0).mean()), share * np.sqrt(np.mean(expected**2)))
     assert found.spread == pytest.approx(spread)
     assert found.num_far == np.count_nonzero(np.abs(error) > 0.1)
@@ -52,9 +52,53 @@ def test_a_value_of_which_little_is_left_is_lost_and_a_faint_one_apart(normal):
         found[:, value] = -expected[:, value]
     result = distance(expected, found)
     assert result.lost_values == (1,)
-    assert result.lost_faint_values == (2,)
+    assert result.lost_faint_values == (2, 3)
     # Of fewer than eight rows nobody knows.
     assert distance(expected[:7], found[:7]).lost_values == ()
+
+
+def test_a_small_unit_beside_a_large_one_has_its_own_tolerance(normal):
+    expected = normal(100, 2) * [1e6, 1.0]
+    found = expected + normal(100, 2) * [1.0, 0.01]
+    # A price of a million is rounded to a tenth in float32, a rate of one is not.
+    assert distance_of(expected, found, 1e-4, 1e-4).num_far > 50
+    assert distance_of(expected, expected + normal(100, 2) * [1.0, 1e-6], 1e-4, 1e-4).num_far == 0
+    for precision in ("float32", "float16", "int8"):
+        swapped = np.stack([expected[:, 0], -expected[:, 1]], 1)
+        assert compare_output("a", expected, swapped, precision=precision, answer="distance").problems
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("answer", ["argmax", "threshold"])
+@pytest.mark.parametrize("share_masked", [0.1, 0.7])
+def test_logits_that_are_ruled_out_hide_nothing_of_the_others(answer, share_masked, precision, normal):
+    expected = 3 * normal(300, 10)
+    is_masked = normal(300, 10) < stats.norm.ppf(share_masked)
+    is_masked[np.arange(300), np.arange(300) % 10] = False
+    error = {"float32": 1e-6, "float16": 1e-3, "int8": 0.02}[precision]
+    found = expected + error * normal(300, 10)
+    rough = -1e9 * (1 + error * normal(300, 10))
+    masked = np.where(is_masked, -1e9, expected)
+    assert not compare_output(
+        "a", masked, np.where(is_masked, rough, found), precision=precision, answer=answer
+    ).problems
+    order = np.roll(np.arange(10), 1)
+    for changed in (expected[:, order], 2.5 * expected):
+        result = compare_output("a", masked, np.where(is_masked, -1e9, changed), precision=precision, answer=answer)
+        assert result.problems
+        assert result.spread < 10
+    assert compare_output("a", masked, found, precision=precision, answer=answer).problems
+
+
+def test_what_is_merely_low_is_not_ruled_out(normal):
+    for rows in (
+        1e5 * normal(300, 4),
+        normal(300, 4) - 5000,
+        np.array([[0.002, -4.0]]),
+        np.array([[1.0, -1e9], [-1e9, -1e9]]),
+        np.array([[1e9, 1.0], [-1e9, 2.0]]),
+    ):
+        assert without_ruled_out(rows, rows)[0] is rows
 
 
 def test_explained_variance_is_scikit_learn_s(normal):

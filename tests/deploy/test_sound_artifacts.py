@@ -208,7 +208,8 @@ def test_a_dead_model_that_answers_all_inputs_alike(tmp_path):
     subject.outputs = {"logits": np.broadcast_to(subject.constants["bias"], (300, 4)).copy()}
     for precision in ("float32", "float16", "int8"):
         path = subject.write(tmp_path / "a.onnx", constants=rounded(subject, precision))
-        assert_holds(subject, path, precision)
+        found = assert_holds(subject, path, precision)
+        assert "the float32 model answers all inputs alike, which shows little" in found.remarks
     nothing = classes()
     nothing.constants = {name: 0 * array for name, array in nothing.constants.items()}
     nothing.outputs = {"logits": np.zeros((300, 4), "float32")}
@@ -293,6 +294,14 @@ def test_inputs_of_other_types_that_hold_the_same_values(tmp_path):
     assert verify(tokens_of.outputs, path, tokens_of.inputs["ids"].astype("int64").tolist()).holds
     linear = linear_onnx(tmp_path / "c.onnx", np.eye(3))
     assert verify(np.arange(6.0).reshape(2, 3), linear, np.arange(6).reshape(2, 3)).holds
+
+
+def test_inputs_that_are_all_the_same_are_remarked(tmp_path):
+    subject = classes()
+    path = subject.write(tmp_path / "a.onnx")
+    found = verify(np.tile(subject.constants["bias"], (5, 1)), path, np.zeros((5, 8), "float32"))
+    assert found.holds
+    assert "all inputs are the same, which shows little" in found.remarks
 
 
 # Many of them: what int8 rounding does to random answers
