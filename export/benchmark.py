@@ -236,6 +236,14 @@ def check_inputs(artifact, inputs):
     return counts.pop()
 
 
+def for_one_call(artifact, inputs):
+    """Returns one example of `inputs`, or as many as the artifact takes a call, repeated where there are too few."""
+    return {
+        name: np.ascontiguousarray(np.resize(array, (artifact.fixed_batch or 1, *array.shape[1:])))
+        for name, array in inputs.items()
+    }
+
+
 def open_artifact(path, num_threads=1):
     """Opens an .onnx or .tflite file in its runtime; raises ValueError where the runtime refuses it."""
     opener = {".onnx": OnnxArtifact, ".tflite": LitertArtifact}.get(Path(path).suffix)
@@ -405,8 +413,11 @@ def benchmark(bundle, targets=None, rounds=10, num_threads=1):
         entry = manifest["artifacts"][name]
         results[name] = parity_of(name, entry, golden, answers_to(name, artifact, inputs))
         results[name] |= {"bytes": entry["bytes"], "runtime": artifact.runtime}
-    one = {name: {key: array[:1] for key, array in inputs.items()} for name in opened}
-    steps = {name: artifact.step(one[name]) for name, artifact in opened.items() if results[name]["holds"]}
+    steps = {
+        name: artifact.step(for_one_call(artifact, inputs))
+        for name, artifact in opened.items()
+        if results[name]["holds"]
+    }
     for name, figures in measure(steps, rounds).items() if steps else ():
         results[name] |= figures
     return {

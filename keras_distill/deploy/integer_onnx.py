@@ -38,6 +38,7 @@ def finish(model: Any) -> list[str]:
         The names of the nodes whose kernels are integer now.
     """
     done = _make_kernels_integer(model)
+    _round_before_moves(model)
     _rectify_integers(model)
     _move_integers(model)
     OnnxGraph(model).drop_unused()
@@ -94,6 +95,30 @@ def _make_kernels_integer(model: Any) -> list[str]:
         nodes.append(node)
     graph.replace_nodes(nodes)
     return done
+
+
+def _round_before_moves(model: Any) -> None:
+    """Lets a rounding come before a move of float values that nothing else reads, next to what computes them."""
+    graph = OnnxGraph(model)
+    nodes = list(model.graph.node)
+    places = {id(node): place for place, node in enumerate(nodes)}
+    for quantize in model.graph.node:
+        if quantize.op_type != "QuantizeLinear":
+            continue
+        while (move := graph.producers.get(quantize.input[0])) is not None:
+            # Of Concat there are several inputs, and Pad brings a value of its own.
+            is_alone = len(graph.readers(move.output[0])) == 1 and not graph.is_output(move.output[0])
+            if move.op_type not in _MOVES or move.op_type in ("Concat", "Pad") or not is_alone:
+                break
+            result = quantize.output[0]
+            quantize.input[0], quantize.output[0] = move.input[0], f"{move.output[0]}_integers"
+            move.input[0], move.output[0] = quantize.output[0], result
+            graph.producers |= {quantize.output[0]: quantize, result: move}
+            # Each takes the other's place, which is after all that it reads.
+            first, second = places[id(move)], places[id(quantize)]
+            nodes[first], nodes[second] = quantize, move
+            places[id(quantize)], places[id(move)] = first, second
+    graph.replace_nodes(nodes)
 
 
 def _rectify_integers(model: Any) -> None:

@@ -236,7 +236,7 @@ def _measure(
         if variant.path is not None and variant.failure is None:
             artifact = kit.open_artifact(variant.path)
             opened.append(artifact)
-            steps[str(index)] = artifact.step(one)
+            steps[str(index)] = artifact.step(kit.for_one_call(artifact, one))
     for name, model in models.items():
         if model is not None:
             steps[name] = single_call(logits_model(model), one, reference.signature)

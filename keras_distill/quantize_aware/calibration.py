@@ -35,7 +35,7 @@ def calibrate(model: keras.Model, calibration_data: Any, *, batch_size: int = 64
     seen: dict[str, list[tuple[float, float]]] = {layer.name: [] for layer in layers}
     with in_float(model):
         recorders = _recorders(model, layers)
-        for inputs in _batches(calibration_data, batch_size):
+        for inputs in batches(calibration_data, batch_size):
             for name, (low, high) in recorders(inputs).items():
                 seen[name].append((float(low), float(high)))
     if not layers or not seen[layers[0].name]:
@@ -152,7 +152,8 @@ def _recorders(model: keras.Model, layers: list[FakeQuantize]) -> Any:
     return record
 
 
-def _batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
+def batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
+    """Calibration data as batches of inputs, checked."""
     if calibration_data is None:
         raise ValueError(error_message("calibration_data must hold at least one example", None, NO_DATA))
     if hasattr(calibration_data, "element_spec"):
@@ -163,6 +164,8 @@ def _batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
         return
     arrays = keras.tree.map_structure(lambda array: check_finite("calibration_data", array), calibration_data)
     counts = {len(array) if array.ndim else 0 for array in keras.tree.flatten(arrays)}
+    if counts == {0}:
+        raise ValueError(error_message("calibration_data must hold at least one example", "none", NO_DATA))
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
             error_message("calibration_data must have equally many examples for every input", sorted(counts), NO_DATA)

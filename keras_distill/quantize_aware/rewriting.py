@@ -9,16 +9,19 @@ import warnings
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_distill._checks import error_message
 from keras_distill._keras_internals import all_layers, is_operation
-from keras_distill.quantize_aware.calibration import calibrate
+from keras_distill.quantize_aware.calibration import batches, calibrate, in_float
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize
 from keras_distill.quantize_aware.graph import Call, Graph, ends
 from keras_distill.quantize_aware.kernel import Int8Kernel
 
 # Logits beyond everything that calibration and training saw must not be clipped into a tie.
 LOGITS_MARGIN = 0.1
+# Of the largest answer: what folding BatchNorm and another order of sums may move.
+SAME_ANSWER = 1e-3
 
 _KERNELS = {
     keras.layers.Conv1D,
@@ -63,7 +66,8 @@ def quantize_aware(
     before it, ReLU and ReLU6 are fused; hard-swish, addition, concatenation, pooling, padding and reshaping stay
     in int8. Everything else stays float, and a warning names it. Logits get a range that does not clip. Train the
     result like any Keras model, as the student of a `Distiller` above all; `FreezeRanges` settles it in the
-    last epochs. A softmax at the end is kept, in float.
+    last epochs. A softmax at the end is kept, in float. A layer that its own configuration does not give back cannot
+    be copied: the model has the student's own, and a warning names it.
 
     Args:
         student: a built Functional or Sequential model in float32, best one that is already trained. Not changed.
@@ -107,12 +111,28 @@ def quantize_aware(
             "so their weights stay four times as big and their arithmetic gets no faster.",
             stacklevel=2,
         )
-    inputs = keras.tree.map_structure(
-        lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), symbolic_inputs
-    )
-    outputs = _Emission(graph, plan, {"ranges": ranges, "momentum": momentum}).run(keras.tree.flatten(inputs))
-    model = keras.Model(inputs, keras.tree.pack_sequence_as(symbolic_outputs, outputs), name=student.name)
-    calibrate(model, calibration_data, batch_size=batch_size)
+
+    def emitted(is_foreign_shared: bool) -> tuple[keras.Model, _Emission]:
+        inputs = keras.tree.map_structure(
+            lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), symbolic_inputs
+        )
+        emission = _Emission(graph, plan, {"ranges": ranges, "momentum": momentum}, is_foreign_shared)
+        outputs = emission.run(keras.tree.flatten(inputs))
+        model = keras.Model(inputs, keras.tree.pack_sequence_as(symbolic_outputs, outputs), name=student.name)
+        calibrate(model, calibration_data, batch_size=batch_size)
+        return model, emission
+
+    model, emission = emitted(False)
+    if emission.has_foreign_copies and not _answers_alike(student, model, calibration_data, batch_size):
+        # A configuration that leaves a part of the layer out gives another layer back, and nothing raises.
+        model, emission = emitted(True)
+    if emission.shared:
+        names = ", ".join(f"{name!r} ({type(layer).__name__})" for name, layer in emission.shared.items())
+        warnings.warn(
+            f"These cannot be copied, as get_config and from_config do not give them back: {names}. The model has the "
+            "student's own layers, so training it trains these of the student, too.",
+            stacklevel=2,
+        )
     return model
 
 
@@ -209,10 +229,18 @@ class _Plan:
 
 
 class _Emission:
-    """Builds the new graph, call after call, and copies the weights."""
+    """Builds the new graph, call after call, and copies the weights.
 
-    def __init__(self, graph: Graph, plan: _Plan, options: dict[str, Any]):
+    Attributes:
+        shared: name → layer of the student that stands in the new graph itself, as it could not be copied.
+        has_foreign_copies: whether a layer of a class that is not Keras's own was copied.
+    """
+
+    def __init__(self, graph: Graph, plan: _Plan, options: dict[str, Any], is_foreign_shared: bool = False):
         self.graph, self.plan, self.options = graph, plan, options
+        self.is_foreign_shared = is_foreign_shared
+        self.shared: dict[str, Any] = {}
+        self.has_foreign_copies = False
         self.values: dict[int, Any] = {}
         self._layers: dict[Any, Any] = {}
         self._names: set[str] = set()
@@ -278,19 +306,29 @@ class _Emission:
         """The call on the new values, of a copy of its layer with the same weights."""
         arguments, keywords = call.filled(self.values)
         operation = call.operation
-        if not isinstance(operation, keras.layers.Layer):
-            return self._once(id(operation), lambda: type(operation).from_config(operation.get_config()))(
-                *arguments, **keywords
-            )
+        is_layer = isinstance(operation, keras.layers.Layer)
+        is_foreign = is_layer and not type(operation).__module__.startswith("keras.")
 
         def clone() -> Any:
-            return type(operation).from_config(operation.get_config() | {"name": self._unique(operation.name)})
+            name = {"name": self._unique(operation.name)} if is_layer else {}
+            return type(operation).from_config(operation.get_config() | name)
 
-        layer = self._once(id(operation), clone)
-        # It has weights only once it was called, and the same ones at every further call.
-        outputs = layer(*arguments, **keywords)
-        layer.set_weights(operation.get_weights())
-        return outputs
+        if operation.name not in self.shared and not (is_foreign and self.is_foreign_shared):
+            try:
+                copy = self._once(id(operation), clone)
+                # It has weights only once it was called, and the same ones at every further call.
+                outputs = copy(*arguments, **keywords)
+                if is_layer:
+                    copy.set_weights(operation.get_weights())
+                self.has_foreign_copies |= is_foreign
+                return outputs
+            except Exception:
+                # What a constructor says to a configuration that it does not know can be anything. A call that is wrong
+                # in itself is so below as well.
+                if not is_foreign:
+                    raise
+        self.shared[operation.name] = operation
+        return operation(*arguments, **keywords)
 
     def _rounded(self, key: int, tensor: Any, name: str) -> Any:
         representative = self.plan.range_of(key)
@@ -322,6 +360,16 @@ class _Emission:
             candidate, number = f"{name}_{number}", number + 1
         self._names.add(candidate)
         return candidate
+
+
+def _answers_alike(student: keras.Model, model: keras.Model, calibration_data: Any, batch_size: int) -> bool:
+    """Whether `model`, before rounding, answers a batch as the student does."""
+    inputs = next(batches(calibration_data, batch_size))
+    with in_float(model):
+        pairs = zip(keras.tree.flatten(student(inputs)), keras.tree.flatten(model(inputs)), strict=True)
+        return all(
+            float(ops.max(ops.abs(own - other))) <= SAME_ANSWER * float(ops.max(ops.abs(own))) for own, other in pairs
+        )
 
 
 def _check(student: keras.Model) -> None:

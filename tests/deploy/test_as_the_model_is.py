@@ -26,15 +26,6 @@ def convert(model, folder, runtime, **options):
     return kit_module().open_artifact(MAKERS[runtime](model, folder / f"model.{runtime}", **options))
 
 
-def answers(artifact, feed):
-    """{output name: array} of every output of a file, run once."""
-    if artifact.runtime == "onnxruntime":
-        return dict(zip(artifact.output_names, artifact.session.run(artifact.output_names, feed), strict=True))
-    artifact.step(feed)()
-    details = artifact.interpreter.get_signature_runner().get_output_details()
-    return {name: artifact.interpreter.get_tensor(detail["index"]) for name, detail in details.items()}
-
-
 def on_tensors(model, inputs):
     """The model's own answer, as its file is asked."""
     return keras.tree.map_structure(np.asarray, model(inputs, training=False))
@@ -67,7 +58,7 @@ def test_inputs_and_outputs_keep_names_that_converters_cannot_have(runtime, tmp_
         "b_0": 2 * total,
         "b_1": -total,
     }
-    found = answers(artifact, feed)
+    found = artifact.run(feed)
     assert sorted(found) == sorted(expected)
     for name, array in found.items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-4)
@@ -131,6 +122,8 @@ def test_a_models_own_batch_size_is_kept(runtime, tmp_path):
     np.testing.assert_allclose(artifact({"Four": inputs}), 2.0 * inputs @ kernel + bias, atol=1e-5)
     # Ten are two batches and a half.
     assert verify(model, tmp_path / f"model.{runtime}", normal(10, 6)).holds
+    one_call = kit_module().for_one_call(artifact, {"Four": normal(1, 6)})
+    assert artifact.step(one_call)()[0].shape == (4, 3)
     same = MAKERS[runtime](model, tmp_path / f"same.{runtime}", batch=4)
     assert kit_module().open_artifact(same).fixed_batch == 4
     with pytest.raises(ConversionError, match="batch must be 4"):

@@ -169,6 +169,18 @@ def rectified(**bounds):
     return network((first, constants), rectifier, *rounding("rectified", "hidden"), conv("last", "hidden", 2))
 
 
+def turned_before_it_is_rounded():
+    """As a convolution over a sequence is: its one row goes away between the rectifier and the rounding."""
+    return network(
+        conv("first", "rounded", 1),
+        helper.make_node("Relu", ["first"], ["rectified"]),
+        helper.make_node("Transpose", ["rectified"], ["turned"], perm=[0, 1, 3, 2]),
+        helper.make_node("Transpose", ["turned"], ["again"], perm=[0, 1, 3, 2]),
+        *rounding("again", "hidden"),
+        conv("last", "hidden", 2),
+    )
+
+
 def padded(value=None):
     pads = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)} | (
         {} if value is None else {"value": np.float32(value)}
@@ -211,6 +223,7 @@ GRAPHS = {
     "ReLU": rectified,
     "ReLU6": lambda: rectified(low=0.0, high=6.0),
     "Clip below zero": lambda: rectified(low=-1.0, high=2.0),
+    "moves before the rounding": turned_before_it_is_rounded,
     "Pad": padded,
     "Pad with a zero": lambda: padded(0.0),
     "Concat": concatenated,

@@ -7,15 +7,16 @@ import onnxruntime
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
-from networks import examples_for, image_network, lively
+from networks import examples_for, image_network, lively, random_network
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
 from keras_distill import data, deploy
 from keras_distill.deploy.integer_onnx import kernel_types
+from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance
-from keras_distill.quantize_aware import quantize_aware
+from keras_distill.quantize_aware import Int8Kernel, quantize_aware
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +132,23 @@ def test_every_kernel_is_integer_in_the_files(every_layer):
         types = kernel_types(path)
         assert len(types) == 8
         assert set(types.values()) == {kind}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_kernel_of_a_random_network_runs_in_integers(seed, tmp_path):
+    student = random_network(seed)
+    model = quantize_aware(student, examples_for(student, 64))
+    path = deploy.to_onnx(model, tmp_path / "random.onnx")
+    types = kernel_types(path)
+    assert len(types) == sum(isinstance(layer, Int8Kernel) for layer in model.layers)
+    assert set(types.values()) == {"uint8"}
+    x = examples_for(student, 64, seed=7)
+    ranges = model.get_layer("logits_int8")
+    step = (float(ranges.maximum) - float(ranges.minimum)) / 255
+    # A hidden value that falls to the other side of a half moves a logit by a step or two, seldom.
+    difference = np.abs(kit_module().open_artifact(path)({"inputs": x}) - np.asarray(model(x))) / step
+    assert difference.max() < 4.01
+    assert (difference < 0.5).mean() > 0.7
 
 
 def test_litert_file_has_no_float_operation_between_its_ends(every_layer):

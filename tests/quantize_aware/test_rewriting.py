@@ -323,3 +323,104 @@ def test_tf_data_calibrates_as_arrays_do():
 def test_float_model_cannot_be_frozen():
     with pytest.raises(ValueError, match="must be quantised"):
         freeze(small_student())
+
+
+class Scaled(layers.Layer):
+    """Of a class of the user's own: a factor that the configuration gives back or does not, and a weight."""
+
+    def __init__(self, factor=1.0, table=None, **kwargs):
+        super().__init__(**kwargs)
+        self.factor, self.table = factor, table
+
+    def build(self, shape):
+        self.offset = self.add_weight(shape=(shape[-1],), initializer="random_normal")
+
+    def call(self, inputs):
+        return inputs * self.factor + self.offset
+
+
+class WithConfig(Scaled):
+    def get_config(self):
+        return super().get_config() | {"factor": self.factor}
+
+
+class WithoutFactor(Scaled):
+    """What is saved of it is another layer, of the factor 1."""
+
+    def get_config(self):
+        return layers.Layer.get_config(self)
+
+
+class WithStrangeKey(Scaled):
+    def get_config(self):
+        return super().get_config() | {"invented": 1}
+
+
+class WithMoreWeights(WithoutFactor):
+    """A copy builds fewer weights."""
+
+    def build(self, shape):
+        super().build(shape)
+        if self.factor != 1.0:
+            self.more = self.add_weight(shape=(2,))
+
+
+def with_own_layer(layer):
+    inputs = keras.Input((6,), name="inputs")
+    hidden = layer(layers.Dense(8, activation="relu", name="hidden")(inputs))
+    return lively(keras.Model(inputs, layers.Dense(4, name="logits")(hidden)))
+
+
+STAY_FLOAT = "ignore:These stay float32"
+
+
+@pytest.mark.filterwarnings(STAY_FLOAT)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: WithoutFactor(2.0, name="own"),
+        lambda: WithStrangeKey(2.0, name="own"),
+        lambda: WithMoreWeights(2.0, name="own"),
+        # No configuration at all: an array is none of its values.
+        lambda: Scaled(2.0, table=np.zeros(3), name="own"),
+    ],
+    ids=["a part is left out", "a key that the constructor does not know", "other weights", "no configuration"],
+)
+def test_a_layer_that_its_configuration_does_not_give_back_stays_the_students_and_is_named(layer):
+    student = with_own_layer(layer())
+    x = examples_for(student)
+    expected = np.asarray(student(x))
+    with pytest.warns(
+        UserWarning, match=r"cannot be copied.*'own' \((Scaled|With\w+)\)\. .*trains these of the student"
+    ):
+        model = quantize_aware(student, x)
+    assert model.get_layer("own") is student.get_layer("own")
+    with in_float(model):
+        np.testing.assert_allclose(model(x), expected, atol=1e-5)
+    np.testing.assert_allclose(student(x), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(STAY_FLOAT)
+def test_a_layer_that_its_configuration_gives_back_is_copied():
+    student = with_own_layer(WithConfig(2.0, name="own"))
+    x = examples_for(student)
+    model = quantize_aware(student, x)
+    own, copied = student.get_layer("own"), model.get_layer("own")
+    assert own is not copied
+    before = np.array(own.offset)
+    copied.offset.assign(before + 1.0)
+    np.testing.assert_array_equal(own.offset, before)
+
+
+@pytest.mark.filterwarnings(STAY_FLOAT)
+def test_an_error_of_the_call_itself_is_that_error():
+    class Broken(Scaled):
+        def call(self, inputs):
+            if hasattr(self, "broken"):
+                raise RuntimeError("broken by hand")
+            return super().call(inputs)
+
+    student = with_own_layer(Broken(2.0, name="own"))
+    student.get_layer("own").broken = True
+    with pytest.raises(RuntimeError, match="broken by hand"):
+        quantize_aware(student, examples_for(student))
