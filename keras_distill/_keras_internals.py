@@ -7,6 +7,7 @@ function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -177,3 +178,19 @@ def sync_jax_state(model: keras.Model) -> None:
     """Gives a model's variables their present values, which JAX's compiled step holds until then."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
+
+
+# Where operations run
+
+
+def outside_graphs() -> Any:
+    """A context in which operations give numbers, also while a function of TensorFlow's or JAX's is being traced."""
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.init_scope()
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.ensure_compile_time_eval()
+    return nullcontext()

@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 from keras_distill.models.forward_pass import forward_pass, logits_model
-from keras_distill.models.heads import head_activation, looks_like_probabilities
+from keras_distill.models.heads import head_activation
+from keras_distill.models.probabilities import share_of_probabilities
 
 
 def functional(head):
@@ -151,6 +152,6 @@ def test_unknown_layer_is_refused_by_name():
 
 def test_only_rows_that_sum_to_one_look_like_probabilities():
     probabilities = np.random.default_rng(1).dirichlet(np.ones(5), size=20).astype("float32")
-    assert float(looks_like_probabilities(probabilities)) == 1.0
-    assert float(looks_like_probabilities(np.log(probabilities))) == 0.0
-    assert float(looks_like_probabilities(np.concatenate([probabilities, -probabilities]))) == 0.5
+    assert float(share_of_probabilities(probabilities)) == 1.0
+    assert float(share_of_probabilities(np.log(probabilities))) == 0.0
+    assert float(share_of_probabilities(np.concatenate([probabilities, -probabilities]))) == 0.5

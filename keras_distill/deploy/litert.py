@@ -11,7 +11,7 @@ from keras_distill._files import whole_file
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import ConversionError, convert
 from keras_distill.deploy.metadata import describe
-from keras_distill.deploy.trace import save_traced, signature_of
+from keras_distill.deploy.trace import save_traced, served_model, signature_of
 from keras_distill.deploy.warm import WARM_PROCESS
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def to_litert(
         calibration: `{input name: array}`, some hundreds of training or validation examples; never from the test set.
         example: a batch of inputs; needed for subclassed models whose inputs are not float32.
         batch: examples a call; `None` leaves it open where the model allows, or as the model fixes it.
-        from_logits: whether a subclassed model gives logits; if not, the logarithm of its output is exported.
+        from_logits: what a model gives whose head cannot be found: logits, or (`False`) probabilities, of which the
+            logits are exported.
         class_names: names of the classes, in the order of the logits.
         preprocessing: what the caller does to an example first, in words.
         temperature: divisor of the logits before the softmax, for calibrated probabilities.
@@ -61,17 +62,16 @@ def to_litert(
     Raises:
         ConversionError: a layer cannot be converted; the message names it and the remedy. Also a `batch` other than the
             one that the model fixes.
-        ValueError: the model was never built, int8 lacks calibration data, or `path` does not end in `.tflite`.
+        ValueError: the model was never built, gives other than it promises, int8 lacks calibration data, or `path` does
+            not end in `.tflite`.
     """
     if Path(path).suffix != ".tflite":
         raise ValueError(error_message("the path of a LiteRT file must end in .tflite", repr(os.fspath(path))))
     if quantization is not None:
         check_choice("quantization", quantization, QUANTIZATIONS)
-    from keras_distill.models.forward_pass import logits_model
-
     metadata = describe(class_names, preprocessing, temperature, licence, provenance)
     signature = signature_of(model, example)
-    stripped = logits_model(model, from_logits=from_logits)
+    served = served_model(model, signature, from_logits, example)
     WARM_PROCESS.start()
     with tempfile.TemporaryDirectory(prefix="keras-distill-litert-") as folder, whole_file(path) as aside:
         request = {
@@ -83,7 +83,7 @@ def to_litert(
 
         def attempt(batch: int | None) -> None:
             saved_model = os.path.join(folder, f"batch-{batch}")
-            traced = save_traced(stripped, saved_model, signature, batch=batch)
+            traced = save_traced(served, saved_model, signature, batch=batch)
             names = {"input_names": list(traced.input_names), "output_names": list(traced.output_names)}
             convert("to_litert", request | names | {"saved_model": saved_model}, traced.layer_names)
 

@@ -12,7 +12,7 @@ from keras_distill._files import whole_file
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import convert
 from keras_distill.deploy.metadata import describe
-from keras_distill.deploy.trace import save_traced, signature_of
+from keras_distill.deploy.trace import save_traced, served_model, signature_of
 from keras_distill.deploy.warm import WARM_PROCESS
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def to_onnx(
         path: where the file goes; must end in `.onnx`.
         example: a batch of inputs; needed for subclassed models whose inputs are not float32.
         batch: examples a call; `None` leaves the dimension open, under the name `batch`, or as the model fixes it.
-        from_logits: whether a subclassed model gives logits; if not, the logarithm of its output is exported.
+        from_logits: what a model gives whose head cannot be found: logits, or (`False`) probabilities, of which the
+            logits are exported.
         class_names: names of the classes, in the order of the logits.
         preprocessing: what the caller does to an example first, in words.
         temperature: divisor of the logits before the softmax, for calibrated probabilities.
@@ -58,17 +59,16 @@ def to_onnx(
     Raises:
         ConversionError: a layer cannot be converted, or keeps a state between calls, which an ONNX file does not; the
             message names it and the remedy. Also a `batch` other than the one that the model fixes.
-        ValueError: the model was never built, or `path` does not end in `.onnx`.
+        ValueError: the model was never built, gives other than it promises, or `path` does not end in `.onnx`.
     """
     if Path(path).suffix != ".onnx":
         raise ValueError(error_message("the path of an ONNX file must end in .onnx", repr(os.fspath(path))))
-    from keras_distill.models.forward_pass import logits_model
-
     metadata = describe(class_names, preprocessing, temperature, licence, provenance)
     signature = signature_of(model, example)
+    served = served_model(model, signature, from_logits, example)
     WARM_PROCESS.start()
     with tempfile.TemporaryDirectory(prefix="keras-distill-onnx-") as folder, whole_file(path) as aside:
-        traced = save_traced(logits_model(model, from_logits=from_logits), folder, signature, batch=batch)
+        traced = save_traced(served, folder, signature, batch=batch)
         request = {
             "saved_model": folder,
             "path": os.path.abspath(aside),

@@ -10,7 +10,7 @@ import keras_distill
 from keras_distill._checks import error_message
 from keras_distill.deploy.answers import answer_of
 from keras_distill.deploy.shipment import Provenance
-from keras_distill.deploy.trace import Signature, float32_outputs, heads_of, signature_of
+from keras_distill.deploy.trace import Signature, float32_outputs, heads_of, served_model, signature_of
 from keras_distill.report import metrics
 
 if TYPE_CHECKING:
@@ -58,11 +58,9 @@ def reference_of(model: "keras.Model", dataset: "Dataset") -> Reference:
     Raises:
         ValueError: it takes other inputs, gives no logits of the dataset's classes, or any that are not finite.
     """
-    from keras_distill.models.forward_pass import logits_model
-
     signature = signature_of(model, dataset.test.inputs[:1])
     feed = signature.feed(dataset.test.inputs)
-    stripped = logits_model(model)
+    stripped = served_model(model, signature, from_logits=True)
     outputs = float32_outputs(stripped, feed, signature)
     answer = _labelled_output(model, outputs, dataset.num_classes)
     _check_logits(model, outputs[answer])
@@ -100,12 +98,12 @@ def _labelled_output(model: "keras.Model", outputs: Mapping[str, np.ndarray], nu
 
 
 def _check_logits(model: "keras.Model", output: np.ndarray) -> None:
-    from keras_distill.models.heads import looks_like_probabilities
+    from keras_distill.models.probabilities import SOFTMAX, activation_behind
 
     if not np.isfinite(output).all():
         raise ValueError(error_message(f"the output of {model.name!r} must be finite", "NaN or infinite logits"))
     is_unit_interval = output.shape[-1] == 1 and float(output.min()) >= 0.0 and float(output.max()) <= 1.0
-    if is_unit_interval or float(looks_like_probabilities(output[:256])) == 1.0:
+    if is_unit_interval or activation_behind(output[:256]) == SOFTMAX:
         remedy = (
             "Let its call return the logits, without softmax; only a Functional or Sequential head can be taken off."
         )

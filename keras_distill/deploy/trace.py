@@ -140,6 +140,18 @@ def signature_of(model: "keras.Model", example: Any = None) -> Signature:
     return Signature(tuple(tree.pack_sequence_as(arguments, specs)), tuple(names), batch)
 
 
+def served_model(model: "keras.Model", signature: Signature, from_logits: bool, example: Any = None) -> "keras.Model":
+    """`model` as it is served: without its softmax or sigmoid.
+
+    Raises:
+        ValueError: it gives probabilities where logits were promised, or the other way round.
+    """
+    from keras_distill.models.forward_pass import logits_model
+
+    specs = signature.arguments[0] if len(signature.arguments) == 1 else None
+    return logits_model(model, from_logits=from_logits, example=example, input_specs=specs)
+
+
 def save_traced(
     model: "keras.Model", folder: str | os.PathLike, signature: Signature, *, batch: int | None = None
 ) -> Traced:

@@ -17,7 +17,7 @@ from keras_distill._checks import cast_exactly, check_choice, check_fraction, er
 from keras_distill.deploy.comparison import OutputComparison, compare_output
 from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.steadiness import unsteadiness
-from keras_distill.deploy.trace import float32_outputs, heads_of, signature_of
+from keras_distill.deploy.trace import float32_outputs, heads_of, served_model, signature_of
 
 if TYPE_CHECKING:
     import keras
@@ -101,7 +101,7 @@ def verify(
             targets of a regression. −1 stands for no label.
         precision: of the artifact.
         max_accuracy_drop: largest loss of accuracy of an int8 artifact, as a fraction.
-        from_logits: whether a subclassed `reference` gives logits.
+        from_logits: what a `reference` gives whose head cannot be found: logits, or (`False`) probabilities.
         answers: what counts as an output's answer: `"argmax"`, `"threshold"` (of one unit or several labels) or
             `"distance"` (of a regression), for all outputs or by output name. `None` goes by the model's heads, by the
             labels where a head says nothing, and then takes several values for classes and a single one for itself.
@@ -116,11 +116,9 @@ def verify(
     if isinstance(reference, (np.ndarray, Mapping)):
         feed, outputs = as_feed(artifact, inputs), reference
     else:
-        from keras_distill.models.forward_pass import logits_model
-
         signature = signature_of(reference, inputs)
         feed = signature.feed(inputs)
-        outputs = float32_outputs(logits_model(reference, from_logits=from_logits), feed, signature)
+        outputs = float32_outputs(served_model(reference, signature, from_logits), feed, signature)
         heads = heads_of(reference, tuple(outputs))
     found = run_in_batches(artifact, feed, name=Path(path).name)
     expected, name_of = _paired(outputs, found)

@@ -32,8 +32,8 @@ from keras_distill.distillation.guards import (
     check_label_range,
     check_loss_fits_head,
     check_not_empty,
-    fault_of_first_batch,
     num_not_finite,
+    promise_of,
 )
 from keras_distill.distillation.objective import (
     Objective,
@@ -43,12 +43,13 @@ from keras_distill.distillation.objective import (
     may_differ,
     weighted_terms,
 )
+from keras_distill.distillation.promises import Promises
 from keras_distill.distillation.teacher import HeldTeacher
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
 from keras_distill.models.forward_pass import ForwardPass, Outputs, forward_pass
-from keras_distill.models.heads import is_readable, looks_like_probabilities
+from keras_distill.models.layer_roles import is_readable
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
 
 if TYPE_CHECKING or keras.config.backend() != "jax":
@@ -85,8 +86,11 @@ class Distiller(Trainer):
             each 1. Each may be a schedule or a `keras.Variable`, which a compiled step reads anew.
         student_loss_weight: the weight of the hard labels, in [0, 1]; may be a schedule or a variable too. At 0.0
             training neither computes nor reports their loss; `evaluate` does.
-        from_logits: what models give whose graph cannot be read (subclassed models, callables): logits, or
-            (`False`) probabilities. Heads of Functional and Sequential models are found by themselves.
+        from_logits: what models give whose head cannot be found (subclassed models, callables, last layers of one's
+            own): logits, or (`False`) probabilities. Heads of Functional and Sequential models are found by themselves.
+            A promise that is wrong ends `fit` at its first batch. Soft targets that a batch brings are always logits.
+        teacher_from_logits: the same for the teacher alone; `None` is `from_logits`.
+        student_from_logits: the same for the student alone; `None` is `from_logits`.
         evaluate_distillation: whether `evaluate` too runs the teacher and reports `distillation_loss`.
         name: the model's name.
         dtype: the policy that scales the loss; `None` takes the student's.
@@ -121,6 +125,8 @@ class Distiller(Trainer):
         student_loss_weight: Any = 0.1,
         *,
         from_logits: bool = True,
+        teacher_from_logits: bool | None = None,
+        student_from_logits: bool | None = None,
         evaluate_distillation: bool = False,
         name: str = "distiller",
         dtype: str | keras.DTypePolicy | None = None,
@@ -140,13 +146,15 @@ class Distiller(Trainer):
             distillation_loss_weights,
         )
         self.from_logits = bool(from_logits)
+        self.teacher_from_logits = teacher_from_logits
+        self.student_from_logits = student_from_logits
         self.evaluate_distillation = bool(evaluate_distillation)
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         # Metrics, because replicas and compiled steps know how to add them up; `get_metrics_result` keeps them in.
         self._teacher_not_finite = keras.metrics.Sum(name="teacher_not_finite")
-        self._teacher_probabilities = keras.metrics.Mean(name="teacher_probabilities")
-        self._student_probabilities = keras.metrics.Mean(name="student_probabilities")
+        # The teacher's tensor and the student's for each term.
+        self._promises = Promises(2 * len(self._objective.terms))
         self._reduce = WeightedMean()
         self._student_pass: ForwardPass | None = None
         self.output_names: list[str] | None = None
@@ -191,7 +199,8 @@ class Distiller(Trainer):
             ValueError: its classes are not the student's, or a loss names a layer that it has not.
         """
         names = layer_names(self.distillation_losses, "teacher_layer_name")
-        held = HeldTeacher(teacher, names, self.from_logits)
+        from_logits = self.from_logits if self.teacher_from_logits is None else self.teacher_from_logits
+        held = HeldTeacher(teacher, names, from_logits, self._objective.activation)
         if isinstance(teacher, keras.Model):
             for loss in self.distillation_losses:
                 loss.validate_model_compatibility(teacher, self.student)
@@ -233,7 +242,8 @@ class Distiller(Trainer):
         return y, None, sample_weight
 
     def _own_callbacks(self) -> list[keras.callbacks.Callback]:
-        return [FirstBatchCheck(), FollowSchedules(schedules_in(self.auxiliary_layers))]
+        first_batch = FirstBatchCheck([self.student], self._fault_of_first_batch)
+        return [first_batch, FollowSchedules(schedules_in(self.auxiliary_layers))]
 
     def compute_loss(
         self,
@@ -318,6 +328,8 @@ class Distiller(Trainer):
             "distillation_loss_weights": map_losses(serialized, self._objective.given_weights),
             "student_loss_weight": serialized(self.student_loss_weight),
             "from_logits": self.from_logits,
+            "teacher_from_logits": self.teacher_from_logits,
+            "student_from_logits": self.student_from_logits,
             "evaluate_distillation": self.evaluate_distillation,
         }
 
@@ -366,7 +378,9 @@ class Distiller(Trainer):
 
     def _open_student(self) -> ForwardPass:
         names = layer_names(self.distillation_losses, "student_layer_name")
-        run = forward_pass(self.student, layer_names=names, from_logits=self.from_logits)
+        from_logits = self.from_logits if self.student_from_logits is None else self.student_from_logits
+        activation = self._objective.activation
+        run = forward_pass(self.student, layer_names=names, from_logits=from_logits, activation=activation)
         self._student_pass, self.output_names = run, getattr(self.student, "output_names", None)
         self._check_heads("student", run)
         return run
@@ -395,9 +409,8 @@ class Distiller(Trainer):
         return parts | {SOFT_TARGETS: soft_targets, TEACHER_FEATURES: features}
 
     def _distillation_loss(self, parts: dict[str, TensorTree], outputs: Outputs, weights: TensorTree) -> Tensor:
-        self._watch_soft_targets(parts[SOFT_TARGETS])
-        if not is_readable(self.student) and self.from_logits:
-            self._student_probabilities.update_state(looks_like_probabilities(first_leaf(outputs.logits)))
+        self._teacher_not_finite.update_state(num_not_finite(parts[SOFT_TARGETS]))
+        self._watch_promises(parts, outputs)
         return self._objective.distillation_loss(parts, outputs, weights, self.output_names, self._reduce)
 
     def _check_heads(self, who: str, run: ForwardPass) -> None:
@@ -408,17 +421,34 @@ class Distiller(Trainer):
     def _aggregate(self, regulariser: Any) -> Any:
         return self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
 
-    def _watch_soft_targets(self, soft_targets: TensorTree) -> None:
-        self._teacher_not_finite.update_state(num_not_finite(soft_targets))
-        if self.from_logits and not isinstance(soft_targets, dict) and not is_readable(self.teacher):
-            self._teacher_probabilities.update_state(looks_like_probabilities(first_leaf(soft_targets)))
-
-    def fault_of_first_batch(self) -> str | None:
-        """What the first batch of a `fit` showed to be wrong, if anything, as an error's message."""
-        shares = {"teacher": self._teacher_probabilities, "student": self._student_probabilities}
-        return fault_of_first_batch(
-            float(self._teacher_not_finite.result()), {who: float(metric.result()) for who, metric in shares.items()}
+    def _watch_promises(self, parts: dict[str, TensorTree], outputs: Outputs) -> None:
+        """Looks at logits of which nothing is known but what the caller said."""
+        teacher_pass = self._teacher.forward_pass if self._teacher and TEACHER_FEATURES in parts else None
+        sides = (
+            ("teacher", teacher_pass, parts[SOFT_TARGETS]),
+            ("student", self._student_pass, outputs.logits),
         )
+        watched = {}
+        for position, term in enumerate(self._objective.terms):
+            for side, (who, run, structure) in enumerate(sides):
+                activations = None if run is None else run.activations
+                promise = promise_of(who, term, run, term.part_of(activations, self.output_names))
+                logits = term.part_of(structure, self.output_names)
+                if isinstance(logits, dict):
+                    # Of the largest k of a row nobody knows the sum.
+                    logits = logits.get("member_logits")
+                if promise is not None and ops.is_tensor(logits):
+                    watched[2 * position + side] = promise, logits
+        if watched:
+            self._promises.update_state(watched)
+
+    def _fault_of_first_batch(self) -> str | None:
+        """What the first batch of a `fit` showed to be wrong, if anything, as an error's message."""
+        broken = self._promises.broken()
+        if broken is None and float(self._teacher_not_finite.result()) > 0:
+            remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
+            return error_message("the teacher's logits must be finite", "NaN or infinite values", remedy)
+        return broken
 
 
 _OWN_METRICS = {"student_loss", "distillation_loss", "total_loss"}

@@ -1,5 +1,7 @@
 """A `fit` that cannot succeed ends at its first batch, with the student as it was."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 import numpy as np
 
@@ -7,15 +9,25 @@ from keras_distill._checks import error_message
 from keras_distill._keras_internals import sync_jax_state
 from keras_distill._types import Logs
 
-FIRST_BATCH_METRICS = {"teacher_not_finite", "teacher_probabilities", "student_probabilities"}
+FIRST_BATCH_METRICS = {"teacher_not_finite", "promises"}
 
 
 class FirstBatchCheck(keras.callbacks.Callback):
-    """Stops a `fit` that cannot succeed at its first batch, with the student's weights as they were."""
+    """Stops a `fit` that cannot succeed at its first batch, with the students' weights as they were.
+
+    Args:
+        students: the models that are trained.
+        fault: gives what the first batch showed to be wrong, as an error's message, or `None`.
+    """
+
+    def __init__(self, students: Sequence[keras.Model], fault: Callable[[], str | None]):
+        super().__init__()
+        self.students, self.fault = list(students), fault
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Keeps the student's weights as they are, and refuses those that are not finite."""
-        self.before = [(variable, variable.numpy()) for variable in self.model.student.variables]
+        """Keeps the students' weights as they are, and refuses those that are not finite."""
+        variables = [variable for student in self.students for variable in student.variables]
+        self.before = [(variable, variable.numpy()) for variable in variables]
         self.has_begun = False
         for variable, value in self.before:
             if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
@@ -39,7 +51,7 @@ class FirstBatchCheck(keras.callbacks.Callback):
 
     def _look(self) -> None:
         sync_jax_state(self.model)
-        message = self.model.fault_of_first_batch()
+        message = self.fault()
         if message:
             for variable, value in self.before:
                 variable.assign(value)

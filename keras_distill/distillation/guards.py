@@ -10,6 +10,10 @@ from keras import ops
 from keras_distill._checks import error_message
 from keras_distill._types import Data, Tensor, TensorTree
 from keras_distill.distillation.objective import Term
+from keras_distill.distillation.promises import Promise
+from keras_distill.models.forward_pass import ForwardPass
+from keras_distill.models.heads import LINEAR, MISPLACED
+from keras_distill.models.probabilities import SIGMOID, SOFTMAX
 
 _LOSSES_OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
 
@@ -49,14 +53,21 @@ def check_heads(terms: Sequence[Term], who: str, activation_of: Callable[[Term],
         activation_of: the activation that ends the output which a term reads.
     """
     for term in terms:
-        expected = getattr(term.loss, "head", None)
-        if expected is None or getattr(term.loss, "teacher_layer_name", None) is not None:
-            continue
-        activation = activation_of(term)
-        if activation in ("softmax", "sigmoid") and activation != expected:
-            name = "BinarySoftTargets" if activation == "sigmoid" else "SoftTargets"
+        expected, activation = term.head, activation_of(term)
+        expectation = f"the head of the {who} under {type(term.loss).__name__} must be {expected}"
+        if activation == MISPLACED and expected in (SOFTMAX, SIGMOID):
+            remedy = "Move the classes last before the softmax, with keras.layers.Permute, or end the model before it."
+            raise ValueError(error_message(f"{expectation} over the last axis", activation, remedy))
+        # Keras's own losses may compare the logits of sigmoids too.
+        if (
+            activation in (SOFTMAX, SIGMOID)
+            and expected not in (None, activation)
+            and hasattr(term.loss, "per_example")
+        ):
+            name = "BinarySoftTargets" if activation == SIGMOID else "SoftTargets"
             remedy = f"Use a loss for it, such as keras_distill.losses.{name}."
-            expectation = f"the head of the {who} under {type(term.loss).__name__} must be {expected}"
+            if expected == LINEAR:
+                remedy = f"Let the models end in the numbers themselves; for probabilities use {name}."
             raise ValueError(error_message(expectation, activation, remedy))
 
 
@@ -83,19 +94,20 @@ def num_not_finite(soft_targets: TensorTree) -> Tensor:
     return ops.stack([ops.cast(ops.isnan(total), "float32") for total in sums])
 
 
-def fault_of_first_batch(num_not_finite: float, shares_of_probabilities: dict[str, float]) -> str | None:
-    """What the first batch showed to be wrong, if anything.
+def promise_of(who: str, term: Term, run: ForwardPass | None, activation: Any) -> Promise | None:
+    """What nothing but the caller's word says of the logits that a term reads; `None` where their head is known.
 
     Args:
-        num_not_finite: how many tensors of the teacher's held NaN or infinite values.
-        shares_of_probabilities: of `"teacher"` and `"student"`, the share of rows that look like probabilities.
+        who: `"teacher"` or `"student"`.
+        term: the distillation loss.
+        run: the model's pass; `None` for soft targets that a batch brings.
+        activation: what ends the output that the term reads, if it is known.
     """
-    if num_not_finite > 0:
-        remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
-        return error_message("the teacher's logits must be finite", "NaN or infinite values", remedy)
-    for who, share in shares_of_probabilities.items():
-        if share == 1.0:
-            remedy = "Pass from_logits=False to Distiller, or let the model end before its softmax."
-            received = "probabilities: rows in [0, 1] that sum to 1"
-            return error_message(f"the {who}'s outputs must be logits", received, remedy)
-    return None
+    if term.head not in (SOFTMAX, SIGMOID) or activation is not None:
+        return None
+    if run is None:
+        remedy = "Pass logits: of a softmax's probabilities that is the logarithm."
+        return Promise("the soft targets", True, term.head, remedy)
+    remedy = f"Pass {who}_from_logits={not run.from_logits} to Distiller"
+    remedy += f", or let the model end before its {term.head}." if run.from_logits else "."
+    return Promise(f"the {who}'s outputs", run.from_logits, term.head, remedy)

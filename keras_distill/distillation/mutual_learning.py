@@ -9,11 +9,15 @@ from keras import ops
 
 from keras_distill._checks import check_number, error_message
 from keras_distill._keras_internals import compiled_loss
+from keras_distill.distillation.first_batch import FirstBatchCheck
+from keras_distill.distillation.promises import Promise, Promises
 from keras_distill.distillation.trainable_model import TrainableModel
 from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
 from keras_distill.models.forward_pass import ForwardPass, forward_pass
+from keras_distill.models.heads import MISPLACED
+from keras_distill.models.probabilities import SIGMOID, SOFTMAX
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
 
 
@@ -34,7 +38,7 @@ class DeepMutualLearning(TrainableModel):
         students: two or more built Keras models of the same classes, with any heads.
         temperature: T > 0; the paper takes 1. May be a schedule.
         mutual_weight: the weight of the peers, >= 0; the paper takes 1. May be a schedule.
-        from_logits: what students give whose graph cannot be read, as in `Distiller`.
+        from_logits: what students give whose head cannot be found, as in `Distiller`; a sequence says it for each.
         name: the model's name.
         dtype: the policy that scales the loss; `None` takes the first student's.
 
@@ -60,7 +64,7 @@ class DeepMutualLearning(TrainableModel):
         temperature: Any = 1.0,
         mutual_weight: Any = 1.0,
         *,
-        from_logits: bool = True,
+        from_logits: bool | Sequence[bool] = True,
         name: str = "deep_mutual_learning",
         dtype: str | keras.DTypePolicy | None = None,
     ):
@@ -73,11 +77,20 @@ class DeepMutualLearning(TrainableModel):
         self.mutual_weight = check_schedulable("mutual_weight", mutual_weight, _check_weight)
         weights = [self.mutual_weight] if isinstance(self.mutual_weight, keras.Layer) else []
         self.auxiliary_layers = [*self.mutual_loss.layers, *weights]
-        self.from_logits = bool(from_logits)
+        promised = [from_logits] * len(students) if isinstance(from_logits, bool) else list(map(bool, from_logits))
+        self.from_logits = from_logits if isinstance(from_logits, bool) else promised
+        if len(promised) != len(students):
+            raise ValueError(error_message(f"from_logits must be one bool, or {len(students)}", f"{len(promised)}"))
         self.student_loss_tracker = keras.metrics.Mean(name="student_loss")
         self.mutual_loss_tracker = keras.metrics.Mean(name="mutual_loss")
         self._reduce = WeightedMean()
-        self._untracked = _Passes([forward_pass(student, from_logits=self.from_logits) for student in students])
+        runs = [forward_pass(student, from_logits=gives) for student, gives in zip(students, promised, strict=True)]
+        for position, run in enumerate(runs):
+            if run.activations in (SIGMOID, MISPLACED):
+                expectation = f"students[{position}] must end in logits or in a softmax over the last axis"
+                raise ValueError(error_message(expectation, run.activations))
+        self._promises = Promises(len(students))
+        self._untracked = _Passes(runs)
         first, *others = [run.symbolic for run in self._untracked.runs]
         for other in others:
             if first is not None and other is not None:
@@ -95,7 +108,8 @@ class DeepMutualLearning(TrainableModel):
         return [run(inputs, True) for run in self._untracked.runs]
 
     def _own_callbacks(self) -> list[keras.callbacks.Callback]:
-        return [FollowSchedules(schedules_in(self.auxiliary_layers))]
+        first_batch = FirstBatchCheck(self.students, self._promises.broken)
+        return [first_batch, FollowSchedules(schedules_in(self.auxiliary_layers))]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -108,6 +122,7 @@ class DeepMutualLearning(TrainableModel):
             self.student_loss_tracker.update_state(unscaled(loss), sample_weight=ops.shape(keras.tree.flatten(x)[0])[0])
             return loss
         logits = [outputs.logits for outputs in y_pred]
+        self._watch_promises(logits)
         hard = ops.cast(0.0, "float32")
         if y is not None and compiled_loss(self) is not None:
             for outputs in y_pred:
@@ -126,6 +141,20 @@ class DeepMutualLearning(TrainableModel):
         for schedule in schedules_in(self.auxiliary_layers):
             schedule.end_step()
         return total
+
+    def _watch_promises(self, logits: list[Any]) -> None:
+        watched = {}
+        for position, (run, given) in enumerate(zip(self._untracked.runs, logits, strict=True)):
+            if run.activations is None:
+                remedy = f"Give from_logits for each student, {not run.from_logits} for this one."
+                promise = Promise(f"the outputs of students[{position}]", run.from_logits, SOFTMAX, remedy)
+                watched[position] = promise, given
+        if watched:
+            self._promises.update_state(watched)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """The reported metrics' values, without the one that only watches the first batch."""
+        return {name: value for name, value in super().get_metrics_result().items() if name != self._promises.name}
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Updates the compiled metrics with the first student's output."""

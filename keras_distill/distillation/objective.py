@@ -24,6 +24,17 @@ class Term:
     weight: Any
     output_name: str | None
 
+    @property
+    def head(self) -> str | None:
+        """The activation of the heads whose logits the loss compares; `None` where it compares features, or any.
+
+        Keras's own losses of logits are those of a softmax.
+        """
+        if isinstance(self.loss, keras.distillation.LogitsDistillation):
+            return "softmax"
+        is_of_features = getattr(self.loss, "teacher_layer_name", None) is not None
+        return None if is_of_features else getattr(self.loss, "head", None)
+
     def part_of(self, structure: TensorTree, output_names: Sequence[str] | None) -> TensorTree:
         """This term's own part of what may be one tensor or one for each output.
 
@@ -76,6 +87,11 @@ class Objective:
     student_loss_weight: Any
     given_losses: Any
     given_weights: Any
+
+    @property
+    def activation(self) -> str:
+        """What makes probabilities of the logits that are compared: `"softmax"`, or `"sigmoid"` if all are of those."""
+        return "sigmoid" if {term.head for term in self.terms} & {"softmax", "sigmoid"} == {"sigmoid"} else "softmax"
 
     def match(self, teacher: Outputs, student: Outputs, output_names: Sequence[str] | None) -> None:
         """Checks symbolic outputs against each other, and lets the losses make what the shapes need."""

@@ -19,18 +19,19 @@ class HeldTeacher:
     Args:
         teacher: a Keras model, an `Ensemble`, or any function from a batch of inputs to logits.
         layer_names: the layers whose outputs losses compare.
-        from_logits: what a teacher gives whose graph cannot be read.
+        from_logits: what a teacher gives whose head cannot be found: logits, or (`False`) probabilities.
+        activation: what made such probabilities, `"softmax"` or `"sigmoid"`.
 
     Raises:
         TypeError: `teacher` cannot be called.
         ValueError: a layer is named that the teacher has not, or of several models at once.
     """
 
-    def __init__(self, teacher: Teacher, layer_names: Sequence[str], from_logits: bool):
+    def __init__(self, teacher: Teacher, layer_names: Sequence[str], from_logits: bool, activation: str):
         if not callable(teacher):
             raise TypeError(error_message("teacher must be a Keras model or a callable", type(teacher).__name__))
         self.model = teacher
-        self.forward_pass = _forward_pass(teacher, layer_names, from_logits)
+        self.forward_pass = _forward_pass(teacher, layer_names, from_logits, activation)
         layers = all_layers(teacher) if isinstance(teacher, keras.Layer) else [teacher]
         self.supports_jit = all(getattr(layer, "supports_jit", True) for layer in layers)
         self._between_steps = _between_steps(self.forward_pass, teacher, self.supports_jit)
@@ -57,9 +58,9 @@ class HeldTeacher:
         return keras.tree.map_structure(ops.stop_gradient, outputs)
 
 
-def _forward_pass(teacher: Teacher, layer_names: Sequence[str], from_logits: bool) -> ForwardPass:
+def _forward_pass(teacher: Teacher, layer_names: Sequence[str], from_logits: bool, activation: str) -> ForwardPass:
     if not hasattr(teacher, "soft_targets"):
-        return forward_pass(teacher, layer_names=layer_names, from_logits=from_logits)
+        return forward_pass(teacher, layer_names=layer_names, from_logits=from_logits, activation=activation)
     if layer_names:
         remedy = "Distil features from one of its models instead."
         raise ValueError(error_message("a teacher whose features are named must be a single model", "several", remedy))

@@ -25,8 +25,8 @@ class PerExampleLoss(keras.distillation.DistillationLoss):
         reads: what `per_example` wants beyond the outputs, as keyword arguments: `"labels"`, the batch's labels or
             `None`; `"item_weights"`, sample weights times masks, `(batch, …)` or `None`, for losses that relate
             items to each other, where an item of weight 0 must not be anybody's partner.
-        head: the activation that makes probabilities of the logits it compares: `"softmax"`, `"sigmoid"`, or `None`
-            where it is no matter.
+        head: the activation that makes probabilities of the logits it compares: `"softmax"`, `"sigmoid"`; `"linear"`
+            where it compares the models' own numbers, or `None` where it is no matter.
     """
 
     teacher_layer_name: str | None = None

@@ -48,7 +48,7 @@ class RegressionTargets(PerExampleLoss):
             learnt from always. It reads the labels.
 
     Raises:
-        ValueError: `delta` not > 0, or `margin` < 0.
+        ValueError: `delta` not > 0, or `margin` < 0. In a `Distiller`: a model that ends in a softmax or a sigmoid.
 
     Example:
         >>> loss = RegressionTargets(margin=0.0)
@@ -59,6 +59,9 @@ class RegressionTargets(PerExampleLoss):
     Reference:
         Chen et al., NeurIPS 2017, section 3.3, equation 4: the teacher as an upper bound.
     """
+
+    # Numbers are compared as the models give them: those before a sigmoid are others.
+    head = "linear"
 
     def __init__(self, delta: float | None = None, margin: float | None = None):
         self.delta = None if delta is None else check_positive("delta", delta)

@@ -1,111 +1,367 @@
-"""What ends a model: its softmax or sigmoid, found in the graph and taken off.
+"""What ends a model, found by value: a softmax or a sigmoid that can be taken off, or probabilities that stay.
 
-The whole pass of a model, its logits beside its output and features, is `forward_pass.py`'s.
+The graph says which operations end a model, `layer_roles.py` what such operations may do. Whether they do it is tried:
+random numbers enter where the reading ends, and what comes out is compared. A head comes off only where
+activation(logits) is the model's output on that sample; how it comes off is `head_removal.py`'s.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
-from keras import ops
+import numpy as np
+from keras import layers, ops
 
-from keras_distill._keras_internals import has_own_call, input_structure, producer
+from keras_distill._keras_internals import outside_graphs, producer
+from keras_distill.models.layer_roles import Role, is_readable, role_of
+from keras_distill.models.probabilities import SIGMOID, SOFTMAX
 
-SQUASHING = {"softmax", "sigmoid"}
+LINEAR = "linear"
+# A softmax whose rows are no distributions over the last axis: no logits have it as their softmax.
+MISPLACED = "a softmax over another axis than the last"
+# Rows that are distributions, by another function than softmax.
+_NORMALISED = "normalised"
+# A sample's examples are of very different sizes, so that a clipped or a scaled softmax is told from a softmax.
+_SCALES = np.array([1.0, 0.1, 6.0, 30.0], "float32")
+_TOLERANCES = {"float16": 5e-3, "bfloat16": 4e-2}
+
+
+class Head(NamedTuple):
+    """What ends one output.
+
+    Attributes:
+        activation: `"softmax"` or `"sigmoid"`, what makes the output of its logits; `"linear"`, the output is logits;
+            `MISPLACED`; `None` where nothing is known.
+        comes_off: whether the layers can be run without the activation. Where not, the logits of a softmax or a
+            sigmoid are what `logits_of` makes of the output.
+    """
+
+    activation: str | None
+    comes_off: bool
 
 
 def head_activation(model: Any) -> str | None:
-    """The name of the activation that ends `model`: "softmax", "sigmoid", "linear"; `None` where it can't be read.
+    """The name of the activation that ends `model`: "softmax", "sigmoid", "linear"; `None` where it can't be told.
 
     Example:
-        >>> head_activation(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        >>> head_activation(keras.Sequential([keras.Input((4,)), layers.Dense(3)]))
         'linear'
+        >>> head = layers.TimeDistributed(layers.Dense(3, activation="softmax"))
+        >>> head_activation(keras.Sequential([keras.Input((2, 4)), head]))
+        'softmax'
     """
     if not is_readable(model) or len(model.outputs) != 1:
         return None
-    return strip_head(model.outputs[0])[1]
+    activation = find_heads(model.outputs)[0].activation
+    return activation if activation in (LINEAR, SOFTMAX, SIGMOID) else None
 
 
-def is_readable(model: Any) -> bool:
-    """Whether `model` is a built Functional or Sequential whose `call` is Keras's own."""
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None) or not getattr(model, "outputs", None):
-        return False
-    return has_own_call(model)
+def find_heads(outputs: Sequence[Any]) -> list[Head]:
+    """What ends each of a graph's symbolic outputs."""
+    with outside_graphs(), keras.StatelessScope():
+        return [_head(Place(output)) for output in outputs]
 
 
-def looks_like_probabilities(outputs: Any) -> Any:
-    """The share of rows that lie in [0, 1] and sum to one: 1.0 for a softmax, near 0.0 for logits; scalar float32.
+def layer_at_end(output: Any) -> Any:
+    """The layer with weights that gave a symbolic output, but for a softmax or a sigmoid and for dropout.
+
+    Returns:
+        The layer; `None` where others follow it, or where it is not known.
+    """
+    tensor = output
+    while (role := role_at_end(tensor)) in (Role.IDENTITY, Role.SQUASH):
+        tensor = values_read(producer(tensor)[1])[0]
+    return producer(tensor)[0] if role is Role.KERNEL else None
+
+
+def role_at_end(tensor: Any) -> Role:
+    """What the operation that gave a symbolic tensor is to a head, the functions of its user tried."""
+    operation, node, _ = producer(tensor)
+    role = role_of(operation)
+    if role is Role.SQUASH:
+        activation = squash_activation(operation, tensor.shape)
+        role = {LINEAR: Role.IDENTITY, None: Role.FUNCTION}.get(activation, Role.SQUASH)
+    if role in (Role.IDENTITY, Role.FUNCTION) and len(values_read(node)) != 1:
+        return Role.OTHER
+    return role
+
+
+def values_read(node: Any) -> list[Any]:
+    """The tensors that a call computes with, without the masks that Keras adds as keywords."""
+    given = [part for part in keras.tree.flatten(node.arguments.args) if isinstance(part, keras.KerasTensor)]
+    return given or list(node.input_tensors)
+
+
+def squash_activation(operation: Any, shape: Sequence[int | None]) -> str | None:
+    """What an Activation, Lambda or Softmax, or an operation of `keras.ops`, does to a tensor of that shape.
+
+    Returns:
+        `"linear"`, `"softmax"`, `"sigmoid"`, `MISPLACED`, `"normalised"` for another function whose rows are
+        distributions, or `None`.
+    """
+    if isinstance(operation, layers.TimeDistributed):
+        return squash_activation(operation.layer, (None, *shape[2:]))
+    quiet = _with_attributes(operation)
+    activation = function_activation(lambda values: _run(quiet, values), shape)
+    if activation is None and (isinstance(operation, layers.Softmax) or type(operation).__name__ == "Softmax"):
+        return MISPLACED
+    return activation
+
+
+def function_activation(function: Callable, shape: Sequence[int | None]) -> str | None:
+    """What a function of a tensor `(batch, …, units)` is, by value; returns what `squash_activation` returns.
 
     Example:
-        >>> float(looks_like_probabilities(ops.convert_to_tensor([[0.2, 0.8], [2.0, -1.0]])))
-        0.5
+        >>> function_activation(lambda x: ops.exp(x) / ops.sum(ops.exp(x), axis=-1, keepdims=True), (None, 5))
+        'softmax'
     """
-    outputs = ops.cast(outputs, "float32")
-    tolerance = 1e-2 if outputs.shape[-1] is None or outputs.shape[-1] > 1 else 0.0
-    sums_to_one = ops.abs(ops.sum(outputs, axis=-1) - 1.0) <= tolerance
-    in_range = ops.all(ops.logical_and(outputs >= 0.0, outputs <= 1.0), axis=-1)
-    return ops.mean(ops.cast(ops.logical_and(sums_to_one, in_range), "float32"))
+    values = _numbers([4, *[3] * (len(shape) - 2), shape[-1] or 3], seed=1)
+    try:
+        given = _as_numpy(function(ops.convert_to_tensor(values)))
+    except Exception:
+        # What wants another shape, dtype or device than these numbers have is none of the functions that we know.
+        return None
+    if _are_near(given, values):
+        return LINEAR
+    if values.shape[-1] > 1 and _are_near(given, _softmax(values)):
+        return SOFTMAX
+    if _are_near(given, _sigmoid(values)):
+        return SIGMOID
+    if any(_are_near(given, _softmax(values, axis)) for axis in range(1, values.ndim - 1)):
+        return MISPLACED
+    return _NORMALISED if given.shape == values.shape and _are_distributions(given) else None
 
 
-class WithoutActivation(keras.layers.Layer):
-    """A layer (Dense, a convolution, …) as it is before its activation; the weights are its own."""
+class Place(NamedTuple):
+    """A symbolic tensor, and the calls of nested models by which one comes to it, the outermost first.
 
-    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
-        super().__init__(name=f"{layer.name}_without_activation", dtype=layer.dtype_policy, **kwargs)
-        self.layer = layer
-        self.supports_masking = layer.supports_masking
-        self.built = True
+    A nested model that is called twice has its tensors once, with other values at each call.
+    """
 
-    def call(self, inputs: Any) -> Any:
-        """The layer's output with a linear activation, `(..., units)`."""
-        # Every kind of layer reads `self.activation` when called; sharing the call shares the weights for all of them.
-        # A twin of the same attributes, since another thread may be calling the layer itself.
-        twin = object.__new__(type(self.layer))
-        twin.__dict__.update(self.layer.__dict__, activation=keras.activations.linear)
-        return twin(inputs)
+    tensor: Any
+    calls: tuple[Any, ...] = ()
 
+    def beside(self, tensor: Any) -> "Place":
+        """Another tensor of the same graph."""
+        return Place(tensor, self.calls)
 
-def log_probabilities(probabilities: Any) -> Any:
-    """The logarithm of probabilities, at least float32, where zero counts as 1e-30."""
-    probabilities = ops.cast(probabilities, keras.backend.result_type(probabilities.dtype, "float32"))
-    return ops.log(ops.maximum(probabilities, 1e-30))
+    def into(self, node: Any, index: int) -> "Place":
+        """An output of the nested model that `node` calls, inside of it."""
+        return Place(node.operation.outputs[index], (*self.calls, node))
 
-
-def strip_head(tensor: Any) -> tuple[Any, str | None]:
-    """(the tensor before its squashing activation, that activation's name or "linear"; `None` where unknown)."""
-    operation, node, tensor_index = producer(tensor)
-    name = _activation_name(operation)
-    if is_readable(operation):
-        inner, activation = strip_head(operation.outputs[tensor_index])
-        if inner is operation.outputs[tensor_index]:
-            return tensor, activation
-        inner_model = keras.Model(input_structure(operation), inner, name=f"{operation.name}_logits")
-        return inner_model(*node.arguments.args), activation
-    if isinstance(operation, (keras.layers.Softmax, keras.layers.Activation)) or _is_squashing_op(operation):
-        if name in SQUASHING:
-            return node.input_tensors[0], name
-        # A cast to float32 under a mixed policy, as Keras's guide writes it: what ends the model is before it.
-        before, activation = strip_head(node.input_tensors[0])
-        return (tensor, activation) if before is node.input_tensors[0] else (before, activation)
-    if name in SQUASHING:
-        return WithoutActivation(operation)(*node.arguments.args), name
-    return tensor, name
+    def out(self) -> "Place":
+        """A nested model's own input as the tensor that it was called with."""
+        node = self.calls[-1]
+        position = [id(tensor) for tensor in node.operation.inputs].index(id(self.tensor))
+        return Place(keras.tree.flatten(node.arguments.args[0])[position], self.calls[:-1])
 
 
-def _activation_name(operation: Any) -> str | None:
-    if isinstance(operation, keras.layers.Softmax):
-        return "softmax"
-    if _is_squashing_op(operation):
-        return type(operation).__name__.lower()
-    activation = getattr(operation, "activation", None)
-    return getattr(activation, "__name__", None)
+def _head(place: Place) -> Head:
+    try:
+        output, bare, activations, is_moved = _Sample().values(place)
+    except Exception:
+        # A function of the user's may want shapes or devices that only its own data bring. It stays as it is, and the
+        # first batch shows whether it gives probabilities.
+        return Head(None, False)
+    if len(output.shape) < 2:
+        return Head(None, False)
+    tolerance = _TOLERANCES.get(keras.backend.standardize_dtype(output.dtype), 1e-4)
+    output = _as_numpy(output)
+    if bare is not None and activations <= {SOFTMAX, SIGMOID, MISPLACED}:
+        logits = _as_numpy(bare)
+        if output.shape[-1] > 1 and _are_near(_softmax(logits), output, tolerance):
+            return Head(SOFTMAX, True)
+        if _are_near(_sigmoid(logits), output, tolerance):
+            return Head(SIGMOID, True)
+    if activations == {LINEAR} and is_moved:
+        return Head(LINEAR, False)
+    if None not in activations and _are_distributions(output):
+        return Head(SOFTMAX, False)
+    if activations == {SIGMOID} and bool(np.all((output >= 0.0) & (output <= 1.0))):
+        return Head(SIGMOID, False)
+    if is_moved and activations <= {SOFTMAX, MISPLACED, _NORMALISED}:
+        return Head(MISPLACED, False)
+    return Head(None, False)
 
 
-def _is_squashing_op(operation: Any) -> bool:
-    return not isinstance(operation, keras.layers.Layer) and type(operation).__name__.lower() in SQUASHING
+class _Values(NamedTuple):
+    """What a sample gives at a place.
+
+    Attributes:
+        output: the values there.
+        bare: the same without the activation; `None` where it cannot be left out.
+        activations: what the activations are at which the reading ended, by value; `None` stands for anything.
+        is_moved: whether the values were only moved since then.
+    """
+
+    output: Any
+    bare: Any
+    activations: frozenset[str | None]
+    is_moved: bool
 
 
-def reactivate(tensor: Any, logits: Any, activation: str | None) -> Any:
-    """The model's own output out of its logits, so that the last layer does not run twice."""
-    if logits is tensor:
-        return tensor
-    return keras.layers.Activation(activation, dtype=tensor.dtype)(logits)
+class _Sample:
+    """Values at the places of a graph, computed from random ones where the reading ends."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], _Values] = {}
+        self._is_of_full_shape = False
+
+    def values(self, place: Place) -> _Values:
+        """The values at a place."""
+        key = (id(place.tensor), *map(id, place.calls))
+        if key not in self._known:
+            self._known[key] = self._computed(place)
+        return self._known[key]
+
+    def _computed(self, place: Place) -> _Values:
+        operation, node, index = producer(place.tensor)
+        role = role_at_end(place.tensor)
+        if role is Role.NESTED:
+            return self.values(place.into(node, index))
+        if isinstance(operation, layers.InputLayer) and place.calls:
+            return self.values(place.out())
+        if role is Role.KERNEL:
+            return self._of_kernel(operation, node.input_tensors[0], place.tensor)
+        if role is Role.SQUASH:
+            return self._of_squash(node, squash_activation(operation, place.tensor.shape))
+        if role is Role.IDENTITY:
+            return self.values(place.beside(values_read(node)[0]))
+        if role in (Role.LAYOUT, Role.FUNCTION, Role.MERGE):
+            # What moves or merges values may want the sizes that they have.
+            self._is_of_full_shape = True
+            return self._through(node, role, [self.values(place.beside(tensor)) for tensor in values_read(node)])
+        values = self._random(place.tensor.shape, place.tensor.dtype)
+        return _Values(values, values, frozenset([None]), True)
+
+    def _of_kernel(self, layer: Any, before: Any, after: Any) -> _Values:
+        inner = layer.layer if isinstance(layer, layers.TimeDistributed) else layer
+        shape = before.shape if self._is_of_full_shape else _smallest_shape(layer, before.shape)
+        inputs = self._random(shape, before.dtype)
+        output = _run(_with_attributes(layer), inputs)
+        if is_readable(inner):
+            return _Values(output, None, frozenset([find_heads(inner.outputs)[0].activation]), True)
+        activation = function_activation(inner.activation, after.shape if inner is layer else (None, *after.shape[2:]))
+        if activation == LINEAR:
+            # A layer of transition probabilities makes distributions of distributions: its output is watched.
+            is_stochastic = inner is layer and _are_distributions(
+                _as_numpy(_run(_with_attributes(layer), ops.softmax(inputs)))
+            )
+            return _Values(output, output, frozenset([None if is_stochastic else LINEAR]), True)
+        bare = _run(bare_layer(layer), inputs) if is_separable(layer) else None
+        return _Values(output, bare, frozenset([activation]), True)
+
+    def _of_squash(self, node: Any, activation: str | None) -> _Values:
+        inputs = []
+        for tensor in node.input_tensors:
+            places = tensor.shape[1:-1]
+            if not self._is_of_full_shape:
+                places = [3 if size is None else min(size, 3) for size in places]
+            inputs.append(self._random([None, *places, tensor.shape[-1]], tensor.dtype))
+        # A second tensor is a mask, which takes part in the softmax.
+        bare = inputs[0] if len(inputs) == 1 else None
+        return _Values(_call(node, inputs), bare, frozenset([activation]), True)
+
+    def _through(self, node: Any, role: Role, before: list[_Values]) -> _Values:
+        masks = [self._random(tensor.shape, tensor.dtype) for tensor in node.input_tensors[len(before) :]]
+        output = _call(node, [*(values.output for values in before), *masks])
+        bare = None
+        if role is not Role.MERGE and len(before) == 1 and before[0].bare is not None:
+            bare = _call(node, [before[0].bare, *masks])
+        activations = frozenset().union(*[values.activations for values in before])
+        return _Values(output, bare, activations, role is Role.LAYOUT and all(values.is_moved for values in before))
+
+    def _random(self, shape: Sequence[int | None], dtype: Any) -> Any:
+        dtype = keras.backend.standardize_dtype(dtype)
+        values = _numbers([4, *[3 if size is None else size for size in shape[1:]]], seed=2 + len(self._known))
+        if dtype == "bool":
+            # A softmax under a mask that leaves nothing has no distribution to give.
+            values = np.ones(values.shape)
+        elif "int" in dtype:
+            values = np.zeros(values.shape)
+        return ops.cast(ops.convert_to_tensor(values), dtype)
+
+
+# Running a graph's operations on numbers
+
+
+def is_separable(layer: Any) -> bool:
+    """Whether a kernel can be run without its activation: nothing else looks at what that gives."""
+    parts = [layer, layer.layer] if isinstance(layer, layers.TimeDistributed) else [layer]
+    return all(part.activity_regularizer is None and part.quantization_mode is None for part in parts)
+
+
+def bare_layer(layer: Any) -> Any:
+    """A layer with the weights of `layer` whose activation is linear; it is no part of a model."""
+    if isinstance(layer, layers.TimeDistributed):
+        return _with_attributes(layer, layer=bare_layer(layer.layer))
+    return _with_attributes(layer, activation=keras.activations.linear)
+
+
+def _with_attributes(operation: Any, **attributes: Any) -> Any:
+    """The same operation with other attributes, and without the regulariser that would add to its model's losses."""
+    if not isinstance(operation, layers.Layer) or (not attributes and operation.activity_regularizer is None):
+        return operation
+    twin = object.__new__(type(operation))
+    twin.__dict__.update(operation.__dict__, activity_regularizer=None, **attributes)
+    return twin
+
+
+def _call(node: Any, values: list[Any]) -> Any:
+    """A node's operation on values in the place of its symbolic tensors."""
+    by_tensor = {id(tensor): value for tensor, value in zip(node.input_tensors, values, strict=True)}
+    arguments, keywords = keras.tree.map_structure(
+        lambda part: by_tensor.get(id(part), part), (node.arguments.args, node.arguments.kwargs)
+    )
+    return _run(_with_attributes(node.operation), *arguments, **keywords)
+
+
+def _run(operation: Any, *arguments: Any, **keywords: Any) -> Any:
+    """An operation in inference, also where a layer that is training runs around us."""
+    is_trained = isinstance(operation, (layers.Lambda, layers.TimeDistributed)) or is_readable(operation)
+    return operation(*arguments, **{**keywords, "training": False} if is_trained else keywords)
+
+
+def _numbers(shape: list[int], seed: int) -> np.ndarray:
+    """Random numbers whose examples are of different sizes; large arrays repeat a block, which costs less."""
+    block = np.random.default_rng(seed).normal(size=min(math.prod(shape), 65_521)).astype("float32")
+    return np.resize(block, shape) * np.resize(_SCALES, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+
+
+def _smallest_shape(layer: Any, shape: Sequence[int | None]) -> list[int | None]:
+    """A shape of inputs for a layer with no more places than it needs: what it does at one it does at all."""
+    if isinstance(layer, layers.TimeDistributed):
+        return [*shape[:2], *_smallest_shape(layer.layer, [None, *shape[2:]])[1:]]
+    if isinstance(layer, layers.Dense):
+        return [None, *[2] * (len(shape) - 2), shape[-1]]
+    if not hasattr(layer, "kernel_size"):
+        return list(shape)
+    extents = [1 + (size - 1) * rate for size, rate in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    places = [extent + 1 for extent in extents]
+    return [None, *places, shape[-1]] if layer.data_format == "channels_last" else [None, shape[1], *places]
+
+
+def _are_near(values: np.ndarray, others: np.ndarray, tolerance: float = 1e-4) -> bool:
+    if values.shape != others.shape:
+        return False
+    # Not a number is near itself: a model's bad weights are found elsewhere, and by their names.
+    return np.allclose(values, others, rtol=tolerance, atol=0.1 * tolerance, equal_nan=True)
+
+
+def _are_distributions(values: np.ndarray) -> bool:
+    return values.shape[-1] > 1 and bool(np.all(values >= 0.0) and np.all(np.abs(values.sum(-1) - 1.0) <= 1e-2))
+
+
+def _softmax(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        exponentials = np.exp(values - values.max(axis, keepdims=True))
+        return exponentials / exponentials.sum(axis, keepdims=True)
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * values))
+
+
+def _as_numpy(values: Any) -> np.ndarray:
+    return ops.convert_to_numpy(ops.cast(values, "float32"))

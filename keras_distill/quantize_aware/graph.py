@@ -13,7 +13,7 @@ import keras
 
 from keras_distill._checks import error_message
 from keras_distill._keras_internals import calls_in_order, calls_of, functional_graph, input_structure, output_structure
-from keras_distill.models.heads import is_readable
+from keras_distill.models.layer_roles import is_readable
 
 
 @dataclass(frozen=True)

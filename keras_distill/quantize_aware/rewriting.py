@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_distill._checks import error_message
 from keras_distill._keras_internals import all_layers, is_operation
+from keras_distill.models.heads import function_activation
 from keras_distill.quantize_aware.calibration import batches, calibrate, in_float
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize
 from keras_distill.quantize_aware.graph import Call, Graph, ends
@@ -409,9 +410,18 @@ def _kind(call: Call, graph: Graph) -> str:
         return "activation"
     if is_activation and activation == "hard_silu":
         return "hard_swish"
-    if is_activation and activation in _HEADS and call.outputs[0] in graph.outputs:
+    if is_activation and activation in _HEADS and _is_at_end(call.outputs[0], graph):
         return "head"
     return "float"
+
+
+def _is_at_end(key: int, graph: Graph) -> bool:
+    """Whether a value is an output of the model, or only moved on its way there."""
+    following = graph.only_consumer(key)
+    if following is None:
+        return key in graph.outputs
+    call = graph.calls[following]
+    return type(call.operation) in _SAME_SCALE and _is_at_end(call.outputs[0], graph)
 
 
 def _activation(operation: Any) -> str:
@@ -426,7 +436,11 @@ def _activation(operation: Any) -> str:
         return names.get(type(operation).__name__, "other")
     function = getattr(operation, "activation", None)
     known = ("linear", "relu", "relu6", "hard_silu", *_HEADS)
-    return next((name for name in known if function is keras.activations.get(name)), "other")
+    name = next((name for name in known if function is keras.activations.get(name)), None)
+    if name is None and function is not None:
+        # A softmax under another name, such as TensorFlow's own.
+        name = function_activation(function, (None, 5))
+    return name if name in known else "other"
 
 
 def _is_plain_kernel(layer: Any) -> bool:

@@ -11,7 +11,8 @@ from keras_distill._checks import (
     check_choice,
     error_message,
 )
-from keras_distill._keras_internals import input_structure
+from keras_distill._keras_internals import input_structure, producer
+from keras_distill.models.heads import layer_at_end
 
 DUSTBINS = ("sum", "unit")
 
@@ -69,6 +70,10 @@ def specialist_model(generalist: keras.Model, class_set: Sequence[int], dustbin:
         received = f"none in {generalist.name!r}" if not dense else f"one of {dense[-1].units} units"
         raise ValueError(error_message(f"the generalist's last Dense layer must have {num_classes} units", received))
     old = dense[-1]
+    if layer_at_end(copy.outputs[0]) is not old:
+        last = producer(copy.outputs[0])[0].name
+        remedy = f"What follows {old.name!r}, but for a softmax or dropout, would be lost."
+        raise ValueError(error_message("the generalist must end in a Dense layer", repr(last), remedy))
     classes = list(class_set)
     rest = [label for label in range(num_classes) if label not in set(classes)]
     kernel = old.kernel.numpy()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keras_distill.targets.augmentation import Augmentation
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.source import Source
-from keras_distill.targets.teacher_rows import describe_rows, row_function
+from keras_distill.targets.teacher_rows import check_rows, describe_rows, row_function
 
 # One batch's matrices fill the cores where the other's leave them idle.
 _BATCHES_AT_ONCE = 3
@@ -74,7 +74,8 @@ def label(
             size, right at this temperature only.
         batch_size: items a forward pass.
         rows_per_shard: rows a shard, a multiple of `batch_size`; `None` makes about 64 shards.
-        from_logits: what a teacher gives whose head cannot be read: logits, or (`False`) probabilities.
+        from_logits: what a teacher gives whose head cannot be found: logits, or (`False`) probabilities. The first
+            batch shows whether it does.
         teacher_fingerprint: names the teacher; `None` computes `fingerprint(teacher)`.
         id_scheme: what an id means, for whoever opens the store.
         num_items: length of a `tf.data.Dataset` that does not know it.
@@ -89,7 +90,8 @@ def label(
 
     Raises:
         StaleTeacherError, ForeignDatasetError, StoreError: `path` holds something else.
-        ValueError: settings that contradict each other, or logits that are not finite (in `dtype`).
+        ValueError: settings that contradict each other, logits that are not finite (in `dtype`), probabilities where
+            logits were promised or the other way round.
         OSError: the disk is full; nothing half-written is left, and a later call goes on.
 
     Example:
@@ -106,9 +108,11 @@ def label(
         raise ValueError(error_message(f"worker must be in [0, num_workers = {num_workers})", worker))
     if engine is not None:
         _check_for_engine(source, num_workers)
-    forward = row_function(teacher, members, temperature, top_k, dtype, from_logits)
+    first_batch = source.first_batch()
+    forward = row_function(teacher, first_batch, members, temperature, top_k, dtype, from_logits)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
-    outputs = {name: np.asarray(values) for name, values in forward(source.first_batch()).items()}
+    outputs = {name: np.asarray(values) for name, values in forward(first_batch).items()}
+    check_rows(teacher, outputs)
     manifest = describe_rows(outputs, members, temperature, top_k, dtype)
     manifest = replace(
         manifest,
@@ -205,7 +209,7 @@ def _open_labeller(
     from keras_distill.scale.serialization import deserialize
 
     source = Source((inputs,), None, batch_size, augmentation)
-    forward = row_function(deserialize(teacher), *options)
+    forward = row_function(deserialize(teacher), source.first_batch(), *options)
 
     def work(index: int) -> int:
         _label_shards(path, manifest, [index], source, forward, lambda num_done: None, within)

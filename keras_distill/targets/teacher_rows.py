@@ -10,6 +10,9 @@ from keras import ops
 from keras_distill._checks import check_count, check_positive, error_message
 from keras_distill.models.compilation import compiled
 from keras_distill.models.forward_pass import logits_model
+from keras_distill.models.heads import LINEAR, find_heads
+from keras_distill.models.layer_roles import is_readable
+from keras_distill.models.probabilities import SOFTMAX, activation_behind, logits_of, promised_activation
 from keras_distill.targets.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -17,9 +20,18 @@ if TYPE_CHECKING:
 
 
 def row_function(
-    teacher: Callable, members: bool, temperature: float | None, top_k: int | None, dtype: str, from_logits: bool
+    teacher: Callable,
+    first_batch: Any,
+    members: bool,
+    temperature: float | None,
+    top_k: int | None,
+    dtype: str,
+    from_logits: bool,
 ) -> Callable:
-    """A function from inputs to the fields of rows, with one trace for all batches."""
+    """A function from inputs to the fields of rows, with one trace for all batches.
+
+    `first_batch` shows whether a teacher of which nothing is known gives what `from_logits` promises.
+    """
     if temperature is not None:
         check_positive("temperature", temperature)
         if members:
@@ -33,10 +45,12 @@ def row_function(
     if hasattr(teacher, "soft_targets"):
         run = teacher.soft_targets
     elif isinstance(teacher, keras.Model):
-        model = logits_model(teacher, from_logits=from_logits)
+        # Dense rows show by themselves what the teacher gives.
+        example = first_batch if top_k is not None or not from_logits else None
+        model = logits_model(teacher, from_logits=from_logits, example=example)
         run = lambda inputs: model(inputs, training=False)  # noqa: E731
     else:
-        run = teacher if from_logits else lambda inputs: ops.log(ops.maximum(teacher(inputs), 1e-30))
+        run = _KeepsItsPromise(teacher, from_logits)
 
     def rows(given: Any) -> dict[str, Any]:
         if isinstance(given, dict) and not members:
@@ -84,6 +98,33 @@ def row_function(
         return compiled_rows(keras.tree.map_structure(ops.convert_to_tensor, given))
 
     return eagerly
+
+
+def check_rows(teacher: Callable, rows: dict[str, np.ndarray]) -> None:
+    """Raises `ValueError` where the rows of a first batch are probabilities."""
+    logits = rows.get("logits", rows.get("member_logits"))
+    if logits is None or activation_behind(logits) != SOFTMAX:
+        return
+    # A softmax of a softmax has such logits.
+    outputs = getattr(teacher, "outputs", []) if is_readable(teacher) else []
+    if not outputs or any(head.activation in (None, LINEAR) for head in find_heads(outputs)):
+        promised_activation("the teacher's outputs", logits, from_logits=True)
+
+
+class _KeepsItsPromise:
+    """A callable whose logits are wanted, as a callable that gives them; its first batch is looked at."""
+
+    def __init__(self, teacher: Callable, from_logits: bool):
+        self._teacher, self._from_logits = teacher, from_logits
+        self._activation: str | None = None
+        self._was_looked_at = False
+
+    def __call__(self, inputs: Any) -> Any:
+        given = self._teacher(inputs)
+        if not self._was_looked_at:
+            self._activation = promised_activation("the teacher's outputs", given, self._from_logits)
+            self._was_looked_at = True
+        return given if self._activation is None else logits_of(ops.convert_to_tensor(given), self._activation)
 
 
 def describe_rows(

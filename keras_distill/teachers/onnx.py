@@ -23,7 +23,8 @@ class OnnxTeacher:
     Args:
         path: the `.onnx` file.
         output_name: which output holds the logits or probabilities; `None` takes the only float one of rank ≥ 2.
-        from_logits: whether that output is logits, or (`False`) probabilities, whose logarithm is then taken.
+        from_logits: whether that output is logits, or (`False`) probabilities, of a softmax or of sigmoids, whose
+            logits are then taken.
         channels_first: whether the file wants `(batch, channels, height, width)` while the inputs are Keras's
             `(batch, height, width, channels)`. An output of as many axes, a map of classes, then comes back with its
             classes last.
@@ -79,6 +80,8 @@ class OnnxTeacher:
         self.preprocess = preprocess
         self.input_names = input_names
         self.num_threads = None if num_threads is None else check_count("num_threads", num_threads)
+        # What made its probabilities, softmax or sigmoid: the first batch shows it.
+        self._activation: str | None = None
         self._session = _open(self.path, self.num_threads)
         self._inputs = self._session.get_inputs()
         self.output_name, shape = _choose_output(self._session.get_outputs(), output_name)
@@ -142,7 +145,21 @@ class OnnxTeacher:
         outputs = np.asarray(outputs, "float32")
         if self._is_map:
             outputs = np.moveaxis(outputs, 1, -1)
-        return outputs if self.from_logits else np.log(np.maximum(outputs, np.float32(1e-30)))
+        return self._as_logits(outputs)
+
+    def _as_logits(self, outputs: np.ndarray) -> np.ndarray:
+        if self.from_logits:
+            return outputs
+        if self._activation is None:
+            from keras_distill.models.probabilities import promised_activation
+
+            who = f"the output {self.output_name!r} of {self.path.name}"
+            self._activation = promised_activation(who, outputs, from_logits=False)
+        logits = np.log(np.maximum(outputs, np.float32(1e-30)))
+        if self._activation == "sigmoid":
+            # 1 − p has no numbers between 0 and 2⁻²⁴.
+            logits -= np.log(np.maximum(1.0 - outputs, np.float32(2.0**-24)))
+        return logits
 
     def _in_portions(self, feeds: dict[str, np.ndarray], num_items: int, size: int) -> np.ndarray:
         """A file of fixed batch size: the last portion is filled up with its own last item."""
