@@ -84,7 +84,7 @@ def top_k_store(path: Path, num_items: int):
         rows["top_k_logits"] = generator.random((1, 16)).astype("float16")
         rows["top_k_ids"] = generator.integers(0, 32_000, (1, 16))
         # An item's own id, so that a read can be checked.
-        rows["log_normalizer"] = np.arange(start, stop)
+        rows["log_tail"] = np.arange(start, stop)
         write_shard(path, manifest, index, rows)
     finish(path, manifest)
     return SoftTargetStore.open(path, verify=False)
@@ -101,7 +101,7 @@ def measure_read(num_rounds: int) -> dict:
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         ids = np.random.default_rng(1).permutation(num_items)
         for opened in (store, unmapped):
-            if not np.array_equal(opened.read(ids)["log_normalizer"], ids.astype("float32")):
+            if not np.array_equal(opened.read(ids)["log_tail"], ids.astype("float32")):
                 raise SystemExit("parity failed: rows at random are not those that were written")
 
         def in_order(opened: SoftTargetStore) -> None:
@@ -151,7 +151,7 @@ for i, batch in enumerate(store.batches(4096)):
         most = max(most, resident())
 for i in range(100_000 // 128):
     ids = generator.integers(0, len(store), 128)
-    assert np.array_equal(store.read(ids)["log_normalizer"], ids.astype("float32"))
+    assert np.array_equal(store.read(ids)["log_tail"], ids.astype("float32"))
     if i % 16 == 0:
         most = max(most, resident())
 print(before, most)

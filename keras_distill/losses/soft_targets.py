@@ -11,12 +11,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._checks import check_choice, check_positive
+from keras_distill._checks import check_choice, check_positive, error_message
 from keras_distill.losses.logit_loss import check_several_classes, validate_logits
 from keras_distill.losses.per_example import PerExampleLoss, log_probabilities, serialized, sum_dtype
 from keras_distill.schedules import check_schedulable, current
 
 TAIL_POLICIES = ("uniform", "bucket", "renormalise")
+# The logarithm of a share of 0, finite so that its gradient is.
+_NOTHING = -1e30
 
 
 def soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
@@ -78,12 +80,13 @@ def top_k_soft_targets(
     temperature: Any,
     *,
     tail: str = "uniform",
+    log_tail: Any = None,
 ) -> Any:
     """T²·KL(teacher ‖ student) where only the teacher's k largest logits are known, for each example, in nats.
 
     No dense row of the teacher's is ever made: the student's logits are gathered at the k ids, and its
-    log-sum-exp is taken once; the gradient `T·(q − p)` is one softmax and k corrections. What the teacher gives to
-    the other `num_classes − k` classes, by `log_normalizer`, follows from the policy:
+    log-sum-exp is taken once; the gradient `T·(q − p)` is one softmax and k corrections. What becomes of the share that
+    the teacher gives to the other `num_classes − k` classes, the *tail*, is the policy's:
 
     - `"uniform"`: they share it evenly, at every temperature: the same target as the dense row so filled.
     - `"bucket"`: they are one class, whose share the student must match, however it divides it.
@@ -94,27 +97,40 @@ def top_k_soft_targets(
     Args:
         top_k_logits: float `(..., k)`, the teacher's largest logits, raw.
         top_k_ids: integers `(..., k)`, their classes, no class twice.
-        log_normalizer: float `(...)`, the log-sum-exp of all of the teacher's raw logits, at temperature 1.
+        log_normalizer: float `(...)`, the log-sum-exp of all of the teacher's raw logits, at temperature 1; `None`
+            where `log_tail` is given. It is off for a sure teacher: a tail of less than 1e-6 is lost in the rounding
+            of float32, one of 1e-3 in that of float16, and at T = 4 such tails have a large share.
         student_logits: float `(..., num_classes)`.
         temperature: T > 0, a float or a scalar tensor.
         tail: `"uniform"`, `"bucket"` or `"renormalise"`.
+        log_tail: float `(...)`, the log-sum-exp of the teacher's raw logits that are not among the k, at temperature 1:
+            right however small the tail is.
 
     Returns:
         float `(...)`, at least float32.
+
+    Raises:
+        ValueError: an unknown tail, or neither `log_normalizer` nor `log_tail`.
 
     Example:
         >>> loss = top_k_soft_targets([[2.0]], [[0]], [2.5], [[0.0, 0.0, 0.0]], 1.0)
         >>> round(float(loss[0]), 6)  # targets e^-0.5 = 0.6065 and twice 0.1967
         0.155605
+        >>> sure = top_k_soft_targets([[30.0]], [[0]], None, [[0.0, 0.0, 0.0]], 4.0, log_tail=[math.log(2.0)])
+        >>> round(float(sure[0]), 4)  # dense logits 30, 0 and 0, whose tail is 2e-13 of the whole
+        17.4275
 
     Reference:
         Hinton, Vinyals, Dean, arXiv:1503.02531, section 2, for the loss.
     """
     check_choice("tail", tail, TAIL_POLICIES)
+    if log_normalizer is None and log_tail is None:
+        remedy = "A store's rows have one of them."
+        raise ValueError(error_message("log_normalizer or log_tail must be given", "neither", remedy))
     student_logits = ops.convert_to_tensor(student_logits)
     dtype = sum_dtype(student_logits)
-    student_logits, top_k_logits, log_normalizer, temperature = (
-        ops.cast(values, dtype) for values in (student_logits, top_k_logits, log_normalizer, temperature)
+    student_logits, top_k_logits, temperature = (
+        ops.cast(values, dtype) for values in (student_logits, top_k_logits, temperature)
     )
     top_k_ids = ops.cast(top_k_ids, "int32")
     num_tail = student_logits.shape[-1] - top_k_ids.shape[-1]
@@ -123,24 +139,28 @@ def top_k_soft_targets(
         log_kept = ops.log_softmax(scaled, axis=-1)
         divergence = _filled_divergence(log_kept, None, top_k_ids, student_logits, temperature)
     else:
-        tail_logit = _tail_logit(top_k_logits, log_normalizer, num_tail) / temperature
-        everything = ops.concatenate([scaled, tail_logit[..., None] + math.log(num_tail)], axis=-1)
+        if log_tail is None:
+            log_tail = _log_difference(ops.cast(log_normalizer, dtype), top_k_logits)
+        # A stored k-th logit is rounded, and may be below the others' mean: no class outside the k is likelier.
+        log_tail = ops.maximum(ops.cast(log_tail, dtype), _NOTHING)
+        tail_logit = ops.minimum(log_tail - math.log(num_tail), ops.min(top_k_logits, axis=-1))
+        everything = ops.concatenate([scaled, tail_logit[..., None] / temperature + math.log(num_tail)], axis=-1)
         log_shares = ops.log_softmax(everything, axis=-1)
-        log_kept, log_tail = log_shares[..., :-1], log_shares[..., -1]
+        # e^-1e4 is 0 in any precision, and stays 0 when it is multiplied by its own logarithm and a million classes.
+        log_kept, log_rest = log_shares[..., :-1], ops.maximum(log_shares[..., -1], -1e4)
         if tail == "uniform":
-            log_each = log_tail - math.log(num_tail)
+            log_each = log_rest - math.log(num_tail)
             divergence = _filled_divergence(log_kept, log_each, top_k_ids, student_logits, temperature)
         else:
-            divergence = _bucket_divergence(log_kept, log_tail, top_k_ids, student_logits, temperature)
+            divergence = _bucket_divergence(log_kept, log_rest, top_k_ids, student_logits, temperature)
     return ops.square(temperature) * ops.maximum(divergence, 0.0)
 
 
-def _tail_logit(top_k_logits: Any, log_normalizer: Any, num_tail: int) -> Any:
-    """The raw logit that each of the other classes has, if they are all alike; `(...)`."""
+def _log_difference(log_normalizer: Any, top_k_logits: Any) -> Any:
+    """The log-sum-exp of all logits but the k, from that of all: log(e^log_normalizer − Σ e^top_k_logits); `(...)`."""
     kept = ops.sum(ops.exp(top_k_logits - log_normalizer[..., None]), axis=-1)
-    # Stored logits are rounded: what is left may come out as nothing, or above the smallest that was kept.
-    left = ops.log(ops.maximum(1.0 - kept, 1e-30)) - math.log(num_tail)
-    return ops.minimum(log_normalizer + left, ops.min(top_k_logits, axis=-1))
+    # Rounded logits may leave nothing, or less than nothing.
+    return log_normalizer + ops.log(ops.maximum(1.0 - kept, 1e-30))
 
 
 def _filled_divergence(log_kept: Any, log_each: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
@@ -185,7 +205,9 @@ def _gathered_log_softmax(logits: Any, temperature: Any, ids: Any) -> Any:
 
 def _bucket_divergence(log_kept: Any, log_tail: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
     """KL over k + 1 classes, the last of them all that are not at `ids`; `(...)`."""
-    scaled = student_logits / temperature
+    # Centred, so that of a sure student's logarithms near 0 no more is rounded than of themselves. The shift cancels.
+    largest = ops.stop_gradient(ops.max(student_logits, axis=-1, keepdims=True))
+    scaled = (student_logits - largest) / temperature
     # One less the k shares would lose a small bucket to rounding: the k are taken out of the row instead.
     log_bucket = ops.logsumexp(_put_at(scaled, ids, ops.full_like(log_kept, -1e30)), axis=-1)
     at_ids = ops.take_along_axis(scaled, ids, axis=-1)
@@ -259,7 +281,8 @@ class SoftTargets(PerExampleLoss):
         Args:
             teacher_outputs: logits `(..., num_classes)`, or an ensemble's
                 `{"member_logits": (..., members, num_classes), "member_weights": (..., members)}`, or a store's
-                `{"top_k_logits": (..., k), "top_k_ids": (..., k), "log_normalizer": (...)}`.
+                `{"top_k_logits": (..., k), "top_k_ids": (..., k), "log_tail": (...)}`, or `"log_normalizer"` in place
+                of `"log_tail"`.
             student_outputs: logits `(..., num_classes)`.
         """
         temperature = current(self.temperature)
@@ -269,10 +292,11 @@ class SoftTargets(PerExampleLoss):
             return top_k_soft_targets(
                 teacher_outputs["top_k_logits"],
                 teacher_outputs["top_k_ids"],
-                teacher_outputs["log_normalizer"],
+                teacher_outputs.get("log_normalizer"),
                 student_outputs,
                 temperature,
                 tail=self.tail,
+                log_tail=teacher_outputs.get("log_tail"),
             )
         if isinstance(teacher_outputs, dict):
             members, weights = teacher_outputs["member_logits"], teacher_outputs["member_weights"]

@@ -18,8 +18,8 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
         model: a Keras model whose weights it reads, or `None`.
 
     Returns:
-        The compiled function: a `tf.function` on TensorFlow, of `jax.jit` on JAX, `function` itself on PyTorch. It
-        reads the weights anew at every call.
+        The compiled function: a `tf.function` on TensorFlow, of `jax.jit` on JAX; on PyTorch `function` itself, whose
+        results have no gradients. It reads the weights anew at every call.
 
     Example:
         >>> double = compiled(lambda inputs: {"twice": 2 * inputs})
@@ -31,6 +31,10 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
 
         # Without autograph an error of ours stays as it is, rather than inside an excerpt of "user code".
         return tf.function(function, reduce_retracing=True, autograph=False)
+    if keras.config.backend() == "torch":
+        import torch
+
+        return torch.no_grad()(function)
     if keras.config.backend() != "jax":
         return function
     import jax

@@ -1,25 +1,55 @@
 """The arrays of a dataset, checked against a store: what both joins, `dataset.py` and `batches.py`, begin with."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
 from keras_distill._checks import error_message
-from keras_distill.targets.fingerprints import inputs_fingerprint
+from keras_distill._types import ArrayLike, Data, TensorTree
+from keras_distill.targets.fingerprints import STREAM, every_item_fingerprint, inputs_fingerprint
+from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.manifest import ForeignDatasetError, check_source
 from keras_distill.targets.store import SoftTargetStore
 
 
+def as_arrays(inputs: TensorTree) -> TensorTree:
+    """Inputs as arrays, whatever holds them: a table becomes `(rows, columns)`, one column `(rows, 1)`, as in `fit`.
+
+    Example:
+        >>> as_arrays({"a": np.zeros((2, 3)), "b": keras.ops.ones((2,))})["b"]
+        array([1., 1.], dtype=float32)
+
+    Raises:
+        TypeError: something that is no array; a table with columns that are no numbers.
+    """
+    return keras.tree.map_structure(_as_array, inputs)
+
+
+def _as_array(part: ArrayLike) -> ArrayLike:
+    if hasattr(part, "to_numpy"):
+        values = part.to_numpy()
+        if values.dtype.hasobject:
+            remedy = "Encode them first, or take them out."
+            raise TypeError(error_message("the columns of a table must be numbers", "text or mixed types", remedy))
+        return values[:, None] if values.ndim == 1 else values
+    if keras.ops.is_tensor(part):
+        return keras.ops.convert_to_numpy(part)
+    if not (hasattr(part, "shape") and hasattr(part, "dtype") and len(part.shape)):
+        remedy = "Wrap a list in numpy.asarray(…)."
+        raise TypeError(error_message("inputs must be arrays, one item a row", type(part).__name__, remedy))
+    # TensorFlow's own beside another backend. What lies on disk, in a map or in HDF5, stays there.
+    return part.numpy() if hasattr(part, "numpy") else part
+
+
 def checked_arrays(
-    dataset: Any, store: SoftTargetStore | None, ids: Any = None
-) -> tuple[dict[str, Any], int, np.ndarray | None]:
+    dataset: Data, store: SoftTargetStore | None, ids: ArrayLike | None = None, check_items: bool = True
+) -> tuple[dict[str, TensorTree], int, np.ndarray | None]:
     """A dataset as arrays by name, those that the store was labelled with.
 
     Args:
         dataset: a `Split`, `(inputs, labels)`, `(inputs, labels, sample_weight)`, or inputs alone.
         store: an open store; `None` takes any arrays.
         ids: the ids of the items, where they are a part of what was labelled or in another order.
+        check_items: whether the items must be those that were labelled; otherwise only their number is compared.
 
     Returns:
         (`{"inputs": …, "labels": …, "sample_weight": …}` as far as they are there, how many items, the ids).
@@ -28,11 +58,12 @@ def checked_arrays(
         ForeignDatasetError: these are not the data that were labelled.
         ValueError: arrays of several lengths; ids that are no integers.
     """
-    parts = (dataset.inputs, dataset.labels) if hasattr(dataset, "inputs") else dataset
+    is_split = hasattr(dataset, "inputs") and not hasattr(dataset, "to_numpy")
+    parts = (dataset.inputs, dataset.labels) if is_split else dataset
     parts = parts if isinstance(parts, tuple) else (parts,)
     # `None` labels are no labels: (inputs, None, sample_weight).
     arrays = {
-        name: keras.tree.map_structure(np.asanyarray, part)
+        name: keras.tree.map_structure(np.asanyarray, as_arrays(part) if name == "inputs" else part)
         for name, part in zip(("inputs", "labels", "sample_weight"), parts, strict=False)
         if part is not None
     }
@@ -44,8 +75,9 @@ def checked_arrays(
         return arrays, num_items, None
     manifest = store.manifest
     if ids is None:
-        fingerprint = inputs_fingerprint(arrays["inputs"]) if manifest.dataset_fingerprint else None
-        check_source(store.path, manifest, num_items=num_items, dataset_fingerprint=fingerprint)
+        check_source(store.path, manifest, num_items=num_items)
+        if check_items:
+            _check_whole(arrays["inputs"], store)
         return arrays, num_items, None
     ids = np.asarray(ids)
     if ids.shape != (num_items,) or not np.issubdtype(ids.dtype, np.integer):
@@ -53,4 +85,21 @@ def checked_arrays(
     if num_items and not (ids.min() >= 0 and ids.max() < manifest.num_items):
         outside = ids[(ids < 0) | (ids >= manifest.num_items)][0]
         raise ForeignDatasetError(error_message(f"ids must be in [0, {manifest.num_items}), the store's", outside))
+    if check_items:
+        KnownItems(store).check(ids, arrays["inputs"])
     return arrays, num_items, ids
+
+
+def _check_whole(inputs: TensorTree, store: SoftTargetStore) -> None:
+    """Compares arrays with what the store knows of those that were labelled."""
+    manifest = store.manifest
+    if manifest.dataset_fingerprint.startswith(STREAM):
+        KnownItems(store).check(np.arange(manifest.num_items), inputs)
+    elif manifest.dataset_fingerprint:
+        every_item = every_item_fingerprint(inputs) if manifest.every_item_fingerprint else ""
+        check_source(
+            store.path,
+            manifest,
+            dataset_fingerprint=inputs_fingerprint(inputs),
+            every_item_fingerprint=every_item,
+        )

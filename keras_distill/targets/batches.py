@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
+from keras_distill._types import ArrayLike, Data
 from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.store import SoftTargetStore
 
@@ -32,6 +33,8 @@ class StoredBatches(keras.utils.PyDataset):
         drop_remainder: whether a last, smaller batch is left out.
         worker: which of the processes that train together this one is, in [0, num_workers).
         num_workers: how many they are. Each has the whole arrays and gives its share of every batch.
+        check_items: whether the items must be those that were labelled; `False` for a student that sees other inputs
+            than its teacher saw, say smaller images.
 
     A last batch that several devices cannot share evenly is cut by what is left over, fewer items than devices.
 
@@ -42,20 +45,21 @@ class StoredBatches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Data,
         store: SoftTargetStore | None,
         *,
         batch_size: int = 128,
         shuffle: bool = True,
         seed: int = 0,
-        ids: Any = None,
+        ids: ArrayLike | None = None,
         drop_remainder: bool = False,
         worker: int = 0,
         num_workers: int = 1,
+        check_items: bool = True,
     ):
         super().__init__()
         self.store = store
-        self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids)
+        self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids, check_items)
         self.batch_size = check_count("batch_size", batch_size)
         if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
             raise ValueError(error_message(f"worker must be in [0, num_workers = {num_workers})", worker))
@@ -102,7 +106,7 @@ class StoredBatches(keras.utils.PyDataset):
         self.epoch += 1
 
 
-def attach(dataset: Any, store: SoftTargetStore | str | os.PathLike, **options: Any) -> StoredBatches:
+def attach(dataset: Data, store: SoftTargetStore | str | os.PathLike, **options: Any) -> StoredBatches:
     """`StoredBatches` over an open store or its folder (which is then verified); the options are its own.
 
     Example:

@@ -6,14 +6,15 @@ manifest is replayed, and the student sees what the teacher saw.
 """
 
 import os
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import check_count, error_message
+from keras_distill._types import ArrayLike, Data, TensorTree
 from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.augmentation import Augmentation, hashes
+from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.manifest import Manifest
 from keras_distill.targets.store import SoftTargetStore
 
@@ -22,14 +23,15 @@ _BATCHES_A_BLOCK, _BYTES_A_BLOCK = 16, 8 << 20
 
 
 def attach(
-    dataset: Any,
+    dataset: Data,
     store: SoftTargetStore | str | os.PathLike,
     *,
     batch_size: int = 128,
     shuffle: bool = True,
     seed: int = 0,
-    ids: Any = None,
+    ids: ArrayLike | None = None,
     drop_remainder: bool = False,
+    check_items: bool = True,
 ) -> tf.data.Dataset:
     """A pipeline for `Distiller(teacher=None, …).fit`: inputs, labels and the stored soft targets.
 
@@ -47,6 +49,9 @@ def attach(
         ids: the ids of the arrays' items where they are part of what was labelled, or in another order; integers
             `(num_items,)`.
         drop_remainder: whether a last, smaller batch is left out; arrays only.
+        check_items: whether items are compared with those that were labelled under their ids: arrays at once, of a
+            stream those that the store knows, as they come by. `False` for a student that sees other inputs than its
+            teacher saw, say smaller images.
 
     Returns:
         A dataset of `(x, {"labels": y, "soft_targets": t})` or `(x, {…}, sample_weight)`; without labels, no
@@ -70,25 +75,25 @@ def attach(
     manifest = store.manifest
     replay = Augmentation.from_config(manifest.augmentation) if manifest.augmentation else None
     if isinstance(dataset, tf.data.Dataset):
-        joined = _of_stream(dataset, store, replay, seed)
+        joined = _of_stream(dataset, store, replay, seed, check_items)
     else:
-        joined = _of_arrays(
-            dataset, store, replay, check_count("batch_size", batch_size), shuffle, seed, ids, drop_remainder
-        )
+        arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items)
+        check_count("batch_size", batch_size)
+        joined = _of_arrays(arrays, num_items, store, replay, batch_size, shuffle, seed, ids, drop_remainder)
     return joined.prefetch(tf.data.AUTOTUNE)
 
 
 def _of_arrays(
-    dataset: Any,
+    arrays: dict[str, TensorTree],
+    num_items: int,
     store: SoftTargetStore,
     replay: Augmentation | None,
     batch_size: int,
     shuffle: bool,
     seed: int,
-    ids: Any,
+    ids: np.ndarray | None,
     drop_remainder: bool,
 ) -> tf.data.Dataset:
-    arrays, num_items, ids = checked_arrays(dataset, store, ids)
     manifest = store.manifest
     if replay is not None and replay.mixup is not None and ids is not None:
         remedy = "Mixup looks partners up in the whole dataset: give all of it."
@@ -130,7 +135,7 @@ def _replayed(
     replay: Augmentation | None,
     manifest: Manifest,
     positions: tf.Tensor,
-    soft_targets: Any,
+    soft_targets: TensorTree,
     ids: tf.Tensor | None = None,
     views: tf.Tensor | None = None,
 ) -> tuple:
@@ -155,7 +160,7 @@ def _replayed(
 
 
 def _of_stream(
-    dataset: tf.data.Dataset, store: SoftTargetStore, replay: Augmentation | None, seed: int
+    dataset: tf.data.Dataset, store: SoftTargetStore, replay: Augmentation | None, seed: int, check_items: bool
 ) -> tf.data.Dataset:
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2 or not getattr(spec[0], "dtype", tf.float32).is_integer:
@@ -164,17 +169,18 @@ def _of_stream(
     if replay is not None and replay.mixup is not None:
         remedy = "A stream cannot look a partner up by its id: give arrays."
         raise ValueError(error_message("Mixup needs a dataset of arrays", "a tf.data.Dataset", remedy))
-    targets = _Targets(store)
+    targets = _Targets(store, KnownItems(store) if check_items else None)
 
-    def join(element: Any, salt: tf.Tensor) -> tuple:
+    def join(element: TensorTree, salt: tf.Tensor) -> tuple:
         ids, parts = element
         parts = parts if isinstance(parts, tuple) else (parts,)
         ids = tf.cast(ids, tf.int64)
         views = targets.views(ids, salt)
         arrays = dict(zip(("inputs", "labels", "sample_weight"), parts, strict=False))
+        soft_targets = targets.read(ids, views, arrays["inputs"])
         if replay is not None:
             arrays["inputs"] = replay(arrays["inputs"], ids, views)
-        return _element(arrays, targets.read(ids, views))
+        return _element(arrays, soft_targets)
 
     joined = tf.data.Dataset.zip(dataset, _salts(seed)).map(join)
     cardinality = dataset.cardinality()
@@ -184,13 +190,13 @@ def _of_stream(
 class _Columns:
     """The arrays of a dataset, gathered by position: in TensorFlow, or where they lie on disk in NumPy."""
 
-    def __init__(self, arrays: dict[str, Any]):
+    def __init__(self, arrays: dict[str, TensorTree]):
         self.structure = arrays
         self.flat = tf.nest.flatten(arrays)
         with tf.device("cpu"):
             self.in_memory = [None if isinstance(array, np.memmap) else tf.constant(array) for array in self.flat]
 
-    def take(self, positions: tf.Tensor) -> dict[str, Any]:
+    def take(self, positions: tf.Tensor) -> dict[str, TensorTree]:
         """The items at `positions`."""
         found = []
         for array, tensor in zip(self.flat, self.in_memory, strict=True):
@@ -204,10 +210,11 @@ class _Columns:
 
 
 class _Targets:
-    """A store as operations of a graph."""
+    """A store as operations of a graph, and the check that items are those it knows."""
 
-    def __init__(self, store: SoftTargetStore):
+    def __init__(self, store: SoftTargetStore, known_items: KnownItems | None = None):
         self.store = store
+        self.known_items = known_items
         # One read tells the fields, their shapes and dtypes.
         self.example = store.read(np.zeros((1,), np.int64))
 
@@ -221,17 +228,34 @@ class _Targets:
         chosen = tf.cast(tf.math.floormod(drawn, tf.constant(num_views, tf.uint64)), tf.int64)
         return tf.reshape(chosen, tf.shape(ids))
 
-    def read(self, ids: tf.Tensor, views: tf.Tensor) -> Any:
-        """The stored targets, `(*ids.shape, …)`."""
+    def read(self, ids: tf.Tensor, views: tf.Tensor, inputs: TensorTree = None) -> TensorTree:
+        """The stored targets, `(*ids.shape, …)`; `inputs` are compared with those that were labelled."""
         examples = tf.nest.flatten(self.example)
-        values = tf.numpy_function(
-            lambda rows, which: tf.nest.flatten(self.store.read(rows, which)),
-            [ids, views],
-            [example.dtype for example in examples],
-        )
+        checked = [] if self.known_items is None or inputs is None else self._known(ids, inputs)
+
+        @tf.autograph.experimental.do_not_convert
+        def read(ids: np.ndarray, views: np.ndarray, *checked: np.ndarray) -> list[np.ndarray]:
+            found = tf.nest.flatten(self.store.read(ids, views))
+            if checked and self.known_items is not None:
+                self.known_items.check(checked[0], list(checked[1:]))
+            return found
+
+        values = tf.numpy_function(read, [ids, views, *checked], [example.dtype for example in examples])
         for value, example in zip(values, examples, strict=True):
             value.set_shape(ids.shape.concatenate(example.shape[1:]))
         return tf.nest.pack_sequence_as(self.example, values)
+
+    def _known(self, ids: tf.Tensor, inputs: TensorTree) -> list[tf.Tensor]:
+        """Of a batch the ids that the store knows, `(n,)`, and their inputs: few, for Python gets a copy of them."""
+        assert self.known_items is not None  # read saw to it
+        if not len(self.known_items.ids) or not all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(inputs)):
+            return []
+        known, flat = tf.constant(self.known_items.ids), tf.reshape(ids, [-1])
+        nearest = tf.gather(known, tf.minimum(tf.searchsorted(known, flat), len(self.known_items.ids) - 1))
+        places = tf.where(tf.equal(nearest, flat))[:, 0]
+        num_axes = ids.shape.rank
+        items = [tf.reshape(x, tf.concat([tf.shape(flat), tf.shape(x)[num_axes:]], 0)) for x in tf.nest.flatten(inputs)]
+        return [tf.gather(part, places) for part in (flat, *items)]
 
 
 def _salts(seed: int) -> tf.data.Dataset:
@@ -239,7 +263,7 @@ def _salts(seed: int) -> tf.data.Dataset:
     return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
 
 
-def _element(arrays: dict[str, Any], targets: Any) -> tuple:
+def _element(arrays: dict[str, TensorTree], targets: TensorTree) -> tuple:
     known = {"labels": arrays["labels"]} if "labels" in arrays else {}
     y = {**known, "soft_targets": targets}
     return (arrays["inputs"], y, arrays["sample_weight"]) if "sample_weight" in arrays else (arrays["inputs"], y)

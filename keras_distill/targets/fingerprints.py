@@ -1,18 +1,21 @@
-"""Fingerprints: whether a teacher or a dataset is the one that a store was made from."""
+"""Fingerprints and marks: whether a teacher, a dataset or an item is the one that a store was made from."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_distill._checks import error_message
+from keras_distill._types import ArrayLike, TensorTree
 
-if TYPE_CHECKING:
-    pass
+# How the fingerprint of a stream begins, of which only the first items are known.
+STREAM = "stream:"
+# Items are summed so many bytes at a time.
+_BLOCK = 16 << 20
 
 
 def fingerprint(teacher: Callable) -> str:
@@ -55,7 +58,7 @@ def fingerprint(teacher: Callable) -> str:
     return digest.hexdigest()[:32]
 
 
-def inputs_fingerprint(inputs: Any) -> str:
+def inputs_fingerprint(inputs: TensorTree) -> str:
     """A hash of arrays: their shapes, dtypes, and up to 256 items evenly spaced from the first to the last."""
     digest = hashlib.sha256()
     for array in keras.tree.flatten(inputs):
@@ -63,6 +66,83 @@ def inputs_fingerprint(inputs: Any) -> str:
         for position in np.unique(np.linspace(0, len(array) - 1, 256).astype(np.int64)):
             digest.update(np.ascontiguousarray(array[position]).tobytes())
     return digest.hexdigest()[:32]
+
+
+def every_item_fingerprint(inputs: TensorTree) -> str:
+    """A hash to which every item of some arrays contributes: the sum of its bytes, eight at a time.
+
+    An item in another's place changes it, at the cost of reading the memory once. The sum does not see the order of
+    things inside an item; `inputs_fingerprint` sees that, in some.
+
+    Returns:
+        32 hexadecimal digits, or `""` where the arrays do not lie in memory: to read a disk twice is not cheap.
+
+    Example:
+        >>> x = np.arange(2000.0)
+        >>> swapped = x.copy()
+        >>> swapped[[12, 13]] = x[[13, 12]]
+        >>> [of(x) == of(swapped) for of in (inputs_fingerprint, every_item_fingerprint)]
+        [True, False]
+    """
+    digest = hashlib.sha256()
+    for array in keras.tree.flatten(inputs):
+        if not isinstance(array, np.ndarray) or isinstance(array, np.memmap) or array.dtype.hasobject:
+            return ""
+        size = max(array.nbytes // max(len(array), 1), 1)
+        step = max(_BLOCK // size, 1)
+        for start in range(0, len(array), step):
+            digest.update(_sums(array[start : start + step]).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _sums(items: np.ndarray) -> np.ndarray:
+    """The sum of each item's bytes, taken as numbers of 64 bits, the last one filled up with zeros; uint64 `(n,)`."""
+    content = np.ascontiguousarray(items).reshape(len(items), -1).view(np.uint8)
+    num_whole = content.shape[1] // 8 * 8
+    sums = content[:, :num_whole].view(np.uint64).sum(axis=1, dtype=np.uint64)
+    if num_whole < content.shape[1]:
+        last = np.zeros((len(items), 8), np.uint8)
+        last[:, : content.shape[1] - num_whole] = content[:, num_whole:]
+        sums += last.view(np.uint64)[:, 0]
+    return sums
+
+
+def item_marks(inputs: TensorTree, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+    """What a store knows some items by: the first 8 bytes of the SHA-256 of each one's bytes.
+
+    Args:
+        inputs: an array or a structure of arrays, `(n, …)`; NumPy's or tensors.
+        positions: of the items in it.
+
+    Returns:
+        uint64 `(len(positions),)`, none of them 0.
+
+    Example:
+        >>> x = np.eye(3)
+        >>> marks = item_marks(x, [2, 0])
+        >>> bool(marks[1] == item_marks(x[:1], [0])[0]), bool(marks[0] == marks[1])
+        (True, False)
+    """
+    if not len(positions):
+        return np.empty(0, np.uint64)
+    arrays = [array if isinstance(array, np.ndarray) else np.asarray(array) for array in keras.tree.flatten(inputs)]
+    marks = []
+    for position in positions:
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(_content(array[position]))
+        # 0 stands for "not known".
+        marks.append(int.from_bytes(digest.digest()[:8], "little") or 1)
+    return np.array(marks, np.uint64)
+
+
+def _content(item: ArrayLike) -> bytes:
+    """An item's bytes; a text is the same whether NumPy, Python or TensorFlow holds it."""
+    item = np.asarray(item)
+    if item.dtype.kind not in "OSU":
+        return item.tobytes()
+    texts = [text.encode() if isinstance(text, str) else bytes(text) for text in item.reshape(-1).tolist()]
+    return b"".join(len(text).to_bytes(8, "little") + text for text in texts)
 
 
 def _nameless(config: Any) -> Any:

@@ -11,31 +11,33 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
+from keras_distill._types import Data, Teacher, Tensor, TensorTree
+from keras_distill.targets.fingerprints import fingerprint, item_marks
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
-from keras_distill.targets.shards import create, finish, missing_shards, write_shard
+from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
+from keras_distill.targets.source import ArraySource, Source, open_source
 from keras_distill.targets.store import SoftTargetStore
+from keras_distill.targets.teacher_rows import check_rows, describe_rows, row_function
 
 if TYPE_CHECKING:
     from keras_distill.scale import Engine
     from keras_distill.targets.augmentation import Augmentation
-from keras_distill.targets.fingerprints import fingerprint
-from keras_distill.targets.source import Source
-from keras_distill.targets.teacher_rows import check_rows, describe_rows, row_function
 
 # One batch's matrices fill the cores where the other's leave them idle.
 _BATCHES_AT_ONCE = 3
 
 
 def label(
-    teacher: Callable,
-    dataset: Any,
+    teacher: Teacher,
+    dataset: Data,
     path: str | os.PathLike,
     *,
     top_k: int | None = None,
@@ -62,8 +64,10 @@ def label(
 
     Args:
         teacher: a Keras model with any head, an `Ensemble`, or any callable from a batch of inputs to logits.
-        dataset: the inputs as an array (or a structure of arrays), a `Split`, `(inputs, labels)`, or a
-            `tf.data.Dataset` of single examples, `x` or `(x, …)`, in a fixed order. An item's id is its place.
+        dataset: the inputs as an array (or a structure of arrays) or a table, a `Split`, `(inputs, labels)`; or a
+            `tf.data.Dataset` of `x` or `(x, …)`, of single examples or, where the teacher is a Keras model and its
+            inputs tell, of batches; or batches as `fit` takes them, in a `PyDataset`, a generator or another iterable.
+            In a fixed order: an item's id is its place.
         path: the store's folder; new, or one that an earlier call began.
         top_k: how many of the largest logits to keep of each row; `None` keeps all.
         dtype: of the logits on disk, `"float16"` or `"float32"`.
@@ -78,7 +82,7 @@ def label(
             batch shows whether it does.
         teacher_fingerprint: names the teacher; `None` computes `fingerprint(teacher)`.
         id_scheme: what an id means, for whoever opens the store.
-        num_items: length of a `tf.data.Dataset` that does not know it.
+        num_items: how many items there are, where the dataset does not know it: a generator, a filtered stream.
         worker: which of the processes this one is, in [0, num_workers).
         num_workers: how many processes label this store.
         engine: who labels: `None` this process, `"local"` or `"ray"` or an engine of `keras_distill.scale` its workers,
@@ -90,8 +94,9 @@ def label(
 
     Raises:
         StaleTeacherError, ForeignDatasetError, StoreError: `path` holds something else.
-        ValueError: settings that contradict each other, logits that are not finite (in `dtype`), probabilities where
-            logits were promised or the other way round.
+        ForeignDatasetError: the dataset is a stream that gives other items when it is gone through again.
+        ValueError: a teacher of several outputs; settings that contradict each other; logits that are not finite (in
+            `dtype`); probabilities where logits were promised, or the other way round.
         OSError: the disk is full; nothing half-written is left, and a later call goes on.
 
     Example:
@@ -102,8 +107,9 @@ def label(
         (2, 3)
     """
     path = Path(path)
-    source = Source(dataset, num_items, batch_size, augmentation)
-    check_count("batch_size", batch_size)
+    num_views = _num_views(augmentation, views)
+    num_axes = sum(len(tensor.shape) for tensor in getattr(teacher, "inputs", None) or []) or None
+    source = open_source(dataset, num_items, batch_size, augmentation, num_views=num_views, num_axes=num_axes)
     if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
         raise ValueError(error_message(f"worker must be in [0, num_workers = {num_workers})", worker))
     if engine is not None:
@@ -111,16 +117,17 @@ def label(
     first_batch = source.first_batch()
     forward = row_function(teacher, first_batch, members, temperature, top_k, dtype, from_logits)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
-    outputs = {name: np.asarray(values) for name, values in forward(first_batch).items()}
+    outputs = {name: _numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
     manifest = describe_rows(outputs, members, temperature, top_k, dtype)
     manifest = replace(
         manifest,
         num_items=source.num_items,
-        num_views=_num_views(augmentation, views),
+        num_views=num_views,
         augmentation=augmentation.get_config() if augmentation else None,
         teacher_fingerprint=teacher_fingerprint or fingerprint(teacher),
         dataset_fingerprint=source.fingerprint,
+        every_item_fingerprint=source.every_item_fingerprint,
         id_scheme=id_scheme,
     )
     rows = rows_per_shard or rows_per_shard_for(manifest.num_rows, manifest.bytes_per_row, batch_size)
@@ -130,6 +137,8 @@ def label(
     manifest = create(path, replace(manifest, rows_per_shard=rows))
 
     missing = missing_shards(path, manifest, range(worker, manifest.num_shards, num_workers))
+    if missing:
+        check_version(path, manifest)
     _check_room(path, manifest, missing)
     num_rows = sum(stop - start for start, stop in map(manifest.shard_rows, missing))
     size = f"{manifest.num_rows:,} rows × {manifest.bytes_per_row:,} bytes = {manifest.num_bytes / 1e6:,.1f} MB"
@@ -138,7 +147,12 @@ def label(
         headline += f"; {manifest.num_rows - num_rows:,} rows need no work"
     with progress_bar("labelling", num_rows, progress, unit="items", headline=headline) as advance:
         if engine is None:
-            _label_shards(path, manifest, missing, source, forward, advance)
+            try:
+                _label_shards(path, manifest, missing, source, forward, advance)
+            except ForeignDatasetError:
+                # A stream that was refused leaves its folder to the one that takes its place.
+                withdraw(path, manifest)
+                raise
         else:
             options = (members, temperature, top_k, dtype, from_logits)
             _label_by_engine(engine, teacher, source, path, manifest, missing, options, advance)
@@ -155,9 +169,9 @@ def _label_shards(
     within: Path | None = None,
 ) -> None:
     """Runs the teacher and writes the shards, each `within` a folder until it is whole."""
-    pending: deque[tuple[int, Future]] = deque()
+    pending: deque[tuple[int, Future, np.ndarray]] = deque()
     with _ShardQueue(path, manifest, indices, within) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
-        for rows, inputs in source.batches(manifest, indices):
+        for rows, items, inputs in source.batches(manifest, indices):
             if hasattr(forward, "get_concrete_function"):
                 # Traced in this thread, where the caller's device scope holds.
                 outputs = threads.submit(forward.get_concrete_function(inputs), inputs)
@@ -165,7 +179,10 @@ def _label_shards(
                 # A teacher of an unknown framework stays in the caller's thread, and in its contexts.
                 outputs = Future()
                 outputs.set_result(forward(inputs))
-            pending.append((len(rows), outputs))
+            # While the teacher is at work.
+            marked = manifest.marked_rows(int(rows[0]) // manifest.rows_per_shard)
+            marked = marked[(marked >= rows[0]) & (marked <= rows[-1])]
+            pending.append((len(rows), outputs, item_marks(items, marked - rows[0])))
             if len(pending) > _BATCHES_AT_ONCE:
                 advance(shards.put(*pending.popleft()))
         while pending:
@@ -196,10 +213,10 @@ def _label_by_engine(
 
 
 def _open_labeller(
-    teacher: Any,
-    inputs: Any,
+    teacher: Teacher,
+    inputs: TensorTree,
     batch_size: int,
-    augmentation: Any,
+    augmentation: "Augmentation | None",
     path: Path,
     manifest: Manifest,
     options: tuple,
@@ -208,7 +225,7 @@ def _open_labeller(
     """In a worker: the function that labels shard `index` and returns its number of rows."""
     from keras_distill.scale.serialization import deserialize
 
-    source = Source((inputs,), None, batch_size, augmentation)
+    source = ArraySource((inputs,), None, batch_size, augmentation)
     forward = row_function(deserialize(teacher), source.first_batch(), *options)
 
     def work(index: int) -> int:
@@ -223,9 +240,9 @@ def _check_for_engine(source: "Source", num_workers: int) -> None:
     if num_workers != 1:
         remedy = "An engine knows its own: keras_distill.scale.Processes(num_workers)."
         raise ValueError(error_message("num_workers must be 1 with an engine", num_workers, remedy))
-    if source.stream is not None:
+    if source.inputs is None:
         remedy = "Give arrays (memory maps of files that all workers see stay there), or use worker and num_workers."
-        raise ValueError(error_message("an engine needs a dataset of arrays", "a tf.data.Dataset", remedy))
+        raise ValueError(error_message("an engine needs a dataset of arrays", "a stream", remedy))
 
 
 class _ShardQueue:
@@ -237,29 +254,32 @@ class _ShardQueue:
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
         self._shard: np.ndarray | None = None
+        self._marks: list[np.ndarray] = []
         self._filled = 0
 
     def __enter__(self) -> "_ShardQueue":
         return self
 
-    def put(self, num_rows: int, outputs: Future) -> int:
-        """Adds a batch's rows once they are there, and returns how many."""
+    def put(self, num_rows: int, outputs: Future, marks: np.ndarray) -> int:
+        """Adds a batch's rows once they are there, with the marks of some, and returns how many."""
         fields = outputs.result()
         if self._shard is None:
             start, stop = self.manifest.shard_rows(self._todo[0])
-            self._shard, self._filled = np.empty(stop - start, self.manifest.row_dtype), 0
+            self._shard, self._filled, self._marks = np.empty(stop - start, self.manifest.row_dtype), 0, []
         for name in self._shard.dtype.names or ():
-            self._shard[name][self._filled : self._filled + num_rows] = fields[name]
+            self._shard[name][self._filled : self._filled + num_rows] = _numpy(fields[name])
+        self._marks.append(marks)
         self._filled += num_rows
         if self._filled == len(self._shard):
             _check_finite(self._shard, self.manifest)
             self._wait()
             index = self._todo.popleft()
-            self._written = self._writer.submit(write_shard, self.path, self.manifest, index, self._shard, self.within)
+            shard = (self.path, self.manifest, index, self._shard, np.concatenate(self._marks), self.within)
+            self._written = self._writer.submit(write_shard, *shard)
             self._shard = None
         return num_rows
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if error is None:
                 self._wait()
@@ -275,6 +295,10 @@ class _ShardQueue:
         """Until the last shard is on the disk: at most one is held beside that which is being filled."""
         if self._written is not None:
             self._written.result()
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return keras.ops.convert_to_numpy(values)
 
 
 def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:

@@ -15,11 +15,13 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._files import sync, whole_file
-from keras_distill.targets.manifest import Manifest, StoreError, check_source
+from keras_distill.targets.manifest import VERSION, FormatVersionError, Manifest, StoreError, check_source
 
 
 def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     """Begins a store, or finds that one begun with the same settings; returns the manifest that is there.
+
+    A finished store of an older version is found too; whoever has shards to add to one must `check_version` first.
 
     Raises:
         StaleTeacherError: `path` holds another teacher's targets.
@@ -39,15 +41,20 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     (path / "shards").mkdir(exist_ok=True)
     sync(path)
     found = Manifest.from_json(file.read_bytes(), file)
+    # Version 1 knew nothing of a stream's items.
+    knows_dataset = found.version > 1 or found.dataset_fingerprint
     check_source(
         path,
         found,
         teacher_fingerprint=manifest.teacher_fingerprint,
-        dataset_fingerprint=manifest.dataset_fingerprint,
+        dataset_fingerprint=manifest.dataset_fingerprint if knows_dataset else None,
+        every_item_fingerprint=manifest.every_item_fingerprint,
         num_items=manifest.num_items,
         id_scheme=manifest.id_scheme,
     )
-    expected, received = asdict(replace(manifest, shards=None)), asdict(replace(found, shards=None))
+    expected, received = asdict(manifest), asdict(found)
+    for name in ("shards", "version", "dataset_fingerprint", "every_item_fingerprint"):
+        del expected[name]
     for name, value in expected.items():
         if received[name] != value:
             remedy = "Go on with the settings that it was begun with, or name a new folder."
@@ -57,32 +64,66 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     return found
 
 
+def check_version(path: str | os.PathLike, manifest: Manifest) -> None:
+    """Raises `FormatVersionError` where shards of an older version would have to be written."""
+    if manifest.version != VERSION:
+        remedy = "Label into a new folder."
+        expectation = f"{path}: a store that lacks shards must be of format {VERSION}"
+        raise FormatVersionError(error_message(expectation, f"format {manifest.version}", remedy))
+
+
+def withdraw(path: str | os.PathLike, manifest: Manifest) -> None:
+    """Takes back a store that was begun and has no shard yet, so that its folder can be used for another."""
+    if not labelled_shards(path, manifest):
+        (Path(path) / "manifest.json").unlink(missing_ok=True)
+
+
 def write_shard(
-    path: str | os.PathLike, manifest: Manifest, index: int, rows: np.ndarray, within: Path | None = None
+    path: str | os.PathLike,
+    manifest: Manifest,
+    index: int,
+    rows: np.ndarray,
+    marks: np.ndarray | None = None,
+    within: Path | None = None,
 ) -> Path:
     """Publishes shard `index`, whole or not at all, and returns its file.
 
     Args:
         rows: structured, of `manifest.row_dtype`, as many as the shard holds.
+        marks: uint64, of the items of `manifest.marked_rows(index)`; `None` where the items are not known.
         within: the folder to write in, one of `folder_aside`; `None` is that of the shards.
 
     Raises:
-        ValueError: the rows are not those of this shard.
+        ValueError: the rows or marks are not those of this shard.
         OSError: the disk is full or fails; nothing half-written is left.
     """
     start, stop = manifest.shard_rows(index)
+    num_marks = len(manifest.marked_rows(index))
+    marks = np.zeros(num_marks, np.uint64) if marks is None else marks
     if rows.dtype != manifest.row_dtype or rows.shape != (stop - start,):
         expected = f"have {stop - start} rows of {manifest.row_dtype}"
         raise ValueError(error_message(f"shard {index} must {expected}", f"shape {rows.shape} of {rows.dtype}"))
-    header = shard_header(manifest, stop - start)
+    if marks.dtype != np.uint64 or marks.shape != (num_marks,):
+        expectation = f"shard {index} must have {num_marks} marks, uint64"
+        raise ValueError(error_message(expectation, f"shape {marks.shape} of {marks.dtype}"))
     body = np.ascontiguousarray(rows).view(np.uint8).data
-    digest = hashlib.sha256(header)
-    digest.update(body)
+    parts: list[bytes | memoryview] = [shard_header(manifest, stop - start), body]
+    if num_marks:
+        parts += [marks_header(num_marks), marks.astype("<u8").tobytes()]
+    # Hashed from memory, before a byte is written: a disk that stores something else is found out by the name, and a
+    # hash of what was read back would only repeat its mistake.
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    # The name holds index *and* content, so that no writer ever replaces another's shard: writers that agree write
+    # the same file twice, and of writers that differ in a bit each has its own, of which `finish` names one.
     file = Path(path) / "shards" / f"{index:06d}-{digest.hexdigest()[:16]}.npy"
     try:
+        # Aside, flushed, renamed: a reader that lists the folder sees whole shards alone. Without the flush a machine
+        # that loses power may keep the new name and lose the bytes.
         with whole_file(file, within) as aside, open(aside, "wb") as stream:
-            stream.write(header)
-            stream.write(body)
+            for part in parts:
+                stream.write(part)
     except FileNotFoundError:
         # Another writer of this very shard was faster, finished the store and swept our copy aside.
         published = labelled_shards(path, manifest).get(index)
@@ -137,6 +178,7 @@ def finish(path: str | os.PathLike, manifest: Manifest) -> bool:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+    # Where writers' shards differ, the first by name: all who finish name the same, and each of them is whole.
     final = replace(manifest, shards=tuple(there[index][0].name for index in range(manifest.num_shards)))
     while not _published(path, final):
         # Another process is finishing the store too, and swept our copy aside: it does so once.
@@ -146,11 +188,29 @@ def finish(path: str | os.PathLike, manifest: Manifest) -> bool:
 
 def shard_header(manifest: Manifest, num_rows: int) -> bytes:
     """The opening of a shard's `.npy` file, byte for byte."""
-    description = repr({"descr": manifest.row_dtype.descr, "fortran_order": False, "shape": (num_rows,)})
+    return _npy_header(manifest.row_dtype.descr, num_rows)
+
+
+def marks_header(num_marks: int) -> bytes:
+    """What stands between a shard's rows and its marks, byte for byte."""
+    return _npy_header("<u8", num_marks)
+
+
+def shard_size(manifest: Manifest, index: int) -> int:
+    """How many bytes long the file of shard `index` is."""
+    start, stop = manifest.shard_rows(index)
+    num_marks = len(manifest.marked_rows(index))
+    marks = len(marks_header(num_marks)) + 8 * num_marks if num_marks else 0
+    return len(shard_header(manifest, stop - start)) + (stop - start) * manifest.bytes_per_row + marks
+
+
+def _npy_header(description: str | list, length: int) -> bytes:
+    # Written out rather than left to `numpy.save`, whose header may change its spaces with the version of NumPy:
+    # the same rows must give the same bytes, hence the same name, on every machine that shares the work.
+    text = repr({"descr": description, "fortran_order": False, "shape": (length,)})
     # NumPy's format, version 1.0: magic, two bytes of version, two of length; padded to a multiple of 64.
-    padding = -(10 + len(description) + 1) % 64
-    text = (description + " " * padding + "\n").encode("latin1")
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    text += " " * (-(10 + len(text) + 1) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1")
 
 
 def _something_else(path: Path) -> str:

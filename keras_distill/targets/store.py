@@ -15,8 +15,8 @@ kind      fields of a row
 ========= =====================================================================================================
 dense     `logits` dtype[*example_shape, num_classes]
 top_k     `top_k_logits` dtype[*example_shape, k], in falling order; `top_k_ids` unsigned[*example_shape, k], 16
-          bits where num_classes <= 65536, else 32; `log_normalizer` float32[*example_shape], the log-sum-exp of
-          *all* raw logits at temperature 1
+          bits where num_classes <= 65536, else 32; `log_tail` float32[*example_shape], the log-sum-exp of the raw
+          logits that are *not* kept, at temperature 1, or -1e30 where they have no share or there are none
 members   `member_logits` dtype[*example_shape, members, num_classes]; the members' weights are in the manifest
 ========= =====================================================================================================
 
@@ -24,20 +24,29 @@ members   `member_logits` dtype[*example_shape, members, num_classes]; the membe
 Raw logits serve every temperature, except where the manifest gives a `temperature`: such a *merged* row is
 `temperature * log(target)`, right at that temperature only, and a reader refuses any other.
 
-**Shards.** A shard is an ordinary `.npy` file (version 1.0) of one structured array, `numpy.load` reads it.
-Shard `i` holds rows `[i * rows_per_shard, (i + 1) * rows_per_shard)`, the last one maybe fewer. Its name is
+**Shards.** A shard is a `.npy` file (version 1.0) of a structured array, the rows; `numpy.load` reads it. After it
+stands a second one, as `numpy.save` appends it to an open file: the *marks*, uint64. Shard `i` holds the n rows
+`[i * rows_per_shard, (i + 1) * rows_per_shard)`, the last one maybe fewer, and the marks of 16 of their items: of rows
+`c * (n - 4) // 3 + j`, c and j from 0 to 3, or of all n < 16. A mark is the first 8 bytes, a little-endian number, of
+the SHA-256 of the item as it was before any augmentation: the bytes of its input, or of its inputs in the order of
+their sorted names; 0 where the item was not known. By its marks a store knows its items again. A shard's name is
 `i` in six digits, a dash, and the first 16 hexadecimal digits of the SHA-256 of its bytes: `sha256sum` checks
 it. It is written aside under a name that starts with `.partial-`, flushed to disk and renamed, so a shard that
 can be seen is whole, and two writers of the same shard do no harm: equal bytes have equal names.
 
 **Manifest.** JSON, sorted keys, no time and no path in it, so that the same labels give the same bytes:
 
-`format`, `version`: `"keras-distill soft targets"`, 1. `kind`, `num_items`, `num_views`, `num_classes`,
+`format`, `version`: `"keras-distill soft targets"`, 2. `kind`, `num_items`, `num_views`, `num_classes`,
 `example_shape`, `dtype`, `top_k` (or null), `member_weights` (or null; sum 1), `temperature` (or null).
 `teacher_fingerprint`, `dataset_fingerprint`, `id_scheme`: text, compared for equality; the scheme says what an
-id is (`"position"`: the place in the data set). `augmentation`: null, or what replays a view from a seed.
+id is (`"position"`: the place in the data set). `every_item_fingerprint`: text, of all items, where it was cheap to
+have, else empty, which equals anything. `augmentation`: null, or what replays a view from a seed.
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
+
+**Version 1** is read too. It has no marks and no `every_item_fingerprint`; in place of `log_tail` it has
+`log_normalizer`, the log-sum-exp of *all* raw logits, from which a small tail follows only as the difference of two
+rounded numbers: below 1e-3 at float16 and 1e-6 at float32 there is nothing left of it. Who opens such a store is told.
 
 Not here: writing (`shards.py`), how a shard's rows are read (`rows.py`), the teacher (`labelling.py`), the data set
 (`dataset.py`), and what a temperature means for the distillation loss (`keras_distill.losses`).
@@ -45,6 +54,7 @@ Not here: writing (`shards.py`), how a shard's rows are read (`rows.py`), the te
 
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +63,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import check_count, check_positive, error_message
+from keras_distill._types import ArrayLike
 from keras_distill.targets.manifest import (
     DamagedShardError,
     ForeignDatasetError,
@@ -63,7 +74,7 @@ from keras_distill.targets.manifest import (
     check_source,
 )
 from keras_distill.targets.rows import READS_BY_POSITION, MappedRows, PositionedRows
-from keras_distill.targets.shards import is_sound, labelled_shards, shard_header
+from keras_distill.targets.shards import is_sound, labelled_shards, marks_header, shard_header, shard_size
 
 # Bytes of rows that a store may keep in memory as a whole, unless it is told otherwise.
 _RESIDENT = 256 << 20
@@ -107,6 +118,13 @@ class SoftTargetStore:
         self._max_shards = 256
         # A training and a validation pipeline may read from threads of their own.
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or another process needs to open the store for itself: open files and locks do not travel."""
+        return {"path": self.path.absolute(), "manifest": self.manifest, "resident_bytes": self.resident_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @classmethod
     def open(
@@ -155,6 +173,8 @@ class SoftTargetStore:
             store.verify()
         else:
             store._check_sizes()
+        if manifest.version == 1 and manifest.kind == "top_k":
+            store._warn_of_lost_tails()
         return store
 
     def __len__(self) -> int:
@@ -178,7 +198,7 @@ class SoftTargetStore:
                 )
             )
 
-    def read(self, ids: Any, views: Any = 0) -> np.ndarray | dict[str, np.ndarray]:
+    def read(self, ids: ArrayLike, views: ArrayLike = 0) -> np.ndarray | dict[str, np.ndarray]:
         """The stored soft targets of some items, in the form that the losses take.
 
         Args:
@@ -187,8 +207,9 @@ class SoftTargetStore:
 
         Returns:
             `dense`: logits, float32 `(*ids.shape, …, num_classes)`. `top_k`: `{"top_k_logits": float32 (…, k),
-            "top_k_ids": int32 (…, k), "log_normalizer": float32 (…)}`. `members`: `{"member_logits": float32
-            (…, members, num_classes), "member_weights": float32 (…, members)}`.
+            "top_k_ids": int32 (…, k), "log_tail": float32 (…)}`; version 1 gives `"log_normalizer"` in place of
+            `"log_tail"`. `members`: `{"member_logits": float32 (…, members, num_classes), "member_weights": float32
+            (…, members)}`.
 
         Raises:
             ForeignDatasetError: an id is outside the store.
@@ -204,7 +225,9 @@ class SoftTargetStore:
             rows = rows + views.astype(np.int64) * self.manifest.num_items
         return self._fields(self._gather(rows.reshape(-1)), ids.shape)
 
-    def soft_targets(self, ids: Any, temperature: float, views: Any = 0) -> np.ndarray | dict[str, np.ndarray]:
+    def soft_targets(
+        self, ids: ArrayLike, temperature: float, views: ArrayLike = 0
+    ) -> np.ndarray | dict[str, np.ndarray]:
         """The probabilities that the teacher gives some items at a temperature.
 
         Returns:
@@ -227,12 +250,15 @@ class SoftTargetStore:
             return np.sum(each * stored["member_weights"][..., None], axis=-2)
         num_tail = self.manifest.num_classes - stored["top_k_ids"].shape[-1]
         logits = stored["top_k_logits"].astype(np.float64)
-        normalizer = stored["log_normalizer"].astype(np.float64)[..., None]
         if num_tail:
-            kept = np.sum(np.exp(np.minimum(logits - normalizer, 0.0)), axis=-1, keepdims=True)
-            # Rounding may leave nothing, or a tail above the smallest logit that was kept.
-            left = np.log(np.maximum(1.0 - kept, 1e-30) / num_tail) + normalizer
-            tail_logit = np.minimum(left, logits.min(axis=-1, keepdims=True))
+            if self.manifest.version == 1:
+                normalizer = stored["log_normalizer"].astype(np.float64)
+                kept = np.sum(np.exp(np.minimum(logits - normalizer[..., None], 0.0)), axis=-1)
+                log_tail = np.log(np.maximum(1.0 - kept, 1e-30)) + normalizer
+            else:
+                log_tail = stored["log_tail"].astype(np.float64)
+            # The smallest logit that was kept may have been rounded to below the others' mean.
+            tail_logit = np.minimum(log_tail[..., None] - np.log(num_tail), logits.min(axis=-1, keepdims=True))
             logits = np.concatenate([logits, tail_logit + temperature * np.log(num_tail)], axis=-1)
         shares = _softmax(logits / temperature).astype(np.float32)
         tail = shares[..., -1] if num_tail else np.zeros(shares.shape[:-1], np.float32)
@@ -247,6 +273,29 @@ class SoftTargetStore:
         for start in range(0, self.manifest.num_items, batch_size):
             stop = min(start + batch_size, self.manifest.num_items)
             yield self._fields(self._slice(first + start, first + stop), (stop - start,))
+
+    def marks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of items, int64, and their marks, uint64, in the order of the shards: of up to 256 shards, evenly spaced.
+
+        An id may come more than once, in several views; items that are not known are left out.
+        """
+        ids, marks = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        num_shards = self.manifest.num_shards
+        for index in np.unique(np.linspace(0, num_shards - 1, 256).astype(np.int64)).tolist():
+            rows = self.manifest.marked_rows(index)
+            if not len(rows):
+                continue
+            with open(self.path / "shards" / self._shard_names[index], "rb") as stream:
+                stream.seek(-8 * len(rows) - len(marks_header(len(rows))), os.SEEK_END)
+                header, body = stream.read(len(marks_header(len(rows)))), stream.read()
+            if header != marks_header(len(rows)) or len(body) != 8 * len(rows):
+                raise DamagedShardError(
+                    error_message(f"{self.path}: shard {index} must end with its marks", "something else", _REMEDY)
+                )
+            ids.append(rows % self.manifest.num_items)
+            marks.append(np.frombuffer(body, "<u8").astype(np.uint64))
+        all_ids, all_marks = np.concatenate(ids), np.concatenate(marks)
+        return all_ids[all_marks != 0], all_marks[all_marks != 0]
 
     @property
     def _shard_names(self) -> tuple[str, ...]:
@@ -274,11 +323,30 @@ class SoftTargetStore:
                 raise DamagedShardError(
                     error_message(f"{file!s} must be a file of the store", "a link that leaves it", _REMEDY)
                 )
-            start, stop = self.manifest.shard_rows(index)
-            expected = len(shard_header(self.manifest, stop - start)) + (stop - start) * self.manifest.bytes_per_row
+            expected = shard_size(self.manifest, index)
             received = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
             if received != f"{expected} bytes":
                 raise DamagedShardError(error_message(f"{file!s} must be {expected} bytes long", received, _REMEDY))
+
+    def _warn_of_lost_tails(self) -> None:
+        """Warns where the tails of up to 1,024 rows, evenly spaced, are lost in the rounding of a version 1 store."""
+        num_tail = self.manifest.num_classes - (self.manifest.top_k or 0)
+        if not num_tail:
+            return
+        rows = np.unique(np.linspace(0, self.manifest.num_rows - 1, 1024).astype(np.int64))
+        found = self._gather(rows).view(self.manifest.row_dtype)
+        logits, normalizer = found["top_k_logits"], found["log_normalizer"]
+        shares = np.exp(np.minimum(logits.astype(np.float64) - normalizer.astype(np.float64)[..., None], 0.0))
+        # A number is off by up to half the distance to its neighbour, and a share by as much of itself.
+        noise = 0.5 * np.sum(shares * (np.spacing(np.abs(logits)) + np.spacing(np.abs(normalizer))[..., None]), axis=-1)
+        is_lost = 1.0 - np.sum(shares, axis=-1) < 10.0 * noise
+        if is_lost.any():
+            warnings.warn(
+                f"{self.path} is of format 1, which keeps no tail of its own: in {np.mean(is_lost):.0%} of the rows "
+                f"looked at, what the teacher gave to the {num_tail} classes that were not kept is lost in rounding. A "
+                "loss with tail='uniform' or 'bucket' may be several times too large. Label again into a new folder.",
+                stacklevel=3,
+            )
 
     def _shard(self, index: int) -> MappedRows | PositionedRows:
         with self._lock:

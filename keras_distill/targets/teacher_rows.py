@@ -1,27 +1,24 @@
 """From a teacher to the rows of a store: its forward pass as fields, and the manifest that describes them."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_distill._checks import check_count, check_positive, error_message
+from keras_distill._types import Teacher, Tensor, TensorTree
 from keras_distill.models.compilation import compiled
 from keras_distill.models.forward_pass import logits_model
 from keras_distill.models.heads import LINEAR, find_heads
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.models.probabilities import SOFTMAX, activation_behind, logits_of, promised_activation
-from keras_distill.targets.manifest import Manifest
-
-if TYPE_CHECKING:
-    pass
+from keras_distill.targets.manifest import NOTHING, Manifest
 
 
 def row_function(
-    teacher: Callable,
-    first_batch: Any,
+    teacher: Teacher,
+    first_batch: TensorTree,
     members: bool,
     temperature: float | None,
     top_k: int | None,
@@ -45,6 +42,7 @@ def row_function(
     if hasattr(teacher, "soft_targets"):
         run = teacher.soft_targets
     elif isinstance(teacher, keras.Model):
+        _only_output(getattr(teacher, "output", None) if teacher.built else None)
         # Dense rows show by themselves what the teacher gives.
         example = first_batch if top_k is not None or not from_logits else None
         model = logits_model(teacher, from_logits=from_logits, example=example)
@@ -52,7 +50,8 @@ def row_function(
     else:
         run = _KeepsItsPromise(teacher, from_logits)
 
-    def rows(given: Any) -> dict[str, Any]:
+    def rows(given: TensorTree) -> dict[str, Tensor]:
+        given = _only_output(given)
         if isinstance(given, dict) and not members:
             if temperature is None:
                 remedy = "Pass members=True, or the temperature at which to merge them."
@@ -84,23 +83,22 @@ def row_function(
         if check_count("top_k", top_k) > logits.shape[-1]:
             raise ValueError(error_message(f"top_k must be <= {logits.shape[-1]}, the number of classes", top_k))
         values, ids = ops.top_k(logits, top_k)
-        normalizer = ops.logsumexp(logits, axis=-1)
-        fields = {"top_k_logits": ops.cast(values, dtype), "top_k_ids": ids, "log_normalizer": normalizer}
+        fields = {"top_k_logits": ops.cast(values, dtype), "top_k_ids": ids, "log_tail": _log_tail(logits, ids)}
         return {**fields, "width": ops.shape(logits)[-1]}
 
     if isinstance(teacher, keras.Model):
         return compiled(lambda inputs: rows(run(inputs)), teacher)
     compiled_rows = compiled(rows)
 
-    def eagerly(inputs: Any) -> dict[str, Any]:
+    def eagerly(inputs: TensorTree) -> dict[str, Tensor]:
         # A teacher that is no Keras model may be of any framework: it takes and gives NumPy's arrays.
-        given = run(keras.tree.map_structure(np.asarray, inputs))
+        given = run(keras.tree.map_structure(ops.convert_to_numpy, inputs))
         return compiled_rows(keras.tree.map_structure(ops.convert_to_tensor, given))
 
     return eagerly
 
 
-def check_rows(teacher: Callable, rows: dict[str, np.ndarray]) -> None:
+def check_rows(teacher: Teacher, rows: dict[str, np.ndarray]) -> None:
     """Raises `ValueError` where the rows of a first batch are probabilities."""
     logits = rows.get("logits", rows.get("member_logits"))
     if logits is None or activation_behind(logits) != SOFTMAX:
@@ -114,17 +112,44 @@ def check_rows(teacher: Callable, rows: dict[str, np.ndarray]) -> None:
 class _KeepsItsPromise:
     """A callable whose logits are wanted, as a callable that gives them; its first batch is looked at."""
 
-    def __init__(self, teacher: Callable, from_logits: bool):
+    def __init__(self, teacher: Teacher, from_logits: bool):
         self._teacher, self._from_logits = teacher, from_logits
         self._activation: str | None = None
         self._was_looked_at = False
 
-    def __call__(self, inputs: Any) -> Any:
-        given = self._teacher(inputs)
+    def __call__(self, inputs: TensorTree) -> TensorTree:
+        given = _only_output(self._teacher(inputs))
         if not self._was_looked_at:
             self._activation = promised_activation("the teacher's outputs", given, self._from_logits)
             self._was_looked_at = True
         return given if self._activation is None else logits_of(ops.convert_to_tensor(given), self._activation)
+
+
+def _only_output(given: TensorTree) -> TensorTree:
+    """What a teacher gives: its logits, or an ensemble's members; raises `ValueError` where it has several outputs."""
+    if not keras.tree.is_nested(given) or (isinstance(given, dict) and "member_logits" in given):
+        return given
+    outputs = keras.tree.flatten(given)
+    if len(outputs) != 1:
+        received = f"{len(outputs)}" + (f", {', '.join(map(repr, given))}" if isinstance(given, dict) else "")
+        remedy = "Label each into a store of its own: keras.Model(teacher.inputs, teacher.outputs[0]) and so on."
+        raise ValueError(error_message("a teacher must have one output to be labelled with", received, remedy))
+    return outputs[0]
+
+
+def _log_tail(logits: Tensor, kept_ids: Tensor) -> Tensor:
+    """The log-sum-exp of all logits `(…, num_classes)` but those at `kept_ids`, `(…, k)`; `(…)`.
+
+    By itself and not as a difference: 1 − Σ softmax(kept) is rounding and nothing else once the tail is below 1e-7.
+    A NaN that is not among the k stays in the sum, where it is found.
+    """
+    num_classes, k = logits.shape[-1], kept_ids.shape[-1]
+    ids = ops.reshape(kept_ids, (-1, k))
+    items = ops.broadcast_to(ops.arange(ops.shape(ids)[0], dtype=ids.dtype)[:, None], ops.shape(ids))
+    places = ops.stack([ops.reshape(items, (-1,)), ops.reshape(ids, (-1,))], axis=-1)
+    nothing = ops.full(ops.shape(places)[:1], NOTHING, dtype=logits.dtype)
+    others = ops.scatter_update(ops.reshape(logits, (-1, num_classes)), places, nothing)
+    return ops.maximum(ops.reshape(ops.logsumexp(others, axis=-1), ops.shape(logits)[:-1]), NOTHING)
 
 
 def describe_rows(

@@ -381,7 +381,7 @@ def test_a_store_keeps_the_last_of_a_hundred_thousand_classes(tmp_path):
     create(tmp_path / "store", manifest)
     rows = np.zeros(2, manifest.row_dtype)
     rows["top_k_ids"] = [[MANY - 1, 0], [65_536, MANY - 2]]
-    rows["top_k_logits"], rows["log_normalizer"] = [[3.0, 1.0], [2.0, 1.0]], [12.0, 12.0]
+    rows["top_k_logits"], rows["log_tail"] = [[3.0, 1.0], [2.0, 1.0]], [12.0, 12.0]
     write_shard(tmp_path / "store", manifest, 0, rows)
     finish(tmp_path / "store", manifest)
     store = SoftTargetStore.open(tmp_path / "store")

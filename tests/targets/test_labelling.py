@@ -7,14 +7,16 @@ import keras
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 
+from keras_distill.losses import SoftTargets
 from keras_distill.targets.augmentation import Augmentation, Flip, Mixup, Shift
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.labelling import label
-from keras_distill.targets.manifest import ForeignDatasetError, StaleTeacherError, StoreError
+from keras_distill.targets.manifest import ForeignDatasetError, FormatVersionError, StaleTeacherError, StoreError
 from keras_distill.targets.store import SoftTargetStore
 from keras_distill.teachers import Ensemble
-from tests.targets.test_store import environment, tree
+from tests.targets.test_store import environment, tree, write_version_1
 
 INPUTS = np.random.default_rng(0).normal(size=(300, 6)).astype("float32")
 
@@ -58,13 +60,54 @@ def test_a_softmax_head_is_taken_off(tmp_path):
     np.testing.assert_allclose(store.read(np.arange(300)), logits_of(teacher), rtol=1e-5, atol=1e-6)
 
 
-def test_top_k_rows_are_the_largest_with_the_normalizer_of_all(teacher, tmp_path):
+def test_top_k_rows_are_the_largest_with_the_log_sum_exp_of_the_others(teacher, tmp_path):
     store = label(teacher, INPUTS, tmp_path / "s", top_k=2, dtype="float32", batch_size=50)
     read, dense = store.read(np.arange(300)), logits_of(teacher)
     ids = np.argsort(-dense, axis=-1)[:, :2]
     np.testing.assert_array_equal(read["top_k_ids"], ids)
     np.testing.assert_allclose(read["top_k_logits"], np.take_along_axis(dense, ids, -1), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(read["log_normalizer"], scipy.special.logsumexp(dense, axis=-1), rtol=1e-5)
+    np.put_along_axis(dense, ids, -np.inf, -1)
+    np.testing.assert_allclose(read["log_tail"], scipy.special.logsumexp(dense, axis=-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("tail", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_a_sure_teachers_store_gives_the_loss_of_its_dense_targets(tmp_path, dtype, tail):
+    """Within 1 %, for each example, where the tail is even and the policies are exact; by SciPy in float64.
+
+    But for the rounding of a loss near 0: at T = 1 the teacher's first class is all there is.
+    """
+    generator, num_classes, k = np.random.default_rng(0), 1000, 16
+    dense = np.zeros((64, num_classes))
+    ids = np.argsort(generator.random(dense.shape), axis=-1)[:, :k]
+    kept = generator.uniform(1.0, 6.0, (64, k))
+    # The first logit is raised until all classes that are not kept have `tail` of the whole.
+    kept[:, 0] = np.log((num_classes - k) * (1.0 / tail - 1.0) - np.exp(kept[:, 1:]).sum(axis=-1))
+    np.put_along_axis(dense, ids, kept, axis=-1)
+    student = (0.6 * dense + generator.normal(size=dense.shape)).astype("float32")
+    store = label(np.asarray, dense.astype("float32"), tmp_path / "s", top_k=k, dtype=dtype, teacher_fingerprint="t")
+    in_tail = np.ones_like(dense, bool)
+    np.put_along_axis(in_tail, ids, False, axis=-1)
+    for temperature in (1.0, 4.0, 20.0):
+        p, q = (scipy.special.softmax(logits.astype("float64") / temperature, axis=-1) for logits in (dense, student))
+        expected = {"uniform": temperature**2 * scipy.stats.entropy(p, q, axis=-1)}
+        p, q = (np.append(np.take_along_axis(x, ids, -1), (x * in_tail).sum(-1, keepdims=True), -1) for x in (p, q))
+        expected["bucket"] = temperature**2 * scipy.stats.entropy(p, q, axis=-1)
+        for policy, values in expected.items():
+            found = SoftTargets(temperature, tail=policy).per_example(store.read(np.arange(64)), student)
+            np.testing.assert_allclose(found, values, rtol=1e-2, atol=2e-6, err_msg=f"{policy} at T = {temperature}")
+
+
+def test_a_finished_store_of_version_1_is_returned_and_an_unfinished_one_refused(tmp_path):
+    logits = np.random.default_rng(0).normal(size=(50, 40)).astype("float32")
+    settings = {"top_k": 4, "dtype": "float32", "batch_size": 32, "rows_per_shard": 32, "teacher_fingerprint": "t"}
+    write_version_1(tmp_path / "finished", logits, 4, "float32")
+    before = tree(tmp_path / "finished")
+    store = label(np.asarray, logits, tmp_path / "finished", **settings)
+    assert (store.manifest.version, tree(tmp_path / "finished")) == (1, before)
+    sorted((tmp_path / "finished" / "shards").iterdir())[1].unlink()
+    with pytest.raises(FormatVersionError, match=r"of format 2; got format 1\. Label into a new folder"):
+        label(np.asarray, logits, tmp_path / "finished", **settings)
 
 
 def test_an_ensembles_members_give_the_mean_of_softmaxes_at_every_temperature(ensemble, tmp_path):
@@ -138,7 +181,7 @@ def test_sequences_keep_their_shape(tmp_path):
     teacher = keras.Sequential([keras.Input((4, 6)), keras.layers.Dense(3)])
     store = label(teacher, INPUTS.reshape(75, 4, 6)[:70], tmp_path / "s", top_k=2)
     assert store.read([[1, 2]])["top_k_logits"].shape == (1, 2, 4, 2)
-    assert store.read([[1, 2]])["log_normalizer"].shape == (1, 2, 4)
+    assert store.read([[1, 2]])["log_tail"].shape == (1, 2, 4)
 
 
 # Fingerprints.
@@ -276,32 +319,33 @@ def test_a_teacher_that_fails_leaves_whole_shards_and_the_next_run_goes_on(teach
 
 
 class Fragile(keras.layers.Layer):
-    """Fails inside the graph at an input that is too large."""
+    """Fails inside the graph at an input beyond a limit, which is no part of its configuration."""
+
+    limit = 50.0
 
     def call(self, inputs):
         import tensorflow as tf
 
-        with tf.control_dependencies([tf.debugging.assert_less(inputs, 50.0)]):
+        with tf.control_dependencies([tf.debugging.assert_less(inputs, self.limit)]):
             return tf.identity(inputs)
 
 
 @pytest.mark.tensorflow
-def test_a_keras_teacher_that_fails_in_a_thread_leaves_whole_shards_and_the_next_run_goes_on(tmp_path):
+def test_a_keras_teacher_that_fails_in_a_thread_leaves_whole_shards_and_the_next_run_goes_on(tmp_path, monkeypatch):
     import tensorflow as tf
 
-    settings = {"batch_size": 16, "rows_per_shard": 32, "teacher_fingerprint": "t"}
+    settings = {"batch_size": 16, "rows_per_shard": 32}
     dense = keras.layers.Dense(5, kernel_initializer=keras.initializers.RandomNormal(stddev=0.7, seed=1))
     teacher = keras.Sequential([keras.Input((6,)), Fragile(), dense])
-    faulty = INPUTS.copy()
-    faulty[149, 0] = 99.0
-    # The fingerprint looks at 256 of the 300 items: the fault is in one that it does not see.
-    assert 149 not in np.linspace(0, 299, 256).astype(int)
+    inputs = INPUTS.copy()
+    inputs[149, 0] = 99.0
     with pytest.raises(tf.errors.InvalidArgumentError, match="assertion failed"):
-        label(teacher, faulty, tmp_path / "s", **settings)
+        label(teacher, inputs, tmp_path / "s", **settings)
     assert not list((tmp_path / "s").rglob(".partial-*"))
     assert [file.name[:6] for file in sorted((tmp_path / "s" / "shards").iterdir())] == [f"{i:06d}" for i in range(4)]
-    label(teacher, INPUTS, tmp_path / "s", **settings)
-    label(teacher, INPUTS, tmp_path / "whole", **settings)
+    monkeypatch.setattr(Fragile, "limit", 100.0)
+    label(teacher, inputs, tmp_path / "s", **settings)
+    label(teacher, inputs, tmp_path / "whole", **settings)
     assert tree(tmp_path / "s") == tree(tmp_path / "whole")
 
 

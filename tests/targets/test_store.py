@@ -1,8 +1,11 @@
 """The store's format against NumPy itself, and every refusal by name."""
 
+import copy
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -40,7 +43,9 @@ def random_rows(manifest, seed=0):
         ids = np.argsort(-dense, axis=-1)[..., : manifest.top_k]
         rows["top_k_ids"] = ids
         rows["top_k_logits"] = np.take_along_axis(dense, ids, axis=-1)
-        rows["log_normalizer"] = scipy.special.logsumexp(dense, axis=-1)
+        others = dense.copy()
+        np.put_along_axis(others, ids, -np.inf, axis=-1)
+        rows["log_tail"] = np.maximum(scipy.special.logsumexp(others, axis=-1), -1e30)
         return rows, dense
     name = manifest.row_dtype.names[0]
     dense = generator.normal(scale=2.0, size=rows[name].shape)
@@ -128,6 +133,151 @@ def test_shard_names_are_their_sha256_and_the_manifest_lists_them(dense_store):
     assert checksum == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@pytest.mark.parametrize("num_rows", [1, 15, 16, 50])
+def test_marks_stand_after_the_rows_as_numpy_appends_a_second_array(tmp_path, num_rows):
+    """Four groups of four rows, evenly spaced, or all rows where there are fewer."""
+    manifest = dense_manifest(num_items=num_rows, rows_per_shard=64)
+    rows, _ = random_rows(manifest)
+    places = list(range(num_rows))
+    if num_rows >= 16:
+        places = [group * (num_rows - 4) // 3 + place for group in range(4) for place in range(4)]
+    assert manifest.marked_rows(0).tolist() == places
+    create(tmp_path, manifest)
+    marks = np.arange(1, len(places) + 1, dtype=np.uint64)
+    with open(write_shard(tmp_path, manifest, 0, rows, marks), "rb") as file:
+        np.testing.assert_array_equal(np.load(file), rows)
+        np.testing.assert_array_equal(np.load(file), marks)
+        assert file.read() == b""
+    finish(tmp_path, manifest)
+    ids, found = SoftTargetStore.open(tmp_path).marks()
+    assert dict(zip(ids.tolist(), found.tolist(), strict=True)) == dict(zip(places, marks.tolist(), strict=True))
+
+
+def test_rows_of_unknown_items_have_no_marks(dense_store):
+    ids, marks = SoftTargetStore.open(dense_store).marks()
+    assert (len(ids), len(marks)) == (0, 0)
+
+
+def test_marks_of_another_shard_are_refused(tmp_path):
+    manifest = dense_manifest()
+    create(tmp_path, manifest)
+    with pytest.raises(ValueError, match="shard 3 must have 2 marks"):
+        write_shard(tmp_path, manifest, 3, random_rows(manifest)[0][48:], np.ones(16, np.uint64))
+
+
+def test_a_pickled_store_is_the_same_in_another_process_and_another_folder(tmp_path, monkeypatch):
+    rows, _ = write_store(tmp_path / "store", dense_manifest())
+    monkeypatch.chdir(tmp_path)
+    store = SoftTargetStore.open("store", resident_bytes=1)
+    store.read([3])
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).read([49, 3]).tolist())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(store), capture_output=True, env=environment(), cwd="/"
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == rows["logits"][[49, 3]].astype("float32").tolist()
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.resident_bytes, again.manifest) == (1, store.manifest)
+
+
+def test_a_copied_store_reads_the_same(dense_store):
+    store = SoftTargetStore.open(dense_store)
+    store.read([3])
+    for again in (copy.copy(store), copy.deepcopy(store)):
+        np.testing.assert_array_equal(again.read(np.arange(50)), store.read(np.arange(50)))
+
+
+# Version 1: the log-sum-exp of all logits, no marks.
+
+
+def write_version_1(path, dense, k, dtype="float16", is_finished=True):
+    """A store of top-k rows as version 1 wrote it, without the package's writer; returns its rows."""
+    ids = np.argsort(-dense, axis=-1)[:, :k]
+    fields = [("top_k_logits", np.dtype(dtype).newbyteorder("<"), (k,)), ("top_k_ids", "<u2", (k,))]
+    rows = np.zeros(len(dense), [*fields, ("log_normalizer", "<f4")])
+    rows["top_k_logits"], rows["top_k_ids"] = np.take_along_axis(dense, ids, axis=-1), ids
+    rows["log_normalizer"] = scipy.special.logsumexp(dense, axis=-1)
+    (path / "shards").mkdir(parents=True)
+    names = []
+    for index, start in enumerate(range(0, len(dense), 32)):
+        part = rows[start : start + 32]
+        header = f"{{'descr': {rows.dtype.descr}, 'fortran_order': False, 'shape': ({len(part)},)}}"
+        header = header.ljust(-(-(11 + len(header)) // 64) * 64 - 11) + "\n"
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + part.tobytes()
+        np.testing.assert_array_equal(np.load(io.BytesIO(content)), part)
+        names.append(f"{index:06d}-{hashlib.sha256(content).hexdigest()[:16]}.npy")
+        (path / "shards" / names[-1]).write_bytes(content)
+    content = {
+        "augmentation": None,
+        "dataset_fingerprint": "",
+        "dtype": dtype,
+        "example_shape": [],
+        "format": "keras-distill soft targets",
+        "id_scheme": "position",
+        "kind": "top_k",
+        "member_weights": None,
+        "num_classes": dense.shape[1],
+        "num_items": len(dense),
+        "num_views": 1,
+        "rows_per_shard": 32,
+        "shards": names if is_finished else None,
+        "teacher_fingerprint": "t",
+        "temperature": None,
+        "top_k": k,
+        "version": 1,
+    }
+    content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    return rows
+
+
+def test_a_store_of_version_1_is_read(tmp_path):
+    dense = np.random.default_rng(0).normal(size=(50, 40))
+    rows = write_version_1(tmp_path, dense, 4, "float32")
+    store = SoftTargetStore.open(tmp_path)
+    read = store.read([49, 3])
+    assert set(read) == {"top_k_logits", "top_k_ids", "log_normalizer"}
+    for name, values in read.items():
+        np.testing.assert_array_equal(values, rows[name][[49, 3]])
+    falling = -np.sort(-dense, axis=-1)
+    falling[:, 4:] = scipy.special.logsumexp(falling[:, 4:], axis=-1, keepdims=True) - np.log(36)
+    targets = store.soft_targets(np.arange(50), 3.0)
+    expected = scipy.special.softmax(falling / 3.0, axis=-1)
+    np.testing.assert_allclose(targets["probabilities"], expected[:, :4], rtol=1e-4)
+    np.testing.assert_allclose(targets["tail_probability"], expected[:, 4:].sum(axis=-1), rtol=1e-4)
+    assert len(store.marks()[0]) == 0
+
+
+@pytest.mark.parametrize(("dtype", "tail"), [("float16", 1e-4), ("float32", 1e-8)])
+def test_a_sure_teachers_store_of_version_1_is_read_with_a_warning(tmp_path, dtype, tail):
+    dense = np.zeros((50, 40))
+    # Every second row has a tail of which its rounding leaves nothing.
+    dense[:, 0] = np.where(np.arange(50) % 2, np.log(39 / tail), np.log(39.0)) + 0.3
+    write_version_1(tmp_path, dense, 1, dtype)
+    with pytest.warns(UserWarning, match=r"in 50% of the rows looked at.*39 classes.*Label again"):
+        SoftTargetStore.open(tmp_path)
+
+
+def test_a_store_of_version_1_without_a_tail_needs_no_warning(tmp_path):
+    dense = np.zeros((50, 4))
+    dense[:, 0] = 30.0
+    write_version_1(tmp_path, dense, 4)
+    assert SoftTargetStore.open(tmp_path).soft_targets([0], 1.0)["tail_probability"] == 0.0
+
+
+def test_a_finished_store_of_version_1_is_found_again_and_stays_as_it_is(tmp_path):
+    write_version_1(tmp_path, np.random.default_rng(0).normal(size=(50, 40)), 4, "float32")
+    before = tree(tmp_path)
+    asked = Manifest(
+        kind="top_k", num_items=50, num_classes=40, top_k=4, dtype="float32", rows_per_shard=32, teacher_fingerprint="t"
+    )
+    found = create(tmp_path, asked)
+    assert found.version == 1
+    assert missing_shards(tmp_path, found, range(2)) == []
+    assert finish(tmp_path, found)
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_dense_targets_are_softmaxes_of_the_logits(tmp_path, temperature):
     rows, _ = write_store(tmp_path, dense_manifest(num_views=2))
@@ -204,7 +354,7 @@ def test_no_class_outside_the_k_is_likelier_than_the_kth_though_it_was_rounded(t
     manifest = top_k_manifest(num_classes=3, top_k=2, num_items=1)
     rows = np.zeros(1, manifest.row_dtype)
     rows["top_k_logits"], rows["top_k_ids"] = [101.0, 100.03], [0, 1]
-    rows["log_normalizer"] = scipy.special.logsumexp([101.0, 100.03, 100.03])
+    rows["log_tail"] = 100.03
     create(tmp_path, manifest)
     write_shard(tmp_path, manifest, 0, rows)
     finish(tmp_path, manifest)
@@ -344,7 +494,7 @@ def test_another_format_version_is_refused_by_its_number(dense_store):
     content = json.loads((dense_store / "manifest.json").read_text())
     content["version"] = 99
     (dense_store / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(FormatVersionError, match="version must be 1; got 99"):
+    with pytest.raises(FormatVersionError, match="version must be 1 to 2; got 99"):
         SoftTargetStore.open(dense_store)
 
 
