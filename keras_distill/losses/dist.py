@@ -71,13 +71,20 @@ def _softened(logits: Any, temperature: Any) -> Any:
 
 def _correlation(first: Any, second: Any, weights: Any, axis: int) -> Any:
     """Pearson's, weighted; 0 where one of the two does not vary."""
-    weights = ops.divide_no_nan(weights, ops.sum(weights, axis=axis, keepdims=True))
-    first = first - ops.sum(weights * first, axis=axis, keepdims=True)
-    second = second - ops.sum(weights * second, axis=axis, keepdims=True)
-    # The constant keeps the gradient finite where a student begins with equal predictions.
-    first *= ops.rsqrt(ops.sum(weights * ops.square(first), axis=axis, keepdims=True) + 1e-12)
-    second *= ops.rsqrt(ops.sum(weights * ops.square(second), axis=axis, keepdims=True) + 1e-12)
-    return ops.sum(weights * first * second, axis=axis)
+    shares = ops.divide_no_nan(weights, ops.sum(weights, axis=axis, keepdims=True))
+    first, second = _standardized(first, shares, axis), _standardized(second, shares, axis)
+    return ops.sum(shares * first * second, axis=axis)
+
+
+def _standardized(values: Any, shares: Any, axis: int) -> Any:
+    """Probabilities, scaled to mean 0 and variance 1 along an axis; 0 where they do not vary."""
+    # A correlation knows no scale, the constant below does: among 50,000 classes variances are as small as it is. So
+    # the largest value that counts is made 1 first, and the constant stands for what float32 rounds away.
+    largest = ops.stop_gradient(ops.max(ops.where(shares > 0.0, values, 0.0), axis=axis, keepdims=True))
+    values = ops.divide_no_nan(values, largest)
+    values = values - ops.sum(shares * values, axis=axis, keepdims=True)
+    # It keeps the gradient finite where a student begins with equal predictions.
+    return values * ops.rsqrt(ops.sum(shares * ops.square(values), axis=axis, keepdims=True) + 1e-12)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")

@@ -7,6 +7,7 @@ shared among its items, so that the mean over the batch is the papers' loss; an 
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
@@ -40,7 +41,8 @@ def _squared_distances(rows: Any) -> Any:
 
 def _safe_root(squares: Any, scale: Any) -> Any:
     """The square root, 0 with gradient 0 where the square is no more than rounding of `scale`."""
-    is_positive = squares > 1e-6 * scale
+    # Eight units in the last place: a square is a sum of three numbers as large as the largest.
+    is_positive = squares > 8.0 * float(np.finfo(keras.backend.standardize_dtype(squares.dtype)).eps) * scale
     return ops.where(is_positive, ops.sqrt(ops.where(is_positive, squares, 1.0)), 0.0)
 
 

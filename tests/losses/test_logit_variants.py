@@ -138,6 +138,21 @@ def test_dist_does_not_ask_for_the_teachers_confidence():
     assert np.all(np.asarray(losses.soft_targets(np.log(p), np.log(q), 1.0)) > 1e-3)
 
 
+@pytest.mark.parametrize("num_classes", [2, 1_000, 50_000])
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_dist_of_identical_predictions_is_zero_for_every_number_of_classes(num_classes, temperature):
+    logits = np.random.default_rng(0).normal(size=(8, num_classes)).astype("float32")
+    np.testing.assert_allclose(losses.DIST(temperature).per_example(logits, logits), 0.0, atol=1e-4 * temperature**2)
+
+
+def test_dist_of_many_classes_is_that_of_float64():
+    teacher, student = np.random.default_rng(0).normal(size=(2, 8, 50_000))
+    p, q = (scipy.special.softmax(logits / 4.0, axis=-1) for logits in (teacher, student))
+    rows = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    found = losses.inter_class_relation(teacher.astype("float32"), student.astype("float32"), 4.0)
+    np.testing.assert_allclose(found, 1.0 - rows, atol=1e-5)
+
+
 def test_dist_gradient_is_that_of_the_formula():
     found = gradient(lambda z: losses.DIST(2.0).compute_loss(TEACHER, z), STUDENT)
     expected = numerical_gradient(lambda z: numpy_dist(TEACHER, z, 2.0, 1.0, 1.0).mean(), STUDENT)

@@ -153,3 +153,11 @@ def test_a_sequence_counts_by_the_mean_of_its_tokens_weights():
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match="distance_weight and angle_weight must be >= 0"):
         RelationalKD("layer", distance_weight=-1.0)
+
+
+@pytest.mark.parametrize(("dtype", "gap"), [("float32", 1e-2), ("float64", 1e-6)])
+def test_near_duplicates_are_as_far_apart_as_they_are(dtype, gap):
+    rows = np.random.default_rng(0).normal(size=(5, 4))
+    rows[1] = rows[0] + gap * np.array([1.0, 0.0, 0.0, 0.0])
+    found = np.asarray(pairwise_distances(ops.convert_to_tensor(rows, dtype=dtype)))
+    np.testing.assert_allclose(found, numpy_distances(rows), rtol=1e-3)
