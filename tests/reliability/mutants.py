@@ -52,7 +52,12 @@ ROOMS = {
     ),
     "distillation": (
         [f"distillation/{name}.py" for name in ("batch", "distiller", "first_batch", "guards", "objective")],
-        ["tests/test_distiller.py", "tests/test_distiller_features.py", "tests/test_structured_outputs.py"],
+        [
+            "tests/test_distiller.py",
+            "tests/test_distiller_features.py",
+            "tests/test_item_weights.py",
+            "tests/test_structured_outputs.py",
+        ],
     ),
     "heads": (
         ["models/forward_pass.py", "models/heads.py"],
