@@ -32,6 +32,7 @@ class SpecialistCombiner(keras.layers.Layer):
         ValueError: as `merge` does.
 
     Example:
+        >>> import numpy as np
         >>> combiner = SpecialistCombiner([[0, 1]], num_classes=3)
         >>> merged = combiner([np.log([[0.5, 0.3, 0.2]]), np.log([[0.2, 0.6, 0.2]])], routes=np.array([[0]]))
         >>> print(np.exp(merged).round(3))

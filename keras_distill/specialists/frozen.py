@@ -23,6 +23,7 @@ def frozen_features(generalist: keras.Model, inputs: Any, trained: str) -> Any:
         trained: `"head"` or `"last_block"`; with `"all"` nothing is frozen, and the inputs come back.
 
     Example:
+        >>> import numpy as np
         >>> hidden = keras.layers.Dense(8, "relu", kernel_initializer="ones")
         >>> generalist = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3)])
         >>> frozen_features(generalist, np.ones((2, 4), "float32"), "head").tolist()[0]

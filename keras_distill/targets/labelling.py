@@ -101,6 +101,7 @@ def label(
 
     Example:
         >>> import tempfile
+        >>> import keras
         >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
         >>> store = label(teacher, np.zeros((10, 4), "float32"), tempfile.mkdtemp() + "/targets")
         >>> store.read([0, 9]).shape
