@@ -11,7 +11,8 @@ from keras_distill._files import whole_file
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import ConversionError, convert
 from keras_distill.deploy.metadata import describe
-from keras_distill.deploy.trace import save_traced, served_model, signature_of
+from keras_distill.deploy.on_tensorflow import save_logits
+from keras_distill.deploy.trace import served_model, signature_of
 from keras_distill.deploy.warm import WARM_PROCESS
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def to_litert(
 
         def attempt(batch: int | None) -> None:
             saved_model = os.path.join(folder, f"batch-{batch}")
-            traced = save_traced(served, saved_model, signature, batch=batch)
+            traced = save_logits(model, served, saved_model, signature, batch=batch, from_logits=from_logits)
             names = {"input_names": list(traced.input_names), "output_names": list(traced.output_names)}
             convert("to_litert", request | names | {"saved_model": saved_model}, traced.layer_names)
 

@@ -12,7 +12,8 @@ from keras_distill._files import whole_file
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import convert
 from keras_distill.deploy.metadata import describe
-from keras_distill.deploy.trace import save_traced, served_model, signature_of
+from keras_distill.deploy.on_tensorflow import save_logits
+from keras_distill.deploy.trace import served_model, signature_of
 from keras_distill.deploy.warm import WARM_PROCESS
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def to_onnx(
     served = served_model(model, signature, from_logits, example)
     WARM_PROCESS.start()
     with tempfile.TemporaryDirectory(prefix="keras-distill-onnx-") as folder, whole_file(path) as aside:
-        traced = save_traced(served, folder, signature, batch=batch)
+        traced = save_logits(model, served, folder, signature, batch=batch, from_logits=from_logits)
         request = {
             "saved_model": folder,
             "path": os.path.abspath(aside),

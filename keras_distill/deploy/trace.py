@@ -52,6 +52,40 @@ class Signature:
 
         return tuple(keras.tree.pack_sequence_as(self.arguments, list(tensors)))
 
+    def checked_batch(self, batch: int | None) -> int | None:
+        """The number of examples a call of a file: `batch`, or what the model fixes; raises where they differ."""
+        if batch is not None:
+            check_count("batch", batch)
+            if self.batch not in (None, batch):
+                remedy = "Leave `batch` out, or build the model with a keras.Input of another batch size."
+                raise ConversionError(error_message(f"batch must be {self.batch}, as the model has it", batch, remedy))
+        return batch or self.batch
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` takes."""
+
+        def encoded(part: Any) -> Any:
+            if isinstance(part, dict):
+                return {"keys": list(part), "parts": [encoded(each) for each in part.values()]}
+            if isinstance(part, (list, tuple)):
+                return {"parts": [encoded(each) for each in part]}
+            return {"shape": list(part.shape), "dtype": str(part.dtype), "name": part.name}
+
+        return {"arguments": encoded(self.arguments), "names": list(self.names), "batch": self.batch}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Signature":
+        """The signature of which `to_json` told."""
+        import keras
+
+        def decoded(part: dict[str, Any]) -> Any:
+            if "parts" not in part:
+                return keras.InputSpec(**part)
+            parts = [decoded(each) for each in part["parts"]]
+            return dict(zip(part["keys"], parts, strict=True)) if "keys" in part else parts
+
+        return cls(tuple(decoded(content["arguments"])), tuple(content["names"]), content["batch"])
+
     def filled(self, array: np.ndarray) -> np.ndarray:
         """`array`, its last example repeated until there are as many as the model takes a call."""
         missing = (self.batch or len(array)) - len(array)
@@ -170,15 +204,9 @@ def save_traced(
 
     from keras_distill._keras_internals import all_layers
 
-    if batch is not None:
-        check_count("batch", batch)
-        if signature.batch not in (None, batch):
-            remedy = "Leave `batch` out, or build the model with a keras.Input of another batch size."
-            raise ConversionError(
-                error_message(f"batch must be {signature.batch}, as {model.name!r} has it", batch, remedy)
-            )
+    batch = signature.checked_batch(batch)
     specs = [
-        keras.InputSpec(shape=(batch or signature.batch, *spec.shape[1:]), dtype=spec.dtype, name=f"input_{place:03}")
+        keras.InputSpec(shape=(batch, *spec.shape[1:]), dtype=spec.dtype, name=f"input_{place:03}")
         for place, spec in enumerate(signature.specs)
     ]
 
@@ -221,24 +249,20 @@ def float32_outputs(
 ) -> dict[str, Any]:
     """Returns all outputs of `model` in float32, `{output name: NumPy array}`: what the artifacts are compared with."""
     import keras
-    import tensorflow as tf
 
-    specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.specs]
-
-    @tf.function(input_signature=specs)
-    def serve(*tensors: Any) -> dict[str, Any]:
+    def serve(tensors: Any) -> dict[str, Any]:
         return named_outputs(model(*signature.pack(tensors), training=False), signature.names)
 
     num_items = len(next(iter(feed.values())))
     batch_size = signature.batch or batch_size
     parts = []
     with as_float32(model), same_state(model):
-        run = serve.get_concrete_function()
+        run = _compiled(serve, model, signature)
         for start in range(0, num_items, batch_size):
             stop = min(start + batch_size, num_items)
             batch = [signature.filled(feed[name][start:stop]) for name in signature.names]
-            outputs = run(*map(keras.ops.convert_to_tensor, batch))
-            parts.append({name: np.asarray(output)[: stop - start] for name, output in outputs.items()})
+            outputs = run([keras.ops.convert_to_tensor(array) for array in batch])
+            parts.append({name: _as_array(output)[: stop - start] for name, output in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -262,17 +286,32 @@ def single_call(model: "keras.Model", feed: dict[str, Any], signature: Signature
 
     `model.predict` costs milliseconds around the microseconds of a small network, so it is no measure of it.
     """
+    import keras
+
+    run = _compiled(lambda tensors: model(*signature.pack(tensors), training=False), model, signature)
+    tensors = [keras.ops.convert_to_tensor(signature.filled(feed[name])) for name in signature.names]
+    return lambda: keras.tree.map_structure(_as_array, run(tensors))
+
+
+def _compiled(serve: Callable[[Any], Any], model: "keras.Model", signature: Signature) -> Callable[[Any], Any]:
+    """`serve` of a list of tensors, compiled by the backend; on TensorFlow once, for any batch size."""
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        from keras_distill.models.compilation import compiled
+
+        return compiled(serve, model)
     import tensorflow as tf
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.specs]
+    run = tf.function(lambda *tensors: serve(list(tensors)), input_signature=specs).get_concrete_function()
+    return lambda tensors: run(*tensors)
 
-    @tf.function(input_signature=specs)
-    def serve(*tensors: Any) -> Any:
-        return model(*signature.pack(tensors), training=False)
 
-    run = serve.get_concrete_function()
-    tensors = [tf.convert_to_tensor(signature.filled(feed[name])) for name in signature.names]
-    return lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), run(*tensors))
+def _as_array(tensor: Any) -> np.ndarray:
+    from keras import ops
+
+    return ops.convert_to_numpy(tensor)
 
 
 @contextmanager

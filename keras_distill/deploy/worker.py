@@ -112,6 +112,19 @@ def layers_that_loop(nodes: Any, layer_names: list[str]) -> list[str]:
 # Jobs
 
 
+def trace(reply: Reply, **arguments: Any) -> dict[str, Any]:
+    """`.keras` file of another backend → SavedModel."""
+    reply.write(stage="loading the model on TensorFlow")
+    from keras_distill.deploy.conversion import ConversionError
+    from keras_distill.deploy.on_tensorflow import load_and_save
+
+    try:
+        traced = load_and_save(**arguments)
+    except ConversionError as error:
+        raise Refusal(str(error)) from error
+    return {"output_names": traced.output_names, "layer_names": traced.layer_names}
+
+
 def convert_to_onnx(
     reply: Reply,
     *,
@@ -282,6 +295,7 @@ def quantize_onnx(
 
 
 JOBS: dict[str, Callable[..., Any]] = {
+    "trace": trace,
     "to_onnx": convert_to_onnx,
     "to_litert": convert_to_litert,
     "quantize_onnx": quantize_onnx,
