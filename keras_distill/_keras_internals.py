@@ -7,7 +7,6 @@ function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -77,6 +76,16 @@ def is_operation(operation: Any) -> bool:
 def all_layers(model: keras.Layer) -> list[Any]:
     """`model` and every layer inside it, at any depth."""
     return list(model._flatten_layers())
+
+
+def twin_of(layer: keras.layers.Layer, **attributes: Any) -> keras.layers.Layer:
+    """A layer with the attributes and weights of `layer`, but for some; it is no part of a model.
+
+    The losses that it adds, and those that Keras clears when it is called, are not the layer's.
+    """
+    twin = object.__new__(type(layer))
+    twin.__dict__.update(layer.__dict__, **{"_losses": [], **attributes})
+    return twin
 
 
 # Tensors
@@ -178,19 +187,3 @@ def sync_jax_state(model: keras.Model) -> None:
     """Gives a model's variables their present values, which JAX's compiled step holds until then."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
-
-
-# Where operations run
-
-
-def outside_graphs() -> Any:
-    """A context in which operations give numbers, also while a function of TensorFlow's or JAX's is being traced."""
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.init_scope()
-    if keras.config.backend() == "jax":
-        import jax
-
-        return jax.ensure_compile_time_eval()
-    return nullcontext()

@@ -186,3 +186,16 @@ def test_a_newer_keras_than_was_tried_is_named_once(monkeypatch, version, warns)
     assert all(f"Keras {version}" in message for message in messages)
     monkeypatch.undo()
     importlib.reload(internals)
+
+
+def test_a_twin_shares_weights_and_no_losses():
+    layer = layers.Dense(3, "softmax", activity_regularizer=keras.regularizers.L2(1.0))
+    x = np.ones((2, 4), "float32")
+    layer(x)
+    losses = [float(loss) for loss in layer.losses]
+    twin = internals.twin_of(layer, activation=keras.activations.linear, activity_regularizer=None)
+    np.testing.assert_allclose(ops.softmax(twin(x)), layer(x), rtol=1e-6)
+    layer.kernel.assign(ops.zeros((4, 3)))
+    np.testing.assert_array_equal(twin(x), np.zeros((2, 3)))
+    assert len(losses) == 1
+    assert [float(loss) for loss in layer.losses] == losses

@@ -1,10 +1,11 @@
-"""A function of a batch, compiled by whichever backend Keras runs on.
+"""A function of a batch, compiled by whichever backend Keras runs on, and the way out of such a compilation.
 
 The weights of a model are arguments of what is compiled, never constants in it: constants are compiled again with every
 new teacher, and JAX refuses them where they lie on several hosts.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -52,3 +53,26 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
         return pure([] if model is None else [variable.value for variable in model.variables], inputs)
 
     return call
+
+
+def outside_compilation() -> AbstractContextManager:
+    """A context in which operations give numbers, also while TensorFlow or JAX traces a function around it.
+
+    Example:
+        >>> from keras import ops
+        >>> def function(inputs):
+        ...     with outside_compilation():
+        ...         print(float(ops.add(1.0, 1.0)))
+        ...     return inputs
+        >>> _ = compiled(function)(ops.zeros(2))
+        2.0
+    """
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.init_scope()
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.ensure_compile_time_eval()
+    return nullcontext()

@@ -17,7 +17,8 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error_message
-from keras_distill._keras_internals import input_structure, output_structure, outside_graphs, run_again
+from keras_distill._keras_internals import input_structure, output_structure, run_again
+from keras_distill.models.compilation import outside_compilation
 from keras_distill.models.head_removal import separate
 from keras_distill.models.heads import MISPLACED, Head, find_heads
 from keras_distill.models.layer_roles import is_readable
@@ -173,6 +174,7 @@ class LogitsModel(keras.Model):
         super().__init__(**kwargs)
         self.model = model
         self.activations = list(activations)
+        self.built = getattr(model, "built", True)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The logits of the model's probabilities, `(..., num_classes)`."""
@@ -215,7 +217,7 @@ def _with_what_is_shown(
 def _run_aside(model: keras.Model, inputs: Any) -> Any:
     """The outputs of a model in inference, whose variables stay as they are, such as the state of a recurrent layer."""
     # A model that was never called makes its variables first, which a scope without state does not let it do.
-    with outside_graphs(), keras.StatelessScope() if model.built else nullcontext():
+    with outside_compilation(), keras.StatelessScope() if model.built else nullcontext():
         return _run(model, inputs, False)
 
 

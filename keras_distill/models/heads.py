@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_distill._keras_internals import outside_graphs, producer
+from keras_distill._keras_internals import producer, twin_of
+from keras_distill.models.compilation import outside_compilation
 from keras_distill.models.layer_roles import Role, is_readable, role_of
 from keras_distill.models.probabilities import SIGMOID, SOFTMAX
 
@@ -59,7 +60,7 @@ def head_activation(model: Any) -> str | None:
 
 def find_heads(outputs: Sequence[Any]) -> list[Head]:
     """What ends each of a graph's symbolic outputs."""
-    with outside_graphs(), keras.StatelessScope():
+    with outside_compilation(), keras.StatelessScope():
         return [_head(Place(output)) for output in outputs]
 
 
@@ -116,7 +117,9 @@ def function_activation(function: Callable, shape: Sequence[int | None]) -> str 
         >>> function_activation(lambda x: ops.exp(x) / ops.sum(ops.exp(x), axis=-1, keepdims=True), (None, 5))
         'softmax'
     """
-    values = _numbers([4, *[3] * (len(shape) - 2), shape[-1] or 3], seed=1)
+    units = shape[-1] or 3
+    # As many examples as cost nothing: of few, hardly one has two logits that a clipping would make equal.
+    values = _numbers([32 if units <= 1000 else 4, *[3] * (len(shape) - 2), units], seed=1)
     try:
         given = _as_numpy(function(ops.convert_to_tensor(values)))
     except Exception:
@@ -170,9 +173,9 @@ def _head(place: Place) -> Head:
     output = _as_numpy(output)
     if bare is not None and activations <= {SOFTMAX, SIGMOID, MISPLACED}:
         logits = _as_numpy(bare)
-        if output.shape[-1] > 1 and _are_near(_softmax(logits), output, tolerance):
+        if SIGMOID not in activations and output.shape[-1] > 1 and _makes(_softmax, logits, output, tolerance):
             return Head(SOFTMAX, True)
-        if _are_near(_sigmoid(logits), output, tolerance):
+        if activations == {SIGMOID} and _makes(_sigmoid, logits, output, tolerance):
             return Head(SIGMOID, True)
     if activations == {LINEAR} and is_moved:
         return Head(LINEAR, False)
@@ -303,9 +306,7 @@ def _with_attributes(operation: Any, **attributes: Any) -> Any:
     """The same operation with other attributes, and without the regulariser that would add to its model's losses."""
     if not isinstance(operation, layers.Layer) or (not attributes and operation.activity_regularizer is None):
         return operation
-    twin = object.__new__(type(operation))
-    twin.__dict__.update(operation.__dict__, activity_regularizer=None, **attributes)
-    return twin
+    return twin_of(operation, activity_regularizer=None, **attributes)
 
 
 def _call(node: Any, values: list[Any]) -> Any:
@@ -342,11 +343,19 @@ def _smallest_shape(layer: Any, shape: Sequence[int | None]) -> list[int | None]
     return [None, *places, shape[-1]] if layer.data_format == "channels_last" else [None, shape[1], *places]
 
 
+def _makes(function: Callable, logits: np.ndarray, output: np.ndarray, tolerance: float) -> bool:
+    """Whether a function of the logits is the output, in every row of which the logits are finite."""
+    if logits.shape != output.shape:
+        return False
+    # A model's bad weights are found elsewhere, and by their names: its head is what it is.
+    rows = np.isfinite(logits).all(axis=-1)
+    return _are_near(function(logits[rows]), output[rows], tolerance)
+
+
 def _are_near(values: np.ndarray, others: np.ndarray, tolerance: float = 1e-4) -> bool:
     if values.shape != others.shape:
         return False
-    # Not a number is near itself: a model's bad weights are found elsewhere, and by their names.
-    return np.allclose(values, others, rtol=tolerance, atol=0.1 * tolerance, equal_nan=True)
+    return np.allclose(values, others, rtol=tolerance, atol=0.1 * tolerance)
 
 
 def _are_distributions(values: np.ndarray) -> bool:
