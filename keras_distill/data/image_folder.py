@@ -100,7 +100,7 @@ def read_images(
             if images and image.shape[:2] != images[0].shape[:2]:
                 received = f"{images[0].shape[:2]} and {image.shape[:2]} ({path})"
                 remedy = "Pass image_size=(height, width) to resize them."
-                raise ValueError(error_message(f"the images in {folder} must be of one size", received, remedy))
+                raise ValueError(error_message(f"the images in {folder} must have one size", received, remedy))
             images.append(image)
             labels.append(label)
     if not images:

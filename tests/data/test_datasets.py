@@ -112,7 +112,7 @@ def test_npz_tokens_stay_integers_and_columns_of_labels_are_flattened(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y_test": None}, "with x_train, y_train, x_test, y_test; got no y_test"),
+        ({"y_test": None}, "that holds x_train, y_train, x_test, y_test; got no y_test"),
         ({"y_train": np.full(40, -1)}, r"in \[0, 4\); got -1 \(3[0-9] such\)"),
         ({"y_train": np.eye(40)}, "integers of shape .* numpy.argmax"),
         ({"y_train": np.arange(39)}, "as many inputs as labels; got 40 inputs and 39 labels"),
@@ -121,7 +121,7 @@ def test_npz_tokens_stay_integers_and_columns_of_labels_are_flattened(tmp_path):
         ({"x_test": np.zeros((12, 7, 5), np.uint8)}, "examples of one shape"),
         ({"x_train": np.full((40, 6, 5), np.nan)}, "finite; got 1200 of 1200"),
         ({"x_train": np.full((40, 6), "a")}, "numbers; got dtype"),
-        ({"x_train": np.zeros(40)}, "of shape"),
+        ({"x_train": np.zeros(40)}, "must have shape"),
         ({"class_names": np.array(["only one"])}, r"in \[0, 1\)"),
         ({"x_validation": np.zeros((2, 6, 5), np.uint8)}, "y_validation beside x_validation"),
     ],
@@ -277,7 +277,7 @@ def test_network_that_refuses_does_not_answer(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_unknown_tfds_name_is_refused():
-    with pytest.raises(ValueError, match="a name that tensorflow-datasets knows"):
+    with pytest.raises(ValueError, match="must name a dataset that tensorflow-datasets knows"):
         data.load("tfds:no_such_dataset_anywhere")
 
 
@@ -286,7 +286,7 @@ def test_half_an_import_of_tensorflow_datasets_is_one_sentence(monkeypatch):
     import tensorflow_datasets
 
     monkeypatch.delattr(tensorflow_datasets, "builder")
-    with pytest.raises(OSError, match=r"whole once it is imported; got half of it.*tensorflow-metadata<1.18"):
+    with pytest.raises(OSError, match=r"must be imported whole; got half of it.*tensorflow-metadata<1.18"):
         data.load("tfds:mnist")
 
 

@@ -120,7 +120,7 @@ def test_best_temperature_stays_within_bounds_when_there_is_no_minimum():
         ([[1.0, 0.0]], [2], r"labels must be in \[0, 2\); got 2"),
         ([[1.0, 0.0]], [0, 1], "there must be 1 labels, one for each row"),
         ([[1.0, 0.0]], [0.5], "integers"),
-        ([1.0, 0.0], [0], "of shape"),
+        ([1.0, 0.0], [0], "must have shape"),
         (np.zeros((0, 3)), np.zeros(0, int), "not empty"),
     ],
 )
