@@ -147,7 +147,7 @@ def _label_round(teacher, inputs, number: int) -> dict[str, float]:
         # An unfinished store of the right kind, for the bare loop and the workers to fill.
         for who in names[number % len(names) :] + names[: number % len(names)]:
             path = Path(folder) / who
-            targets.label(teacher, inputs, path, worker=0, num_workers=len(inputs) // SHARD, **options)
+            targets.label(teacher, inputs, path, process=0, num_processes=len(inputs) // SHARD, **options)
             manifest = targets.labelling.Manifest.from_json((path / "manifest.json").read_text(), path)
             job = (serialize(teacher), inputs, 256, None, path, manifest, (False, None, None, "float16", True))
             indices = range(1, manifest.num_shards)

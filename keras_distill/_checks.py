@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_distill._types import ArrayLike
+
 
 def error_message(expectation: str, received: object, remedy: str = "") -> str:
     """The one form of an error: what was expected, what was received, and the remedy.
@@ -67,7 +69,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], remedy: str = 
     return value
 
 
-def check_finite(name: str, values: Any, remedy: str = "") -> np.ndarray:
+def check_finite(name: str, values: ArrayLike, remedy: str = "") -> np.ndarray:
     """Returns `values` as an array; raises where any of them is NaN or infinite, and says how many."""
     array = np.asarray(values)
     num_bad = int(array.size - np.count_nonzero(np.isfinite(array)))
@@ -78,7 +80,7 @@ def check_finite(name: str, values: Any, remedy: str = "") -> np.ndarray:
     return array
 
 
-def cast_exactly(name: str, values: Any, dtype: Any) -> np.ndarray:
+def cast_exactly(name: str, values: ArrayLike, dtype: Any) -> np.ndarray:
     """Returns `values` as a contiguous array of `dtype`; raises where whole numbers would be cut or wrapped.
 
     Args:
@@ -114,7 +116,7 @@ def cast_exactly(name: str, values: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=wanted)
 
 
-def check_labels(name: str, labels: Any, num_classes: int, remedy: str = "") -> np.ndarray:
+def check_labels(name: str, labels: ArrayLike, num_classes: int, remedy: str = "") -> np.ndarray:
     """Returns `labels`, integers of shape `(num_items,)`; raises where one is not in [0, num_classes)."""
     array = np.asarray(labels)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):

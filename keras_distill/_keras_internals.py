@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras.src import backend as _backend
 
+from keras_distill._types import Tensor, TensorTree
+
 _NEWEST_TRIED = (3, 15)
 
 if tuple(int(part) for part in keras.__version__.split(".")[:2]) > _NEWEST_TRIED:
@@ -57,7 +59,7 @@ def functional_graph(model: keras.Model) -> keras.Model:
     return getattr(model, "_functional", None) or model
 
 
-def run_again(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+def run_again(model: keras.Model, inputs: TensorTree, call: Callable[..., Any]) -> Any:
     """The outputs of a functional model drawn again from `inputs`, with `call(operation, *args, **kwargs)` for each."""
     # Keras 3.12 wants `operation_fn`; newer versions have it as a default.
     return functional_graph(model)._run_through_graph(inputs, operation_fn=lambda operation: operation, call_fn=call)
@@ -91,7 +93,7 @@ def twin_of(layer: keras.layers.Layer, **attributes: Any) -> keras.layers.Layer:
 # Tensors
 
 
-def mask_of(tensor: Any) -> Any:
+def mask_of(tensor: Tensor) -> Any:
     """The mask that Keras keeps with a layer's output, or `None`.
 
     On TensorFlow it is an attribute of the tensor; JAX's arrays take none, and Keras keeps a list beside them.
@@ -99,7 +101,7 @@ def mask_of(tensor: Any) -> Any:
     return _backend.get_keras_mask(tensor)
 
 
-def set_mask(tensor: Any, mask: Any) -> None:
+def set_mask(tensor: Tensor, mask: Tensor) -> None:
     """Keeps `mask` with `tensor`, where losses and metrics look for it."""
     _backend.set_keras_mask(tensor, mask)
 
@@ -113,7 +115,11 @@ def compiled_loss(model: keras.Model) -> Any:
 
 
 def update_compiled_metrics(
-    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any, counted: Callable[[Any, Any], tuple[Any, Any]]
+    model: keras.Model,
+    y: TensorTree,
+    y_pred: TensorTree,
+    sample_weight: TensorTree,
+    counted: Callable[[Any, Any], tuple[Any, Any]],
 ) -> None:
     """Updates the compiled metrics as Keras does, with weights also for those that Keras gives none.
 

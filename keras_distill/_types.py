@@ -1,9 +1,12 @@
 """The types that signatures share. Nothing here runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import keras
 
 # A tensor of whichever backend Keras runs on, or a symbolic one: the backends have no base class in common, and a
 # protocol of all operators would refuse some of them.
@@ -22,3 +25,7 @@ Config: TypeAlias = dict[str, Any]
 Logs: TypeAlias = Mapping[str, Any] | None
 # Sets of classes, one for each specialist.
 ClassSets: TypeAlias = Sequence[Sequence[int]]
+# A number, or what changes it from step to step: a schedule (a layer) or a variable.
+Schedulable: TypeAlias = "float | keras.Layer | keras.Variable"
+# A tensor's shape, `None` where a size is open; of several inputs a structure of such.
+Shape: TypeAlias = Any

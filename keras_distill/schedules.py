@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_distill._checks import check_choice, check_fraction, check_number, check_positive, error_message
 from keras_distill._keras_internals import all_layers
+from keras_distill._types import Logs, Tensor, TensorTree
 
 UNITS = ("epochs", "steps")
 
@@ -54,7 +55,7 @@ class Schedule(keras.Layer):
         )
         self.built = True
 
-    def value_at(self, position: Any) -> Any:
+    def value_at(self, position: Tensor) -> Any:
         """The value at a position, a float32 scalar."""
         raise NotImplementedError(f"{type(self).__name__} must implement value_at")
 
@@ -63,11 +64,11 @@ class Schedule(keras.Layer):
         """The value at the variable's position, a float32 scalar."""
         return self.value_at(ops.convert_to_tensor(self.position))
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: TensorTree) -> Any:
         """The value at the position `inputs`."""
         return self.value_at(inputs)
 
-    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: TensorTree) -> keras.KerasTensor:
         """A scalar."""
         return keras.KerasTensor((), "float32")
 
@@ -108,11 +109,11 @@ class Linear(Schedule):
         self.start, self.end = check_number("start", start), check_number("end", end)
         self.length = check_positive("length", length, f"It counts {unit}.")
 
-    def share_at(self, position: Any) -> Any:
+    def share_at(self, position: Tensor) -> Any:
         """How much of the way is done, in [0, 1]."""
         return ops.clip(ops.cast(position, "float32") / self.length, 0.0, 1.0)
 
-    def value_at(self, position: Any) -> Any:
+    def value_at(self, position: Tensor) -> Any:
         """`start + (end − start)·min(position / length, 1)`."""
         return self.start + (self.end - self.start) * self.share_at(position)
 
@@ -138,7 +139,7 @@ class Cosine(Linear):
         [0.0, 0.1464, 0.5, 1.0, 1.0]
     """
 
-    def value_at(self, position: Any) -> Any:
+    def value_at(self, position: Tensor) -> Any:
         """`start + (end − start)·(1 − cos(π·min(position / length, 1))) / 2`."""
         return self.start + (self.end - self.start) * 0.5 * (1.0 - ops.cos(math.pi * self.share_at(position)))
 
@@ -162,7 +163,7 @@ class WarmUp(Linear):
     def __init__(self, end: float, length: float, unit: str = "epochs", *, name: str | None = None):
         super().__init__(0.0, end, length, unit, name=name)
 
-    def share_at(self, position: Any) -> Any:
+    def share_at(self, position: Tensor) -> Any:
         """How much of the way is done once this epoch (or step) counts, in (0, 1]."""
         return super().share_at(ops.cast(position, "float32") + 1.0)
 
@@ -202,7 +203,7 @@ class Steps(Schedule):
         if sorted(set(self.boundaries)) != self.boundaries:
             raise ValueError(error_message("boundaries must rise", self.boundaries))
 
-    def value_at(self, position: Any) -> Any:
+    def value_at(self, position: Tensor) -> Any:
         """The value that holds at `position`."""
         position = ops.cast(position, "float32")
         value = ops.convert_to_tensor(self.values[0], "float32")
@@ -260,7 +261,7 @@ class LearntTemperature(keras.Layer):
         reversed_theta = ops.stop_gradient((1.0 + strength) * theta) - strength * theta
         return self.minimum + (self.maximum - self.minimum) * ops.sigmoid(reversed_theta)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: TensorTree) -> Any:
         """The temperature now, whatever the inputs."""
         return self.current
 
@@ -290,7 +291,7 @@ class FollowSchedules(keras.callbacks.Callback):
         super().__init__()
         self.schedules = list(schedules)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Moves the schedules of epochs."""
         for schedule in self.schedules:
             schedule.begin_epoch(epoch)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_distill._types import TensorTree
 from keras_distill.data.dataset import Dataset, stratified_positions
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def train_on_labels(dataset: Dataset, recipe: Recipe, seed: int, advance: Callab
 
 
 def distil(
-    dataset: Dataset, soft_targets: Any, recipe: Recipe, seed: int, advance: Callable[[], None]
+    dataset: Dataset, soft_targets: TensorTree, recipe: Recipe, seed: int, advance: Callable[[], None]
 ) -> "keras.Model":
     """Trains the same student on the same examples, for as many steps, on what the teacher says of them."""
     from keras_distill.distillation.distiller import Distiller

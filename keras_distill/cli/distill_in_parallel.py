@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from keras_distill.cli import evaluation, model_file
+from keras_distill.cli.engine_options import share_of
 
 if TYPE_CHECKING:
     import argparse
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 def run(arguments: "argparse.Namespace") -> int:
     """Trains, saves and, in the first process, prints the table."""
-    worker, num_workers = _share(arguments)
+    process, num_processes = share_of(arguments.process)
 
     import keras
     from rich.console import Console
@@ -22,7 +23,9 @@ def run(arguments: "argparse.Namespace") -> int:
     from keras_distill.scale import distributed
     from keras_distill.targets import SoftTargetStore, StoredBatches
 
-    scope = distributed("data-parallel", coordinator=arguments.coordinator, process=worker, num_processes=num_workers)
+    scope = distributed(
+        "data-parallel", coordinator=arguments.coordinator, process=process, num_processes=num_processes
+    )
     with whole_file(model_file.keras_file(arguments.out)) as aside:
         dataset = data.load(arguments.data)
         # Measured where one device holds a whole model: a test set need not be shared out evenly.
@@ -43,7 +46,7 @@ def run(arguments: "argparse.Namespace") -> int:
                 SoftTargets(arguments.temperature),
                 student_loss_weight=arguments.student_loss_weight,
             )
-            options = {"batch_size": arguments.batch_size, "worker": worker, "num_workers": num_workers}
+            options = {"batch_size": arguments.batch_size, "process": process, "num_processes": num_processes}
             batches = StoredBatches(evaluation.arrays_of(dataset.train), store, seed=arguments.seed, **options)
             validation = StoredBatches(evaluation.arrays_of(dataset.validation), None, shuffle=False, **options)
             schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, arguments.epochs * len(batches))
@@ -55,19 +58,12 @@ def run(arguments: "argparse.Namespace") -> int:
                 epochs=arguments.epochs,
                 shuffle=False,
                 validation_data=validation if len(validation) else None,
-                verbose="auto" if worker == 0 else 0,
+                verbose="auto" if process == 0 else 0,
             )
             student.save(aside)
         measured = evaluation.measure(model_file.load(str(aside), arguments), dataset.test)
-    if worker == 0:
+    if process == 0:
         console = Console()
         console.print(evaluation.comparison_table([*rows, ("student, distilled", measured)], dataset))
         console.print(f"saved {arguments.out}")
     return 0
-
-
-def _share(arguments: "argparse.Namespace") -> tuple[int, int]:
-    worker, slash, num_workers = arguments.process.partition("/")
-    if not (slash and worker.isdigit() and num_workers.isdigit() and int(worker) < int(num_workers)):
-        raise ValueError(f"--process must be I/N with 0 <= I < N; got {arguments.process}. For one of two: 0/2.")
-    return int(worker), int(num_workers)

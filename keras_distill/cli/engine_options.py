@@ -37,3 +37,16 @@ def engine_from(arguments: argparse.Namespace) -> "Engine | None":
 
     make = scale.Processes if arguments.engine == "local" else scale.Ray
     return make(arguments.workers, modules=arguments.modules)
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """What `--process I/N` says: which of how many processes this one is.
+
+    Example:
+        >>> share_of("0/4")
+        (0, 4)
+    """
+    process, slash, num_processes = text.partition("/")
+    if not (slash and process.isdigit() and num_processes.isdigit() and int(process) < int(num_processes)):
+        raise ValueError(f"--process must be I/N with 0 <= I < N; got {text}. For one of four processes: 0/4.")
+    return int(process), int(num_processes)

@@ -2,12 +2,13 @@
 
 The training split is labelled; an item's id is its place in it. A killed run goes on where it stopped: give the
 same command again. --workers 4 labels with four processes, --engine ray on a cluster; or start processes yourself,
-with --worker 0/4, 1/4, …
+with --process 0/4, 1/4, …
 """
 
 import argparse
 
 from keras_distill.cli import engine_options, model_file
+from keras_distill.cli.engine_options import share_of
 
 SUMMARY = "store your teacher's soft targets, once"
 
@@ -24,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--members", action="store_true", help="keep each of several teachers, for any temperature")
     add("--temperature", type=float, help="merge several teachers at this temperature, the only one then")
     add("--batch-size", type=int, default=256, help="items a forward pass (default: %(default)s)")
-    add("--worker", default="0/1", metavar="I/N", help="label the I-th of N shares, I from 0 (default: %(default)s)")
+    add("--process", default="0/1", metavar="I/N", help="label the I-th of N shares, I from 0 (default: %(default)s)")
     engine_options.add_engine_arguments(parser)
     model_file.add_loading_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Labels, and says what is there."""
-    worker, num_workers = _share(arguments.worker)
+    process, num_processes = share_of(arguments.process)
 
     from rich.console import Console
 
@@ -52,22 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
         members=arguments.members,
         temperature=arguments.temperature,
         batch_size=arguments.batch_size,
-        worker=worker,
-        num_workers=num_workers,
+        process=process,
+        num_processes=num_processes,
         engine=engine_options.engine_from(arguments),
         progress=True,
     )
     # No markup: a folder's name may hold brackets.
     if store is None:
-        Console().print(f"share {arguments.worker} of {arguments.out} is done; others are yet to finish", markup=False)
+        Console().print(f"share {arguments.process} of {arguments.out} is done; others are yet to finish", markup=False)
     else:
         num_bytes = store.manifest.num_bytes
         Console().print(f"{store} finished, {num_bytes / 1e6:,.1f} MB", markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def _share(text: str) -> tuple[int, int]:
-    worker, slash, num_workers = text.partition("/")
-    if not (slash and worker.isdigit() and num_workers.isdigit() and int(worker) < int(num_workers)):
-        raise ValueError(f"--worker must be I/N with 0 <= I < N; got {text}. For one of four processes: 0/4.")
-    return int(worker), int(num_workers)

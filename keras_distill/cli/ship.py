@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             budgets=budgets,
             teacher=teacher,
             baseline=baseline,
-            web_runtime_folder=arguments.web_runtime,
+            web_runtime_path=arguments.web_runtime,
             say=status.update,
         )
     console.print(_table(shipment, f"{provenance.name} on {dataset.name}"))

@@ -8,11 +8,11 @@ An output's head says what its answer is:
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill._types import Tensor
 
 ANSWERS = ("argmax", "threshold", "distance")
 # A probability of e^-1000 is none.
@@ -20,7 +20,7 @@ SMALLEST_RULED_OUT = 1e3
 ROWS_TO_FIND_A_GAP = 1000
 
 
-def answer_of(head: str | None, expected: np.ndarray, labels: Any = None) -> str:
+def answer_of(head: str | None, expected: np.ndarray, labels: Tensor = None) -> str:
     """What an output answers, from the activation that ends it and from the labels' layout.
 
     Args:
@@ -85,7 +85,7 @@ def coded(rows: np.ndarray, answer: str, threshold: float = 0.0) -> np.ndarray:
     return (2 * np.arange(rows.shape[-1]) + (rows > threshold)).reshape(-1)
 
 
-def coded_labels(subject: str, labels: Any, expected: np.ndarray, answer: str) -> np.ndarray:
+def coded_labels(subject: str, labels: Tensor, expected: np.ndarray, answer: str) -> np.ndarray:
     """Labels in the same code as the answers, int `(num_answers,)`; −1 where there is none.
 
     Args:

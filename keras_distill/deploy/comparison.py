@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import check_choice, check_finite, error_message
+from keras_distill._types import Tensor
 from keras_distill.deploy.answers import ANSWERS, answer_of, as_rows, coded_labels, threshold_of, without_ruled_out
 from keras_distill.deploy.distance import Distance, distance_of, drop_beyond_chance, explained_variance
 from keras_distill.deploy.flips import Flips, flips_of
@@ -65,7 +66,7 @@ def compare_output(
     name: str,
     expected: np.ndarray,
     found: np.ndarray,
-    labels: Any = None,
+    labels: Tensor = None,
     *,
     precision: str = "float32",
     max_accuracy_drop: float = 0.005,
@@ -130,7 +131,7 @@ def compare_output(
     )
 
 
-def _checked_labels(subject: str, labels: Any, num_items: int) -> np.ndarray:
+def _checked_labels(subject: str, labels: Tensor, num_items: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iufb" or labels.ndim == 0:
         received = f"an array of shape {labels.shape}, dtype {labels.dtype}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_distill._checks import check_choice, error_message
 from keras_distill._files import whole_file
+from keras_distill._types import TensorTree
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import ConversionError, convert
 from keras_distill.deploy.metadata import describe
@@ -27,7 +28,7 @@ def to_litert(
     *,
     quantization: str | None = None,
     calibration: Mapping[str, Any] | None = None,
-    example: Any = None,
+    example: TensorTree = None,
     batch: int | None = None,
     from_logits: bool = True,
     class_names: Sequence[str] | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_distill._checks import check_choice, error_message
 from keras_distill._files import whole_file
+from keras_distill._types import TensorTree
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import convert
 from keras_distill.deploy.metadata import describe
@@ -26,7 +27,7 @@ def to_onnx(
     model: "keras.Model",
     path: str | os.PathLike,
     *,
-    example: Any = None,
+    example: TensorTree = None,
     batch: int | None = None,
     from_logits: bool = True,
     class_names: Sequence[str] | None = None,

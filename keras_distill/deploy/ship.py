@@ -45,36 +45,36 @@ REQUIRED_BY_DEFAULT = ("onnx", "litert")
 def ship(
     student: "keras.Model",
     dataset: "Dataset",
-    out: str | Path,
+    path: str | Path,
     *,
     provenance: Provenance,
     targets: Sequence[str] | None = None,
     budgets: Budgets | None = None,
     teacher: "keras.Model | None" = None,
     baseline: "keras.Model | None" = None,
-    web_runtime_folder: str | Path | None = None,
+    web_runtime_path: str | Path | None = None,
     rounds: int = 10,
     say: Callable[[str], None] = lambda _: None,
 ) -> Shipment:
-    """Takes a student to a bundle at `out`, if every required target holds.
+    """Takes a student to a bundle at `path`, if every required target holds.
 
     Args:
         student: a built Keras classifier; a softmax head is left out of the artifacts.
         dataset: verified on its test split, calibrated on its validation split, and never the other way round.
-        out: the bundle's folder; appears whole or not at all. A new one, or an older bundle, which is replaced.
+        path: the bundle's folder; appears whole or not at all. A new one, or an older bundle, which is replaced.
         provenance: where the student comes from.
         targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
             variants where they are faster and accurate. A quantisation-aware student's `onnx` and `litert` are int8.
         budgets: limits for every artifact.
         teacher: the student's teacher, for the report.
         baseline: the same student trained on labels alone, for the report.
-        web_runtime_folder: where the files of onnxruntime-web lie; `None` lets npm bring them.
+        web_runtime_path: where the files of onnxruntime-web lie; `None` lets npm bring them.
         rounds: interleaved rounds of the latency measurement, about 80 ms each for each model.
         say: called with a sentence about each step.
 
     Raises:
         ConversionError: the float32 student cannot be converted for a wanted runtime.
-        ValueError: unknown targets, data that the student cannot take, or an `out` that holds something else.
+        ValueError: unknown targets, data that the student cannot take, or a `path` that holds something else.
     """
     budgets = budgets or Budgets()
     wanted = list(dict.fromkeys(targets or DEFAULT_TARGETS))
@@ -86,8 +86,8 @@ def ship(
         wanted = _targets_of_int8(wanted, targets is not None)
     outcomes = [Outcome(name, required=targets is not None or name in REQUIRED_BY_DEFAULT) for name in wanted]
     # Found wanting now rather than after a minute of work.
-    _check_replaceable(Path(out))
-    web_files = web_runtime(web_runtime_folder) if "web" in wanted else None
+    _check_replaceable(Path(path))
+    web_files = web_runtime(web_runtime_path) if "web" in wanted else None
 
     say("the student's own answers")
     reference = reference_of(student, dataset)
@@ -119,20 +119,20 @@ def ship(
         held = all(outcome.holds for outcome in outcomes if outcome.required)
         say("figures of every model, side by side")
         figures = _figures(student, teacher, baseline, reference, outcomes, dataset, keras_latency)
-        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), Path(out) if held else None)
+        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), Path(path) if held else None)
         if held:
             say("the bundle")
-            with whole_folder(out) as aside:
+            with whole_folder(path) as aside:
                 _write_bundle(aside, shipment, facts, dataset, reference, budgets, web_files)
     return shipment
 
 
-def _check_replaceable(out: Path) -> None:
-    """Raises `ValueError` where `out` holds what no earlier `ship` wrote: it would be deleted."""
-    is_bundle = all((out / name).is_file() for name in ("manifest.json", "golden.npz"))
-    if is_bundle or (out.is_dir() and not any(out.iterdir())) or not (out.exists() or out.is_symlink()):
+def _check_replaceable(path: Path) -> None:
+    """Raises `ValueError` where `path` holds what no earlier `ship` wrote: it would be deleted."""
+    is_bundle = all((path / name).is_file() for name in ("manifest.json", "golden.npz"))
+    if is_bundle or (path.is_dir() and not any(path.iterdir())) or not (path.exists() or path.is_symlink()):
         return
-    received = f"{out}, which holds something else"
+    received = f"{path}, which holds something else"
     raise ValueError(
         error_message("the bundle's folder must be new or hold an older bundle", received, "Choose another name.")
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_distill._checks import cast_exactly, check_count, error_message
+from keras_distill._types import Tensor, TensorTree
 from keras_distill.deploy.conversion import ConversionError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Signature:
         missing = (self.batch or len(array)) - len(array)
         return np.concatenate([array, np.repeat(array[-1:], missing, 0)]) if missing else array
 
-    def feed(self, inputs: Any) -> dict[str, Any]:
+    def feed(self, inputs: TensorTree) -> dict[str, Any]:
         """Named float32 or integer arrays for a runtime, from one array, a list, or a dictionary of our names."""
         import keras
 
@@ -136,7 +137,7 @@ class Traced:
     layer_names: tuple[str, ...]
 
 
-def signature_of(model: "keras.Model", example: Any = None) -> Signature:
+def signature_of(model: "keras.Model", example: TensorTree = None) -> Signature:
     """Returns how `model` is called, under its own names and with its own batch size.
 
     An input in a dictionary is called by its key. Another `keras.Input` that was given a name keeps it; others become
@@ -174,7 +175,9 @@ def signature_of(model: "keras.Model", example: Any = None) -> Signature:
     return Signature(tuple(tree.pack_sequence_as(arguments, specs)), tuple(names), batch)
 
 
-def served_model(model: "keras.Model", signature: Signature, from_logits: bool, example: Any = None) -> "keras.Model":
+def served_model(
+    model: "keras.Model", signature: Signature, from_logits: bool, example: TensorTree = None
+) -> "keras.Model":
     """`model` as it is served: without its softmax or sigmoid.
 
     Raises:
@@ -227,7 +230,7 @@ def save_traced(
     return Traced(signature.names, tuple(output_names), layer_names)
 
 
-def named_outputs(outputs: Any, input_names: Sequence[str] = ()) -> dict[str, Any]:
+def named_outputs(outputs: TensorTree, input_names: Sequence[str] = ()) -> dict[str, Any]:
     """Names a model's outputs: `logits`, or `logits_0`, `logits_1`, …, or the names that a dictionary gave them.
 
     Args:
@@ -308,7 +311,7 @@ def _compiled(serve: Callable[[Any], Any], model: "keras.Model", signature: Sign
     return lambda tensors: run(*tensors)
 
 
-def _as_array(tensor: Any) -> np.ndarray:
+def _as_array(tensor: Tensor) -> np.ndarray:
     from keras import ops
 
     return ops.convert_to_numpy(tensor)
@@ -390,7 +393,7 @@ def _distinct(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
     return distinct
 
 
-def _given_name(tensor: Any) -> str | None:
+def _given_name(tensor: Tensor) -> str | None:
     name = getattr(tensor, "name", None)
     if not name or re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", name):
         return None
@@ -416,7 +419,7 @@ def _recorded_arguments(model: "keras.Model") -> tuple[Any, ...]:
         )
     shapes = config["shapes_dict"].values() if "shapes_dict" in config else [config["input_shape"]]
 
-    def specs_of(structure: Any) -> Any:
+    def specs_of(structure: TensorTree) -> Any:
         if isinstance(structure, dict):
             return {name: specs_of(shape) for name, shape in structure.items()}
         if all(size is None or isinstance(size, int) for size in structure):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_distill._checks import cast_exactly, check_choice, check_fraction, error_message
+from keras_distill._types import ArrayLike, Tensor, TensorTree
 from keras_distill.deploy.comparison import OutputComparison, compare_output
 from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.steadiness import unsteadiness
@@ -69,8 +70,8 @@ class Verification:
 def verify(
     reference: "keras.Model | np.ndarray | Mapping[str, np.ndarray]",
     path: str | os.PathLike,
-    inputs: Any,
-    labels: Any = None,
+    inputs: TensorTree,
+    labels: ArrayLike | Mapping[str, ArrayLike] | None = None,
     *,
     precision: str = "float32",
     max_accuracy_drop: float = 0.005,
@@ -170,7 +171,7 @@ def open_artifact(path: str | os.PathLike) -> Any:
     return kit_module().open_artifact(path)
 
 
-def as_feed(artifact: Any, inputs: Any) -> dict[str, np.ndarray]:
+def as_feed(artifact: Any, inputs: TensorTree) -> dict[str, np.ndarray]:
     """Named arrays of the artifact's types: a dictionary of its names, or a single array for its only name.
 
     Raises:
@@ -232,7 +233,7 @@ def _told(sentences: Mapping[str, tuple[str, ...]]) -> list[str]:
     return [each if is_only else f"{name}: {each}" for name, told in sentences.items() for each in told]
 
 
-def _by_output(subject: str, values: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _by_output(subject: str, values: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         if values is not None and len(names) != 1:
             expected = f"{subject} must be a dictionary with keys among {sorted(names)}"
@@ -243,7 +244,7 @@ def _by_output(subject: str, values: Any, names: tuple[str, ...]) -> dict[str, A
     return dict(values)
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: Tensor) -> Any:
     if isinstance(value, dict):
         return {key: _as_json(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

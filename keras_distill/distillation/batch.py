@@ -39,7 +39,7 @@ def batch_size_of(x: TensorTree) -> Tensor:
 # The weight of each item
 
 
-def fit_arguments(y: Data, sample_weight: Any) -> tuple[Data, Any]:
+def fit_arguments(y: Data, sample_weight: Tensor) -> tuple[Data, Any]:
     """`y` and `sample_weight` as Keras takes them: it drops the weights of items without a `y`."""
     if sample_weight is None:
         return y, None

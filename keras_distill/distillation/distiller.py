@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_distill._checks import check_fraction, error_message
 from keras_distill._keras_internals import compiled_loss, metrics_result, update_compiled_metrics
-from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
+from keras_distill._types import ArrayLike, Data, Schedulable, Shape, Teacher, Tensor, TensorTree
 from keras_distill.distillation.batch import (
     LABELS,
     SOFT_TARGETS,
@@ -122,7 +122,7 @@ class Distiller(Trainer):
         student: keras.Model,
         distillation_losses: Any = None,
         distillation_loss_weights: Any = None,
-        student_loss_weight: Any = 0.1,
+        student_loss_weight: Schedulable = 0.1,
         *,
         from_logits: bool = True,
         teacher_from_logits: bool | None = None,
@@ -213,14 +213,14 @@ class Distiller(Trainer):
         # Keras saves every model that `dir` lists; the teacher is the caller's.
         return [name for name in super().__dir__() if name != "teacher"]
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Builds a Sequential student that has no weights yet; a subclassed one builds itself when first called."""
         if not self.student.built and isinstance(self.student, keras.Sequential):
             self.student.build(input_shape)
         self._open_student()
         self.built = True
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: TensorTree, training: bool = False) -> Any:
         """The student's output; in training all that the objective needs, as `Outputs`."""
         run = self._student_pass or self._open_student()
         if training or self._gives_all:
@@ -418,7 +418,7 @@ class Distiller(Trainer):
             names = self.output_names
             check_heads(self._objective.terms, who, lambda term: term.part_of(run.activations, names))
 
-    def _aggregate(self, regulariser: Any) -> Any:
+    def _aggregate(self, regulariser: Tensor) -> Any:
         return self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
 
     def _watch_promises(self, parts: dict[str, TensorTree], outputs: Outputs) -> None:

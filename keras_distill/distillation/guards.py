@@ -29,7 +29,7 @@ def check_not_empty(x: Data) -> None:
         raise ValueError(error_message("the training set must not be empty", "0 items"))
 
 
-def check_label_range(labels: Any, loss: Any, num_classes: int | None) -> None:
+def check_label_range(labels: TensorTree, loss: Any, num_classes: int | None) -> None:
     """Raises `ValueError` where an array of labels holds one that is no class of the student's."""
     is_sparse = loss == "sparse_categorical_crossentropy" or isinstance(
         loss, keras.losses.SparseCategoricalCrossentropy

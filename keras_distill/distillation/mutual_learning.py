@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill._checks import check_number, error_message
 from keras_distill._keras_internals import compiled_loss
+from keras_distill._types import Schedulable, Shape, Tensor, TensorTree
 from keras_distill.distillation.first_batch import FirstBatchCheck
 from keras_distill.distillation.promises import Promise, Promises
 from keras_distill.distillation.trainable_model import TrainableModel
@@ -61,8 +62,8 @@ class DeepMutualLearning(TrainableModel):
     def __init__(
         self,
         students: Sequence[keras.Model],
-        temperature: Any = 1.0,
-        mutual_weight: Any = 1.0,
+        temperature: Schedulable = 1.0,
+        mutual_weight: Schedulable = 1.0,
         *,
         from_logits: bool | Sequence[bool] = True,
         name: str = "deep_mutual_learning",
@@ -97,11 +98,11 @@ class DeepMutualLearning(TrainableModel):
                 self.mutual_loss.validate_outputs(first.logits, other.logits)
         self.built = all(student.built for student in students)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Students that have no weights yet build themselves when first called."""
         self.built = True
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: TensorTree, training: bool = False) -> Any:
         """The first student's output; in training the `Outputs` of all."""
         if not training:
             return self.students[0](inputs, training=False)
@@ -112,7 +113,12 @@ class DeepMutualLearning(TrainableModel):
         return [first_batch, FollowSchedules(schedules_in(self.auxiliary_layers))]
 
     def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        self,
+        x: TensorTree = None,
+        y: TensorTree = None,
+        y_pred: Tensor = None,
+        sample_weight: Tensor = None,
+        training: bool = True,
     ) -> Any:
         """The objective of a batch, a scalar; evaluation measures the first student."""
         if not training or not isinstance(y_pred, list):
@@ -156,7 +162,9 @@ class DeepMutualLearning(TrainableModel):
         """The reported metrics' values, without the one that only watches the first batch."""
         return {name: value for name, value in super().get_metrics_result().items() if name != self._promises.name}
 
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+    def compute_metrics(
+        self, x: TensorTree, y: TensorTree, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> dict[str, Any]:
         """Updates the compiled metrics with the first student's output."""
         output = y_pred[0].output if isinstance(y_pred, list) else y_pred
         results = super().compute_metrics(x, y, output, sample_weight)

@@ -179,7 +179,7 @@ def check_losses(losses: Any) -> list[tuple[str | None, Any]]:
     return named
 
 
-def weighted_terms(named_losses: list[tuple[str | None, Any]], weights: Any) -> list[Term]:
+def weighted_terms(named_losses: list[tuple[str | None, Any]], weights: Tensor) -> list[Term]:
     """The losses with their weights; an output without a loss has no term."""
     if weights is None:
         flat: list[Any] = [1.0] * len(named_losses)
@@ -225,7 +225,7 @@ def may_differ(weight: Any, number: float) -> bool:
     return not isinstance(weight, float) or weight != number
 
 
-def map_losses(function: Callable[[Any], Any], structure: Any) -> Any:
+def map_losses(function: Callable[[Any], Any], structure: TensorTree) -> Any:
     """`function` of each loss or weight in a list, a dict or a list of dicts; `None` stays."""
     if isinstance(structure, dict) and "class_name" not in structure:
         return {name: map_losses(function, value) for name, value in structure.items()}

@@ -5,12 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.logit_loss import LogitLoss, merged_logits, validate_logits
 from keras_distill.losses.per_example import at_least_float32
 from keras_distill.schedules import current
 
 
-def binary_soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
+def binary_soft_targets(teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable) -> Tensor:
     """T²·KL of the softened sigmoids, each label a Bernoulli of its own, the mean over labels, in nats.
 
     With p = σ(v / T) and q = σ(z / T): T²·(p·log(p / q) + (1 − p)·log((1 − p) / (1 − q))). The mean, as
@@ -58,7 +59,7 @@ class BinarySoftTargets(LogitLoss):
 
     head = "sigmoid"
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any, **context: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, **context: Any) -> Tensor:
         """Returns the loss of each example, `(...)`, of logits `(..., num_labels)` or an ensemble's members."""
         temperature = current(self.temperature)
         if not self.from_logits:
@@ -67,17 +68,17 @@ class BinarySoftTargets(LogitLoss):
             teacher_outputs = _merged_sigmoid_logits(teacher_outputs, temperature)
         return binary_soft_targets(teacher_outputs, student_outputs, temperature)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where the two differ in rank or in the number of labels."""
         validate_logits(teacher_outputs, student_outputs)
 
 
-def _sigmoid_logits(probabilities: Any) -> Any:
+def _sigmoid_logits(probabilities: Tensor) -> Tensor:
     probabilities = ops.clip(at_least_float32(probabilities), 1e-7, 1.0 - 1e-7)
     return ops.log(probabilities) - ops.log(1.0 - probabilities)
 
 
-def _merged_sigmoid_logits(teacher_outputs: dict[str, Any], temperature: Any) -> Any:
+def _merged_sigmoid_logits(teacher_outputs: dict[str, Any], temperature: Schedulable) -> Tensor:
     """T·logit of the members' mean σ(memberₘ / T), in the log domain."""
     if "member_logits" not in teacher_outputs:
         merged_logits(teacher_outputs, temperature)

@@ -6,13 +6,14 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
+from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.labels import class_ids
 from keras_distill.losses.logit_loss import LogitLoss
 from keras_distill.losses.per_example import at_least_float32
 from keras_distill.schedules import WarmUp, current
 
 
-def target_classes(labels: Any, teacher_logits: Any) -> Any:
+def target_classes(labels: Tensor, teacher_logits: Tensor) -> Tensor:
     """Each item's target class as a one-hot row; where it has no label, the class that the teacher thinks likeliest.
 
     Args:
@@ -36,8 +37,14 @@ def target_classes(labels: Any, teacher_logits: Any) -> Any:
 
 
 def decoupled_divergence(
-    teacher_logits: Any, student_logits: Any, targets: Any, temperature: Any, *, alpha: Any = 1.0, beta: Any = 8.0
-) -> Any:
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    targets: Tensor,
+    temperature: Schedulable,
+    *,
+    alpha: Schedulable = 1.0,
+    beta: Schedulable = 8.0,
+) -> Tensor:
     """T²·(α·TCKD + β·NCKD), for each example, in nats: what soft targets couple, with weights of its own.
 
     With p the teacher's and q the student's probability of the target class, at temperature T,
@@ -77,7 +84,7 @@ def decoupled_divergence(
     return ops.square(ops.cast(temperature, target_class.dtype)) * (alpha * target_class + beta * other_classes)
 
 
-def _split_target(logits: Any, is_target: Any, temperature: Any) -> tuple[Any, Any, Any]:
+def _split_target(logits: Tensor, is_target: Tensor, temperature: Schedulable) -> tuple[Any, Any, Any]:
     """Log-probabilities of the target class, of all others together, and of each other among them (0 at the target)."""
     logits = at_least_float32(logits)
     log_probabilities = ops.log_softmax(logits / ops.cast(temperature, logits.dtype), axis=-1)
@@ -117,7 +124,7 @@ class DecoupledKD(LogitLoss):
 
     def __init__(
         self,
-        temperature: Any = 4.0,
+        temperature: Schedulable = 4.0,
         alpha: float = 1.0,
         beta: float = 8.0,
         warm_up_epochs: float = 0,
@@ -131,7 +138,9 @@ class DecoupledKD(LogitLoss):
         self.warm_up_epochs = check_number("warm_up_epochs", warm_up_epochs)
         self.warm_up = WarmUp(1.0, warm_up_epochs) if warm_up_epochs else 1.0
 
-    def of_logits(self, teacher_logits: Any, student_logits: Any, temperature: Any, labels: Any = None) -> Any:
+    def of_logits(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable, labels: Tensor = None
+    ) -> Tensor:
         """Returns the loss of each example, `(...)`."""
         targets = target_classes(labels, teacher_logits)
         scale = ops.cast(current(self.warm_up), student_logits.dtype)

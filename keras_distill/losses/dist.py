@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
+from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.logit_loss import LogitLoss
 from keras_distill.losses.per_example import at_least_float32
 
 
-def inter_class_relation(teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
+def inter_class_relation(teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable) -> Tensor:
     """1 − the correlation over classes of the two softened predictions, for each example.
 
     Args:
@@ -33,7 +34,9 @@ def inter_class_relation(teacher_logits: Any, student_logits: Any, temperature: 
     return 1.0 - _correlation(teacher, student, ops.ones_like(student), axis=-1)
 
 
-def intra_class_relation(teacher_logits: Any, student_logits: Any, temperature: Any, item_weights: Any = None) -> Any:
+def intra_class_relation(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable, item_weights: Tensor = None
+) -> Tensor:
     """1 − the correlation over items of what the two give one class, the mean over classes; a scalar.
 
     Args:
@@ -64,19 +67,19 @@ def intra_class_relation(teacher_logits: Any, student_logits: Any, temperature: 
     return ops.mean(1.0 - _correlation(teacher, student, weights, axis=0))
 
 
-def _softened(logits: Any, temperature: Any) -> Any:
+def _softened(logits: Tensor, temperature: Schedulable) -> Tensor:
     logits = at_least_float32(logits)
     return ops.softmax(logits / ops.cast(temperature, logits.dtype), axis=-1)
 
 
-def _correlation(first: Any, second: Any, weights: Any, axis: int) -> Any:
+def _correlation(first: Tensor, second: Tensor, weights: Tensor, axis: int) -> Tensor:
     """Pearson's, weighted; 0 where one of the two does not vary."""
     shares = ops.divide_no_nan(weights, ops.sum(weights, axis=axis, keepdims=True))
     first, second = _standardized(first, shares, axis), _standardized(second, shares, axis)
     return ops.sum(shares * first * second, axis=axis)
 
 
-def _standardized(values: Any, shares: Any, axis: int) -> Any:
+def _standardized(values: Tensor, shares: Any, axis: int) -> Tensor:
     """Probabilities, scaled to mean 0 and variance 1 along an axis; 0 where they do not vary."""
     # A correlation knows no scale, the constant below does: among 50,000 classes variances are as small as it is. So
     # the largest value that counts is made 1 first, and the constant stands for what float32 rounds away.
@@ -113,13 +116,17 @@ class DIST(LogitLoss):
 
     reads = ("item_weights",)
 
-    def __init__(self, temperature: Any = 4.0, beta: float = 1.0, gamma: float = 1.0, *, from_logits: bool = True):
+    def __init__(
+        self, temperature: Schedulable = 4.0, beta: float = 1.0, gamma: float = 1.0, *, from_logits: bool = True
+    ):
         super().__init__(temperature, from_logits=from_logits)
         self.beta, self.gamma = check_number("beta", beta), check_number("gamma", gamma)
         if min(self.beta, self.gamma) < 0.0:
             raise ValueError(error_message("beta and gamma must be >= 0", (self.beta, self.gamma)))
 
-    def of_logits(self, teacher_logits: Any, student_logits: Any, temperature: Any, item_weights: Any = None) -> Any:
+    def of_logits(
+        self, teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable, item_weights: Tensor = None
+    ) -> Tensor:
         """Returns the loss of each example, `(...)`: its own relation, plus the batch's."""
         if item_weights is not None:
             item_weights = _one_for_each(item_weights, student_logits)
@@ -132,7 +139,7 @@ class DIST(LogitLoss):
         return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
 
 
-def _one_for_each(item_weights: Any, outputs: Any) -> Any:
+def _one_for_each(item_weights: Tensor, outputs: Tensor) -> Tensor:
     """Weights `(batch, …)` for every entry of the outputs' leading axes: a sequence's weight is each token's."""
     if len(item_weights.shape) == len(outputs.shape):
         item_weights = item_weights[..., 0]

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_positive, error_message
+from keras_distill._types import Tensor
 from keras_distill.losses.per_example import PerExampleLoss, at_least_float32, serialized
 from keras_distill.losses.projector import Projector, resized
 
@@ -25,7 +26,7 @@ class FeatureLoss(PerExampleLoss):
         self.teacher_layer_name = teacher_layer_name
         self.student_layer_name = teacher_layer_name if student_layer_name is None else student_layer_name
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where features are no tensors of one rank."""
         if isinstance(teacher_outputs, dict) or isinstance(student_outputs, dict):
             remedy = "Name the layers, or distil the logits of several members with SoftTargets."
@@ -43,7 +44,7 @@ class FeatureLoss(PerExampleLoss):
         return {"teacher_layer_name": self.teacher_layer_name, "student_layer_name": self.student_layer_name}
 
 
-def hint(teacher_features: Any, student_features: Any) -> Any:
+def hint(teacher_features: Tensor, student_features: Tensor) -> Tensor:
     """½·(student − teacher)², the mean over channels, for each place of each example.
 
     The paper sums over places and channels; the mean leaves a weight its meaning when the layer changes.
@@ -103,7 +104,7 @@ class Hint(FeatureLoss):
         # The features' own precision would round the small updates of a projector away.
         self.projector = Projector(dtype="float32") if projector is None else projector
 
-    def build(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Makes the projector that the two shapes need, if any, and its weights."""
         self._check_rank(teacher_outputs, student_outputs)
         student_shape, teacher_shape = tuple(student_outputs.shape), tuple(teacher_outputs.shape)
@@ -112,11 +113,11 @@ class Hint(FeatureLoss):
         if not self.projector.built:
             self.projector.build((None, *student_shape[1:]))
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Returns the loss of each place of each example, `(batch, …)`."""
         return hint(teacher_outputs, self.projector(ops.convert_to_tensor(student_outputs)))
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where features differ in rank, or in shape with no projector between them."""
         self._check_rank(teacher_outputs, student_outputs)
         teacher_shape = tuple(teacher_outputs.shape)
@@ -133,7 +134,7 @@ class Hint(FeatureLoss):
             expected = f"have shape {teacher_shape[1:]} an item, as the teacher's do"
             raise ValueError(error_message(f"student features must {expected}", student_shape[1:], remedy))
 
-    def _check_rank(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def _check_rank(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         super().validate_outputs(teacher_outputs, student_outputs)
 
     def get_config(self) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Hint(FeatureLoss):
         return {**super().get_config(), "projector": serialized(self.projector)}
 
 
-def attention_map(features: Any, power: float = 2.0) -> Any:
+def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
     """Where a layer looks: the mean over channels of |a|ᵖ at each place, scaled to a vector of length one.
 
     Args:
@@ -165,7 +166,7 @@ def attention_map(features: Any, power: float = 2.0) -> Any:
     return energy * ops.rsqrt(ops.sum(ops.square(energy), axis=-1, keepdims=True) + 1e-12)
 
 
-def attention_transfer(teacher_features: Any, student_features: Any, power: float = 2.0) -> Any:
+def attention_transfer(teacher_features: Tensor, student_features: Tensor, power: float = 2.0) -> Tensor:
     """The squared difference of the two attention maps, the mean over places, for each example.
 
     The paper's text takes the difference's norm, its authors' code this, with a weight of 1000 / 2 for each layer.
@@ -225,11 +226,11 @@ class AttentionTransfer(FeatureLoss):
         super().__init__(teacher_layer_name, student_layer_name)
         self.power = check_positive("power", power)
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Returns the loss of each example, `(batch,)`."""
         return attention_transfer(teacher_outputs, student_outputs, self.power)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where features differ in rank or have no places."""
         super().validate_outputs(teacher_outputs, student_outputs)
         if len(student_outputs.shape) < 3:

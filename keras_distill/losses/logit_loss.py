@@ -5,6 +5,7 @@ from typing import Any
 from keras import ops
 
 from keras_distill._checks import check_positive, error_message
+from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.per_example import (
     PerExampleLoss,
     at_least_float32,
@@ -28,15 +29,15 @@ class LogitLoss(PerExampleLoss):
 
     head = "softmax"
 
-    def __init__(self, temperature: Any = 4.0, *, from_logits: bool = True):
+    def __init__(self, temperature: Schedulable = 4.0, *, from_logits: bool = True):
         self.temperature = check_schedulable("temperature", temperature, check_positive, "Hinton et al. use 1 to 20.")
         self.from_logits = bool(from_logits)
 
-    def of_logits(self, *arguments: Any, **context: Any) -> Any:
+    def of_logits(self, *arguments: Any, **context: Any) -> Tensor:
         """Returns the loss of each example, `(...)`, of teacher's and student's logits and a temperature."""
         raise NotImplementedError(f"{type(self).__name__} must implement of_logits")
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any, **context: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, **context: Any) -> Tensor:
         """Returns the loss of each example, `(...)`.
 
         Args:
@@ -53,7 +54,7 @@ class LogitLoss(PerExampleLoss):
         teacher_logits = ops.cast(teacher_logits, student_logits.dtype)
         return self.of_logits(teacher_logits, student_logits, temperature, **context)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where the two differ in rank or classes, or where a softmax would be constant."""
         validate_logits(teacher_outputs, student_outputs)
         check_several_classes(type(self).__name__, student_outputs)
@@ -63,7 +64,7 @@ class LogitLoss(PerExampleLoss):
         return {"temperature": serialized(self.temperature), "from_logits": self.from_logits}
 
 
-def merged_logits(teacher_outputs: Any, temperature: Any) -> Any:
+def merged_logits(teacher_outputs: Tensor, temperature: Schedulable) -> Tensor:
     """One set of logits whose softmax at `temperature` is the teacher's target at that temperature.
 
     For members that is `T·log Σₘ wₘ·softmax(memberₘ / T)`: right at this temperature only.
@@ -97,7 +98,7 @@ def merged_logits(teacher_outputs: Any, temperature: Any) -> Any:
     return temperature * ops.logsumexp(log_members + log_weights, axis=-2)
 
 
-def validate_logits(teacher_outputs: Any, student_outputs: Any) -> None:
+def validate_logits(teacher_outputs: Tensor, student_outputs: Tensor) -> None:
     """Raises `ValueError` where the student's logits are not of the rank and the classes of the teacher's."""
     student_shape = tuple(student_outputs.shape)
     if not isinstance(teacher_outputs, dict):
@@ -113,7 +114,7 @@ def validate_logits(teacher_outputs: Any, student_outputs: Any) -> None:
     check_same_classes(teacher_shape, student_shape)
 
 
-def check_several_classes(loss_name: str, student_outputs: Any) -> None:
+def check_several_classes(loss_name: str, student_outputs: Tensor) -> None:
     """Raises `ValueError` for one class: its softmax is 1 whatever the logit, so the loss would be 0 in silence."""
     if student_outputs.shape[-1] == 1:
         remedy = "For a sigmoid over one unit use keras_distill.losses.BinarySoftTargets."

@@ -5,11 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.logit_loss import LogitLoss
 from keras_distill.losses.per_example import at_least_float32
 
 
-def logit_matching(teacher_logits: Any, student_logits: Any, center: bool = True) -> Any:
+def logit_matching(teacher_logits: Tensor, student_logits: Tensor, center: bool = True) -> Tensor:
     """Σ (z − v)² / (2·num_classes) of zero-meaned logits, for each example: what soft targets become as T grows.
 
     T²·KL tends to it, with an error of order 1/T; its gradient is (z − v) / num_classes.
@@ -57,7 +58,7 @@ class LogitMatching(LogitLoss):
         super().__init__(1.0, from_logits=from_logits)
         self.center = bool(center)
 
-    def of_logits(self, teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
+    def of_logits(self, teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable) -> Tensor:
         """Returns the loss of each example, `(...)`."""
         return logit_matching(teacher_logits, student_logits, self.center)
 

@@ -6,12 +6,13 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error_message
+from keras_distill._types import Tensor
 from keras_distill.losses.logit_loss import merged_logits
 from keras_distill.losses.per_example import PerExampleLoss, at_least_float32, serialized
 from keras_distill.losses.soft_targets import SoftTargets
 
 
-def standardized_logits(logits: Any) -> Any:
+def standardized_logits(logits: Tensor) -> Tensor:
     """(z − mean) / standard deviation, over the classes: what is left of logits is their order and proportions.
 
     Args:
@@ -68,7 +69,7 @@ class LogitStandardization(PerExampleLoss):
         """The wrapped loss's own layers."""
         return self.loss.layers
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any, **context: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, **context: Any) -> Tensor:
         """Returns the wrapped loss of each example, `(...)`."""
         if isinstance(teacher_outputs, dict):
             # The mean of standardised members, since there is no one set of logits to standardise.
@@ -80,7 +81,7 @@ class LogitStandardization(PerExampleLoss):
             teacher_outputs = standardized_logits(teacher_outputs)
         return self.loss.per_example(teacher_outputs, standardized_logits(student_outputs), **context)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where the wrapped loss would."""
         self.loss.validate_outputs(teacher_outputs, student_outputs)
 

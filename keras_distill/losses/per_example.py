@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import error_message
+from keras_distill._types import Tensor
 
 
 class PerExampleLoss(keras.distillation.DistillationLoss):
@@ -39,19 +40,19 @@ class PerExampleLoss(keras.distillation.DistillationLoss):
         """The layers that the loss has of its own: schedules, learnt temperatures, projectors."""
         return [value for value in vars(self).values() if isinstance(value, keras.Layer)]
 
-    def build(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def build(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Makes what the loss trains of its own, once the outputs' shapes are known; nothing by default."""
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Returns the loss of each example, float, shaped as the outputs without their last axis."""
         raise NotImplementedError(f"{type(self).__name__} must implement per_example")
 
-    def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
         """Returns the mean of `per_example`, a scalar."""
         context = {name: value for name, value in kwargs.items() if name in self.reads}
         return ops.mean(self.per_example(teacher_outputs, student_outputs, **context))
 
-    def __call__(self, y_true: Any, y_pred: Any) -> Any:
+    def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss of each example, as `model.compile(loss=…)` calls it: the teacher's outputs are `y_true`."""
         self.validate_outputs(y_true, y_pred)
         return self.per_example(y_true, y_pred)
@@ -66,7 +67,7 @@ class PerExampleLoss(keras.distillation.DistillationLoss):
         return cls(**{name: restored(value) for name, value in config.items()})
 
 
-def serialized(value: Any) -> Any:
+def serialized(value: Any) -> Tensor:
     """A constructor's argument as a config holds it: a number, or the config of a schedule, layer or loss."""
     # A variable is the caller's, who moves it; what a file can keep of it is its value.
     if isinstance(value, keras.Variable):
@@ -75,18 +76,18 @@ def serialized(value: Any) -> Any:
     return value if is_plain else keras.saving.serialize_keras_object(value)
 
 
-def restored(value: Any) -> Any:
+def restored(value: Any) -> Tensor:
     """What `serialized` was given."""
     return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) and "class_name" in value else value
 
 
-def at_least_float32(values: Any) -> Any:
+def at_least_float32(values: Tensor) -> Tensor:
     """`values` as a tensor in which sums over many entries are right: half precision becomes float32."""
     values = ops.convert_to_tensor(values)
     return ops.cast(values, sum_dtype(values))
 
 
-def sum_dtype(values: Any) -> str:
+def sum_dtype(values: Tensor) -> str:
     """The dtype in which sums over a tensor's entries are right: its own if it is float64, else float32.
 
     Keras's own promotion makes float32 of float64 on JAX, also where JAX has been told to keep it.
@@ -94,7 +95,7 @@ def sum_dtype(values: Any) -> str:
     return "float64" if keras.backend.standardize_dtype(values.dtype) == "float64" else "float32"
 
 
-def log_probabilities(probabilities: Any) -> Any:
+def log_probabilities(probabilities: Tensor) -> Tensor:
     """The logarithm of probabilities, which is logits whose softmax they are; 0 becomes log(1e-30)."""
     return ops.log(ops.maximum(at_least_float32(probabilities), 1e-30))
 

@@ -10,9 +10,10 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_count, error_message
+from keras_distill._types import Shape, Tensor, TensorTree
 
 
-def resized(features: Any, size: Sequence[int]) -> Any:
+def resized(features: Tensor, size: Sequence[int]) -> Tensor:
     """Features `(batch, *places, channels)` with `size` places: block means where they divide, else bilinear.
 
     Args:
@@ -98,12 +99,12 @@ class Projector(keras.Layer):
         self._make_dense()
         self.build((None, *student_shape[1:]))
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Makes the kernel and the bias."""
         if self.num_channels is not None:
             self.dense.build(input_shape)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: TensorTree) -> Tensor:
         """Features `(batch, *places, channels)` as `(batch, *size, num_channels)`."""
         if self.num_channels is None:
             return inputs
@@ -117,7 +118,7 @@ class Projector(keras.Layer):
             return self.dense(resized(inputs, self.size))
         return resized(self.dense(inputs), self.size)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple:
+    def compute_output_shape(self, input_shape: Shape) -> tuple:
         """`(batch, *size, num_channels)`."""
         if self.num_channels is None:
             return tuple(input_shape)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_distill._keras_internals import mask_of
+from keras_distill._types import Tensor
 
 
 class WeightedMean(keras.losses.Loss):
@@ -14,7 +15,7 @@ class WeightedMean(keras.losses.Loss):
     def __init__(self) -> None:
         super().__init__(name="distillation_mean")
 
-    def __call__(self, values: Any, mask_carrier: Any, sample_weight: Any) -> Any:
+    def __call__(self, values: Tensor, mask_carrier: Tensor, sample_weight: Tensor) -> Tensor:
         """The mean of `values` `(batch, …)`, by the mask that `mask_carrier` has and by `sample_weight`.
 
         A scalar is its own mean; it too is divided by the replicas, each of which adds its whole.
@@ -29,12 +30,12 @@ class WeightedMean(keras.losses.Loss):
         carrier = mask_carrier if mask is not None and tuple(mask.shape) == tuple(values.shape) else values
         return super().__call__(values, carrier, sample_weight)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The values themselves; `y_pred` only carries the mask."""
         return y_true
 
 
-def unscaled(loss: Any) -> Any:
+def unscaled(loss: Any) -> Tensor:
     """A loss as one device would report it: Keras divides by the replicas before it adds up their gradients."""
     return loss * _num_replicas()
 

@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_number, check_positive, error_message
+from keras_distill._types import Tensor
 from keras_distill.losses.logit_loss import validate_logits
 from keras_distill.losses.per_example import PerExampleLoss, at_least_float32
 
 
-def regression_targets(teacher_values: Any, student_values: Any, delta: float | None = None) -> Any:
+def regression_targets(teacher_values: Tensor, student_values: Tensor, delta: float | None = None) -> Tensor:
     """½·(student − teacher)², or Huber's loss of it, the mean over the last axis, for each example.
 
     Args:
@@ -70,7 +71,7 @@ class RegressionTargets(PerExampleLoss):
             raise ValueError(error_message("margin must be >= 0", self.margin))
         self.reads = () if margin is None else ("labels",)
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any, labels: Any = None) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor = None) -> Tensor:
         """Returns the loss of each example, `(...)`, of numbers `(..., num_values)` or an ensemble's members."""
         if isinstance(teacher_outputs, dict):
             weights = at_least_float32(teacher_outputs["member_weights"])[..., None]
@@ -83,7 +84,7 @@ class RegressionTargets(PerExampleLoss):
         teacher_error = ops.sum(ops.square(ops.cast(teacher_outputs, values.dtype) - labels), axis=-1)
         return ops.where(student_error + self.margin <= teacher_error, 0.0, values)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where the two differ in rank or in the number of values."""
         validate_logits(teacher_outputs, student_outputs)
 

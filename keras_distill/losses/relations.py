@@ -11,42 +11,43 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
+from keras_distill._types import Tensor
 from keras_distill.losses.features import FeatureLoss
 from keras_distill.losses.per_example import at_least_float32
 
 
-def _rows(features: Any) -> Any:
+def _rows(features: Tensor) -> Tensor:
     """Each item's features as one row, `(batch, num_features)`."""
     features = at_least_float32(features)
     return ops.reshape(features, (ops.shape(features)[0], -1))
 
 
-def _partner_weights(rows: Any, item_weights: Any) -> Any:
+def _partner_weights(rows: Tensor, item_weights: Tensor) -> Tensor:
     """How much item j counts as a partner of item i: j's weight, 0 on the diagonal; `(batch, batch)`."""
     others = 1.0 - ops.eye(ops.shape(rows)[0], dtype=rows.dtype)
     return others if item_weights is None else others * ops.cast(item_weights, rows.dtype)[None, :]
 
 
-def _huber(difference: Any) -> Any:
+def _huber(difference: Tensor) -> Tensor:
     size = ops.abs(difference)
     return ops.where(size <= 1.0, 0.5 * ops.square(difference), size - 0.5)
 
 
-def _squared_distances(rows: Any) -> Any:
+def _squared_distances(rows: Tensor) -> Tensor:
     # Products of centred rows lose fewer digits, and no (batch, batch, features) tensor is made.
     rows = rows - ops.mean(rows, axis=0, keepdims=True)
     norms = ops.sum(ops.square(rows), axis=-1)
     return ops.maximum(norms[:, None] + norms[None, :] - 2.0 * ops.matmul(rows, ops.transpose(rows)), 0.0)
 
 
-def _safe_root(squares: Any, scale: Any) -> Any:
+def _safe_root(squares: Tensor, scale: Tensor) -> Tensor:
     """The square root, 0 with gradient 0 where the square is no more than rounding of `scale`."""
     # Eight units in the last place: a square is a sum of three numbers as large as the largest.
     is_positive = squares > 8.0 * float(np.finfo(keras.backend.standardize_dtype(squares.dtype)).eps) * scale
     return ops.where(is_positive, ops.sqrt(ops.where(is_positive, squares, 1.0)), 0.0)
 
 
-def pairwise_distances(features: Any, item_weights: Any = None) -> Any:
+def pairwise_distances(features: Tensor, item_weights: Tensor = None) -> Tensor:
     """Euclidean distances between the items of a batch, divided by their mean over all pairs.
 
     Args:
@@ -73,7 +74,7 @@ def pairwise_distances(features: Any, item_weights: Any = None) -> Any:
     return ops.divide_no_nan(distances, mean)
 
 
-def distance_relation(teacher_features: Any, student_features: Any, item_weights: Any = None) -> Any:
+def distance_relation(teacher_features: Tensor, student_features: Tensor, item_weights: Tensor = None) -> Tensor:
     """Huber's loss of the scaled distances, the mean over each item's pairs.
 
     Args:
@@ -97,7 +98,7 @@ def distance_relation(teacher_features: Any, student_features: Any, item_weights
     return ops.divide_no_nan(ops.sum(weights * _huber(student - teacher), axis=1), ops.sum(weights, axis=1))
 
 
-def _cosines(features: Any) -> Any:
+def _cosines(features: Tensor) -> Tensor:
     """cos∠ of i, j, k at the vertex j, `(j, i, k)`; 0 where j is i or k."""
     rows = _rows(features)
     rows = rows - ops.mean(rows, axis=0, keepdims=True)
@@ -111,7 +112,7 @@ def _cosines(features: Any) -> Any:
     return dots * inverse[:, :, None] * inverse[:, None, :]
 
 
-def angle_relation(teacher_features: Any, student_features: Any, item_weights: Any = None) -> Any:
+def angle_relation(teacher_features: Tensor, student_features: Tensor, item_weights: Tensor = None) -> Tensor:
     """Huber's loss of the angles' cosines, the mean over the pairs that each item is the vertex of.
 
     Its memory grows with the batch's cube: 8 MB at 128 items, 512 MB at 512, in float32.
@@ -182,7 +183,7 @@ class RelationalKD(FeatureLoss):
             weights = (self.distance_weight, self.angle_weight)
             raise ValueError(error_message("distance_weight and angle_weight must be >= 0", weights))
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any, item_weights: Any = None) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, item_weights: Tensor = None) -> Tensor:
         """Returns each item's share of the loss, `(batch,)`."""
         item_weights = _one_an_item(item_weights)
         if not self.angle_weight:
@@ -192,7 +193,7 @@ class RelationalKD(FeatureLoss):
             return values
         return values + self.distance_weight * distance_relation(teacher_outputs, student_outputs, item_weights)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Any two tensors of a batch can be compared."""
 
     def get_config(self) -> dict[str, Any]:
@@ -201,14 +202,14 @@ class RelationalKD(FeatureLoss):
         return {**super().get_config(), **own}
 
 
-def _one_an_item(item_weights: Any) -> Any:
+def _one_an_item(item_weights: Tensor) -> Tensor:
     """Weights `(batch, …)` as `(batch,)`: the mean of a sequence's tokens'."""
     if item_weights is None or len(item_weights.shape) == 1:
         return item_weights
     return ops.mean(item_weights, axis=tuple(range(1, len(item_weights.shape))))
 
 
-def similarities(features: Any, item_weights: Any = None) -> Any:
+def similarities(features: Tensor, item_weights: Tensor = None) -> Tensor:
     """The products of every two items' features, each row scaled to length one.
 
     Args:
@@ -233,7 +234,7 @@ def similarities(features: Any, item_weights: Any = None) -> Any:
     return products * ops.rsqrt(ops.sum(squares, axis=1, keepdims=True) + 1e-12)
 
 
-def similarity_preserving(teacher_features: Any, student_features: Any, item_weights: Any = None) -> Any:
+def similarity_preserving(teacher_features: Tensor, student_features: Tensor, item_weights: Tensor = None) -> Tensor:
     """The mean squared difference of an item's similarities to the batch.
 
     Args:
@@ -279,9 +280,9 @@ class SimilarityPreserving(FeatureLoss):
 
     reads = ("item_weights",)
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any, item_weights: Any = None) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, item_weights: Tensor = None) -> Tensor:
         """Returns each item's share of the loss, `(batch,)`."""
         return similarity_preserving(teacher_outputs, student_outputs, _one_an_item(item_weights))
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Any two tensors of a batch can be compared."""

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_distill._checks import check_fraction
 from keras_distill._keras_internals import set_mask
+from keras_distill._types import Tensor
 from keras_distill.losses.decoupled import target_classes
 from keras_distill.losses.per_example import at_least_float32, log_probabilities
 
@@ -45,7 +46,7 @@ class SmoothedLabels(keras.losses.Loss):
         self.smoothing = check_fraction("smoothing", smoothing)
         self.from_logits = bool(from_logits)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The cross-entropy of each example, `(...)`."""
         y_pred = at_least_float32(y_pred)
         log_q = ops.log_softmax(y_pred if self.from_logits else log_probabilities(y_pred))

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_choice, check_positive, error_message
+from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.logit_loss import check_several_classes, validate_logits
 from keras_distill.losses.per_example import PerExampleLoss, log_probabilities, serialized, sum_dtype
 from keras_distill.schedules import check_schedulable, current
@@ -21,7 +22,7 @@ TAIL_POLICIES = ("uniform", "bucket", "renormalise")
 _NOTHING = -1e30
 
 
-def soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any) -> Any:
+def soft_targets(teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable) -> Tensor:
     """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), for each example, in nats.
 
     The soft targets' gradient shrinks as 1/T², so T² keeps its weight against the hard labels' when T
@@ -46,7 +47,9 @@ def soft_targets(teacher_logits: Any, student_logits: Any, temperature: Any) -> 
     return _scaled_divergence(log_softmax(teacher_logits, temperature), student_logits, temperature)
 
 
-def member_soft_targets(member_logits: Any, member_weights: Any, student_logits: Any, temperature: Any) -> Any:
+def member_soft_targets(
+    member_logits: Tensor, member_weights: Tensor, student_logits: Tensor, temperature: Schedulable
+) -> Tensor:
     """T²·KL(Σₘ wₘ·softmax(memberₘ / T) ‖ softmax(student / T)), for each example, in nats.
 
     Args:
@@ -73,15 +76,15 @@ def member_soft_targets(member_logits: Any, member_weights: Any, student_logits:
 
 
 def top_k_soft_targets(
-    top_k_logits: Any,
-    top_k_ids: Any,
-    log_normalizer: Any,
-    student_logits: Any,
-    temperature: Any,
+    top_k_logits: Tensor,
+    top_k_ids: Tensor,
+    log_normalizer: Tensor,
+    student_logits: Tensor,
+    temperature: Schedulable,
     *,
     tail: str = "uniform",
-    log_tail: Any = None,
-) -> Any:
+    log_tail: Tensor = None,
+) -> Tensor:
     """T²·KL(teacher ‖ student) where only the teacher's k largest logits are known, for each example, in nats.
 
     No dense row of the teacher's is ever made: the student's logits are gathered at the k ids, and its
@@ -156,14 +159,16 @@ def top_k_soft_targets(
     return ops.square(temperature) * ops.maximum(divergence, 0.0)
 
 
-def _log_difference(log_normalizer: Any, top_k_logits: Any) -> Any:
+def _log_difference(log_normalizer: Tensor, top_k_logits: Tensor) -> Tensor:
     """The log-sum-exp of all logits but the k, from that of all: log(e^log_normalizer − Σ e^top_k_logits); `(...)`."""
     kept = ops.sum(ops.exp(top_k_logits - log_normalizer[..., None]), axis=-1)
     # Rounded logits may leave nothing, or less than nothing.
     return log_normalizer + ops.log(ops.maximum(1.0 - kept, 1e-30))
 
 
-def _filled_divergence(log_kept: Any, log_each: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
+def _filled_divergence(
+    log_kept: Tensor, log_each: Tensor, ids: Tensor, student_logits: Tensor, temperature: Schedulable
+) -> Tensor:
     """KL(p ‖ softmax(student / T)), p being `exp(log_kept)` at `ids` and `exp(log_each)` (or 0) elsewhere; `(...)`."""
     gathered = _gathered_log_softmax(student_logits, temperature, ids)
     at_ids, elsewhere = gathered[..., :-1], gathered[..., -1]
@@ -174,7 +179,7 @@ def _filled_divergence(log_kept: Any, log_each: Any, ids: Any, student_logits: A
     return divergence
 
 
-def _gathered_log_softmax(logits: Any, temperature: Any, ids: Any) -> Any:
+def _gathered_log_softmax(logits: Tensor, temperature: Schedulable, ids: Tensor) -> Tensor:
     """log_softmax(logits / T) at the k `ids`, then its sum over all other classes; `(..., k + 1)`.
 
     The gradient is written out: the softmax of the way forward, with k corrections. Automatic differentiation
@@ -182,7 +187,7 @@ def _gathered_log_softmax(logits: Any, temperature: Any, ids: Any) -> Any:
     """
     num_tail = logits.shape[-1] - ids.shape[-1]
 
-    def gathered(logits: Any, temperature: Any) -> tuple[Any, Any]:
+    def gathered(logits: Tensor, temperature: Schedulable) -> tuple[Any, Any]:
         centred = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
         shares = ops.softmax(centred, axis=-1)
         # The largest share is where `centred` is 0: one over the sum of exponentials.
@@ -191,7 +196,7 @@ def _gathered_log_softmax(logits: Any, temperature: Any, ids: Any) -> Any:
         elsewhere = ops.sum(centred, axis=-1, keepdims=True) - ops.sum(kept, axis=-1, keepdims=True)
         at_ids = kept - log_total
 
-        def gradient(*arguments: Any, upstream: Any = None) -> Any:
+        def gradient(*arguments: Any, upstream: Tensor = None) -> Tensor:
             upstream = (arguments[-1] if upstream is None else upstream) / temperature
             of_ids, of_each = upstream[..., :-1], upstream[..., -1:]
             total = ops.sum(of_ids, axis=-1, keepdims=True) + num_tail * of_each
@@ -203,7 +208,9 @@ def _gathered_log_softmax(logits: Any, temperature: Any, ids: Any) -> Any:
     return ops.custom_gradient(gathered)(logits, temperature)
 
 
-def _bucket_divergence(log_kept: Any, log_tail: Any, ids: Any, student_logits: Any, temperature: Any) -> Any:
+def _bucket_divergence(
+    log_kept: Tensor, log_tail: Tensor, ids: Tensor, student_logits: Tensor, temperature: Schedulable
+) -> Tensor:
     """KL over k + 1 classes, the last of them all that are not at `ids`; `(...)`."""
     # Centred, so that of a sure student's logarithms near 0 no more is rounded than of themselves. The shift cancels.
     largest = ops.stop_gradient(ops.max(student_logits, axis=-1, keepdims=True))
@@ -216,7 +223,7 @@ def _bucket_divergence(log_kept: Any, log_tail: Any, ids: Any, student_logits: A
     return of_kept + ops.exp(log_tail) * (log_tail - log_bucket + log_total)
 
 
-def _put_at(rows: Any, ids: Any, values: Any) -> Any:
+def _put_at(rows: Tensor, ids: Tensor, values: Tensor) -> Tensor:
     """`rows` `(..., num_classes)` with `values` `(..., k)` in place of what is at `ids`."""
     num_classes, k = rows.shape[-1], ids.shape[-1]
     flat_ids = ops.reshape(ids, (-1, k))
@@ -226,14 +233,14 @@ def _put_at(rows: Any, ids: Any, values: Any) -> Any:
     return ops.reshape(replaced, ops.shape(rows))
 
 
-def log_softmax(logits: Any, temperature: Any) -> Any:
+def log_softmax(logits: Tensor, temperature: Schedulable) -> Tensor:
     """Log-probabilities of `logits / temperature` over the last axis, in float32 or, for float64, in float64."""
     logits = ops.convert_to_tensor(logits)
     logits = ops.cast(logits, sum_dtype(logits))
     return ops.log_softmax(logits / ops.cast(temperature, logits.dtype), axis=-1)
 
 
-def _scaled_divergence(teacher_log_probabilities: Any, student_logits: Any, temperature: Any) -> Any:
+def _scaled_divergence(teacher_log_probabilities: Tensor, student_logits: Tensor, temperature: Schedulable) -> Tensor:
     student_log_probabilities = log_softmax(student_logits, temperature)
     teacher_log_probabilities = ops.cast(teacher_log_probabilities, student_log_probabilities.dtype)
     surprise = teacher_log_probabilities - student_log_probabilities
@@ -270,12 +277,12 @@ class SoftTargets(PerExampleLoss):
 
     head = "softmax"
 
-    def __init__(self, temperature: Any = 4.0, tail: str = "uniform", *, from_logits: bool = True):
+    def __init__(self, temperature: Schedulable = 4.0, tail: str = "uniform", *, from_logits: bool = True):
         self.temperature = check_schedulable("temperature", temperature, check_positive, "Hinton et al. use 1 to 20.")
         self.tail = check_choice("tail", tail, TAIL_POLICIES)
         self.from_logits = bool(from_logits)
 
-    def per_example(self, teacher_outputs: Any, student_outputs: Any) -> Any:
+    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
         """Returns the loss of each example, `(...)`.
 
         Args:
@@ -303,7 +310,7 @@ class SoftTargets(PerExampleLoss):
             return member_soft_targets(members, weights, student_outputs, temperature)
         return soft_targets(teacher_outputs, student_outputs, temperature)
 
-    def validate_outputs(self, teacher_outputs: Any, student_outputs: Any) -> None:
+    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where the two differ in rank or classes, or where a softmax would be constant."""
         validate_logits(teacher_outputs, student_outputs)
         check_several_classes(type(self).__name__, student_outputs)

@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 
+from keras_distill._types import TensorTree
+
 
 def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any], Any]:
     """`function` of one structure of tensors, compiled.
@@ -41,12 +43,12 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
     import jax
 
     @jax.jit
-    def pure(values: list, inputs: Any) -> Any:
+    def pure(values: list, inputs: TensorTree) -> Any:
         variables = [] if model is None else model.variables
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(inputs)
 
-    def call(inputs: Any) -> Any:
+    def call(inputs: TensorTree) -> Any:
         if not getattr(model, "built", True):
             # A subclassed model makes its weights when first called, and they must outlive the call.
             return function(inputs)

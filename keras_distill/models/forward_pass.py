@@ -18,6 +18,7 @@ from keras import ops
 
 from keras_distill._checks import error_message
 from keras_distill._keras_internals import input_structure, output_structure, run_again
+from keras_distill._types import TensorTree
 from keras_distill.models.compilation import outside_compilation
 from keras_distill.models.head_removal import separate
 from keras_distill.models.heads import MISPLACED, Head, find_heads
@@ -40,7 +41,7 @@ class Outputs(NamedTuple):
 
 
 def logits_model(
-    model: keras.Model, *, from_logits: bool = True, example: Any = None, input_specs: Any = None
+    model: keras.Model, *, from_logits: bool = True, example: TensorTree = None, input_specs: Any = None
 ) -> keras.Model:
     """A model with the same weights whose outputs are logits.
 
@@ -107,7 +108,7 @@ class ForwardPass:
         self.activations = activations
         self.from_logits = from_logits
 
-    def __call__(self, inputs: Any, training: bool) -> Outputs:
+    def __call__(self, inputs: TensorTree, training: bool) -> Outputs:
         """Runs the model on a batch."""
         return self._run(inputs, training)
 
@@ -176,7 +177,7 @@ class LogitsModel(keras.Model):
         self.activations = list(activations)
         self.built = getattr(model, "built", True)
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: TensorTree, training: bool = False) -> Any:
         """The logits of the model's probabilities, `(..., num_classes)`."""
         output = _run(self.model, inputs, training)
         flat = keras.tree.flatten(output)
@@ -185,12 +186,12 @@ class LogitsModel(keras.Model):
         return keras.tree.pack_sequence_as(output, logits)
 
 
-def _run(model: Callable, inputs: Any, training: bool) -> Any:
+def _run(model: Callable, inputs: TensorTree, training: bool) -> Any:
     return model(inputs, training=training) if isinstance(model, keras.Model) else model(inputs)
 
 
 def _with_what_is_shown(
-    heads: list[Head], model: keras.Model, from_logits: bool, example: Any, input_specs: Any
+    heads: list[Head], model: keras.Model, from_logits: bool, example: TensorTree, input_specs: Any
 ) -> list[Head]:
     """The heads of a model, with what a few inputs show of those of which nothing is known."""
     if input_specs is None and is_readable(model):
@@ -214,14 +215,14 @@ def _with_what_is_shown(
     ]
 
 
-def _run_aside(model: keras.Model, inputs: Any) -> Any:
+def _run_aside(model: keras.Model, inputs: TensorTree) -> Any:
     """The outputs of a model in inference, whose variables stay as they are, such as the state of a recurrent layer."""
     # A model that was never called makes its variables first, which a scope without state does not let it do.
     with outside_compilation(), keras.StatelessScope() if model.built else nullcontext():
         return _run(model, inputs, False)
 
 
-def _first(example: Any, model: keras.Model) -> Any:
+def _first(example: TensorTree, model: keras.Model) -> Any:
     """The first eight inputs; all of them for a model that takes batches of one size only."""
     fixed = any(tensor.shape[0] is not None for tensor in getattr(model, "inputs", None) or [])
     return example if fixed else keras.tree.map_structure(lambda values: values[:8], example)
@@ -239,7 +240,7 @@ def _drawn(specs: Any) -> Any:
     return keras.tree.map_structure(draw, specs)
 
 
-def _opaque_pass(model: Callable, inputs: Any, training: bool, activation: str | None) -> Outputs:
+def _opaque_pass(model: Callable, inputs: TensorTree, training: bool, activation: str | None) -> Outputs:
     output = _run(model, inputs, training)
     logits = output
     if activation is not None:
@@ -248,7 +249,7 @@ def _opaque_pass(model: Callable, inputs: Any, training: bool, activation: str |
 
 
 def _opened(
-    model: keras.Model, inputs: Any, names: Iterable[str], training: bool | None = None
+    model: keras.Model, inputs: TensorTree, names: Iterable[str], training: bool | None = None
 ) -> tuple[Any, dict[str, Any]]:
     """The model's outputs and features with the nested models that `names` reach into taken apart.
 
@@ -268,7 +269,7 @@ def _opened(
             )
     features: dict[str, Any] = {}
 
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         # A model that was called with `training=False` hands that to its layers.
         if training is not None and "training" in inspect.signature(layer.call).parameters:
             kwargs = {**kwargs, "training": training}

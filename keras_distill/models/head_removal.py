@@ -12,6 +12,7 @@ import keras
 from keras import layers
 
 from keras_distill._keras_internals import input_structure, producer
+from keras_distill._types import Shape, Tensor, TensorTree
 from keras_distill.models.heads import Head, bare_layer, role_at_end, values_read
 from keras_distill.models.layer_roles import Role
 from keras_distill.models.probabilities import SIGMOID, SOFTMAX, LogitsOfProbabilities
@@ -26,13 +27,13 @@ class WithoutActivation(layers.Layer):
         self.supports_masking = layer.supports_masking
         self.built = True
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: TensorTree) -> Any:
         """The layer's output with a linear activation, `(..., units)`."""
         # Every such layer reads `self.activation` when called; sharing the call shares the weights for all of them.
         # A twin of the same attributes, since another thread may be calling the layer itself.
         return bare_layer(self.layer)(inputs)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """The layer's own: an activation changes no shape."""
         return self.layer.compute_output_shape(input_shape)
 
@@ -144,7 +145,7 @@ class _Removal:
             separated.append(Separated(logits, _replayed(tensors[-1], path.moves)))
         return separated
 
-    def _bare_of(self, layer: Any) -> Any:
+    def _bare_of(self, layer: keras.layers.Layer) -> Any:
         if id(layer) not in self._bare:
             name = self._free_name(f"{layer.name}_without_activation")
             if isinstance(layer, layers.TimeDistributed):
@@ -175,12 +176,12 @@ def _path(output: Any) -> _Path:
         (tensor,) = values_read(node)
 
 
-def _moved(logits: Any, moves: list[tuple[Any, Role]]) -> Any:
+def _moved(logits: Tensor, moves: list[tuple[Any, Role]]) -> Any:
     """Logits moved as the probabilities are; dropout and noise are the probabilities' alone."""
     return _replayed(logits, [(node, role) for node, role in moves if role is not Role.IDENTITY])
 
 
-def _replayed(tensor: Any, moves: list[tuple[Any, Role]]) -> Any:
+def _replayed(tensor: Tensor, moves: list[tuple[Any, Role]]) -> Any:
     for node, _ in reversed(moves):
         (before,) = values_read(node)
         arguments, keywords = keras.tree.map_structure(

@@ -14,6 +14,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_distill._keras_internals import producer, twin_of
+from keras_distill._types import Tensor
 from keras_distill.models.compilation import outside_compilation
 from keras_distill.models.layer_roles import Role, is_readable, role_of
 from keras_distill.models.probabilities import SIGMOID, SOFTMAX
@@ -76,7 +77,7 @@ def layer_at_end(output: Any) -> Any:
     return producer(tensor)[0] if role is Role.KERNEL else None
 
 
-def role_at_end(tensor: Any) -> Role:
+def role_at_end(tensor: Tensor) -> Role:
     """What the operation that gave a symbolic tensor is to a head, the functions of its user tried."""
     operation, node, _ = producer(tensor)
     role = role_of(operation)
@@ -145,7 +146,7 @@ class Place(NamedTuple):
     tensor: Any
     calls: tuple[Any, ...] = ()
 
-    def beside(self, tensor: Any) -> "Place":
+    def beside(self, tensor: Tensor) -> "Place":
         """Another tensor of the same graph."""
         return Place(tensor, self.calls)
 
@@ -238,7 +239,7 @@ class _Sample:
         values = self._random(place.tensor.shape, place.tensor.dtype)
         return _Values(values, values, frozenset([None]), True)
 
-    def _of_kernel(self, layer: Any, before: Any, after: Any) -> _Values:
+    def _of_kernel(self, layer: keras.layers.Layer, before: Any, after: Any) -> _Values:
         inner = layer.layer if isinstance(layer, layers.TimeDistributed) else layer
         shape = before.shape if self._is_of_full_shape else _smallest_shape(layer, before.shape)
         inputs = self._random(shape, before.dtype)
@@ -289,13 +290,13 @@ class _Sample:
 # Running a graph's operations on numbers
 
 
-def is_separable(layer: Any) -> bool:
+def is_separable(layer: keras.layers.Layer) -> bool:
     """Whether a kernel can be run without its activation: nothing else looks at what that gives."""
     parts = [layer, layer.layer] if isinstance(layer, layers.TimeDistributed) else [layer]
     return all(part.activity_regularizer is None and part.quantization_mode is None for part in parts)
 
 
-def bare_layer(layer: Any) -> Any:
+def bare_layer(layer: keras.layers.Layer) -> Any:
     """A layer with the weights of `layer` whose activation is linear; it is no part of a model."""
     if isinstance(layer, layers.TimeDistributed):
         return _with_attributes(layer, layer=bare_layer(layer.layer))
@@ -330,7 +331,7 @@ def _numbers(shape: list[int], seed: int) -> np.ndarray:
     return np.resize(block, shape) * np.resize(_SCALES, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
 
 
-def _smallest_shape(layer: Any, shape: Sequence[int | None]) -> list[int | None]:
+def _smallest_shape(layer: keras.layers.Layer, shape: Sequence[int | None]) -> list[int | None]:
     """A shape of inputs for a layer with no more places than it needs: what it does at one it does at all."""
     if isinstance(layer, layers.TimeDistributed):
         return [*shape[:2], *_smallest_shape(layer.layer, [None, *shape[2:]])[1:]]
@@ -372,5 +373,5 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * values))
 
 
-def _as_numpy(values: Any) -> np.ndarray:
+def _as_numpy(values: Tensor) -> np.ndarray:
     return ops.convert_to_numpy(ops.cast(values, "float32"))

@@ -126,6 +126,6 @@ def role_of(operation: Any) -> Role:
     )
 
 
-def _runs_call_of(layer: Any, kind: Any) -> bool:
+def _runs_call_of(layer: keras.layers.Layer, kind: Any) -> bool:
     own: Any = type(layer)
     return isinstance(layer, kind) and own.call is kind.call and own.__call__ is keras.layers.Layer.__call__

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error_message
+from keras_distill._types import Tensor
 
 SOFTMAX, SIGMOID = "softmax", "sigmoid"
 # What an error says that it received.
@@ -19,7 +20,7 @@ _TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-2}
 _SMALLEST_EVIDENCE = 32
 
 
-def share_of_probabilities(outputs: Any, activation: str = SOFTMAX) -> Any:
+def share_of_probabilities(outputs: Tensor, activation: str = SOFTMAX) -> Any:
     """How much of a model's outputs may be what a softmax or a sigmoid gives; a scalar, float32.
 
     Args:
@@ -43,14 +44,14 @@ def share_of_probabilities(outputs: Any, activation: str = SOFTMAX) -> Any:
     return ops.mean(ops.cast(ops.logical_and(sums_to_one, ops.min(outputs, axis=-1) >= 0.0), "float32"))
 
 
-def is_enough(outputs: Any, activation: str) -> Any:
+def is_enough(outputs: Tensor, activation: str) -> Any:
     """Whether there are outputs enough for `share_of_probabilities` to tell; a float32 scalar, 1.0 or 0.0."""
     if activation == SOFTMAX:
         return 1.0
     return ops.cast(ops.size(outputs) >= _SMALLEST_EVIDENCE, "float32")
 
 
-def activation_behind(outputs: Any) -> str | None:
+def activation_behind(outputs: Tensor) -> str | None:
     """The activation that gave these values: `"softmax"`, `"sigmoid"`, or `None` where they are no probabilities.
 
     Example:
@@ -66,7 +67,7 @@ def activation_behind(outputs: Any) -> str | None:
     return SOFTMAX if is_distribution else SIGMOID
 
 
-def promised_activation(who: str, outputs: Any, from_logits: bool) -> str | None:
+def promised_activation(who: str, outputs: Tensor, from_logits: bool) -> str | None:
     """What made the outputs of a model, of which nothing but a promise is known; they are looked at.
 
     Args:
@@ -94,7 +95,7 @@ def promised_activation(who: str, outputs: Any, from_logits: bool) -> str | None
     return None if from_logits else activation
 
 
-def logits_of(probabilities: Any, activation: str = SOFTMAX) -> Any:
+def logits_of(probabilities: Tensor, activation: str = SOFTMAX) -> Any:
     """Logits of which `activation` makes these probabilities, at least float32.
 
     For a softmax log p, for a sigmoid log p − log(1 − p). Half precision rounds probabilities to 0 and to 1, of which
@@ -118,7 +119,7 @@ def logits_of(probabilities: Any, activation: str = SOFTMAX) -> Any:
     return logits - ops.log(_at_least(1.0 - probabilities, step_below_one))
 
 
-def _at_least(values: Any, smallest: float) -> Any:
+def _at_least(values: Tensor, smallest: float) -> Any:
     """Values of which rounding has made none too small; what is further below zero than rounding brings it stays."""
     return ops.where(values < -1e-2, values, ops.maximum(values, smallest))
 
@@ -131,11 +132,11 @@ class LogitsOfProbabilities(keras.layers.Layer):
         self.activation = activation
         self.supports_masking = True
 
-    def call(self, probabilities: Any) -> Any:
+    def call(self, probabilities: Tensor) -> Any:
         """Logits `(..., num_classes)`, at least float32."""
         return logits_of(probabilities, self.activation)
 
-    def compute_output_spec(self, probabilities: Any) -> Any:
+    def compute_output_spec(self, probabilities: Tensor) -> Any:
         """The probabilities' shape; Keras takes some weighted sums for sparse tensors, which they are not."""
         dtype = "float64" if keras.backend.standardize_dtype(probabilities.dtype) == "float64" else "float32"
         return keras.KerasTensor(probabilities.shape, dtype=dtype)

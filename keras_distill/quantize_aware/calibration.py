@@ -10,13 +10,14 @@ from keras import ops
 
 from keras_distill._checks import check_count, check_finite, error_message
 from keras_distill._keras_internals import all_layers, calls_in_order, input_structure
+from keras_distill._types import Data, Logs, TensorTree
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize
 from keras_distill.quantize_aware.kernel import Int8Kernel
 
 NO_DATA = "Pass some hundreds of training examples, as the model takes them; labels are not needed."
 
 
-def calibrate(model: keras.Model, calibration_data: Any, *, batch_size: int = 64) -> None:
+def calibrate(model: keras.Model, calibration_data: Data, *, batch_size: int = 64) -> None:
     """Sets every range of a quantised `model` from its float activations on `calibration_data`.
 
     A range is the mean over batches of the batches' extremes: one outlier in one batch should not cost all other values
@@ -120,11 +121,11 @@ class FreezeRanges(keras.callbacks.Callback):
         self.num_last_epochs = check_count("num_last_epochs", num_last_epochs)
         self._is_done = False
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Logs = None) -> None:
         """Begins anew: the callback may have served another model."""
         self._is_done = False
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Freezes at the beginning of the first of the last epochs, also where training resumes later than that."""
         if self._is_done or epoch < self.params["epochs"] - self.num_last_epochs:
             return
@@ -142,7 +143,7 @@ def _recorders(model: keras.Model, layers: list[FakeQuantize]) -> Any:
             tensors[node.operation.name] += node.input_tensors
     taps = keras.Model(input_structure(model), tensors)
 
-    def record(inputs: Any) -> dict[str, tuple[Any, Any]]:
+    def record(inputs: TensorTree) -> dict[str, tuple[Any, Any]]:
         values = taps(inputs, training=False)
         return {
             name: (min(ops.min(value) for value in group), max(ops.max(value) for value in group))
@@ -152,7 +153,7 @@ def _recorders(model: keras.Model, layers: list[FakeQuantize]) -> Any:
     return record
 
 
-def batches(calibration_data: Any, batch_size: int) -> Iterator[Any]:
+def batches(calibration_data: Data, batch_size: int) -> Iterator[Any]:
     """Calibration data as batches of inputs, checked."""
     if calibration_data is None:
         raise ValueError(error_message("calibration_data must hold at least one example", None, NO_DATA))

@@ -12,13 +12,14 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_choice, check_fraction, check_number, error_message
+from keras_distill._types import Shape, Tensor, TensorTree
 
 RANGES = ("tracked", "learnt", "frozen")
 # Below this a float32 scale would be subnormal when squared.
 SMALLEST_WIDTH = 1e-8
 
 
-def fake_quantize(values: Any, minimum: Any, maximum: Any) -> Any:
+def fake_quantize(values: Tensor, minimum: Tensor, maximum: Tensor) -> Tensor:
     """Rounds `values` to the 256 numbers that uint8 or int8 can say between `minimum` and `maximum`.
 
     With scale = (maximum − minimum) / 255 and the zero point z = round(−minimum / scale), which makes 0.0 exact,
@@ -51,7 +52,7 @@ def fake_quantize(values: Any, minimum: Any, maximum: Any) -> Any:
     return tf.quantization.fake_quant_with_min_max_vars(values, minimum, maximum, num_bits=8)
 
 
-def fake_quantize_kernel(kernel: Any, channel_axes: Sequence[int]) -> Any:
+def fake_quantize_kernel(kernel: Tensor, channel_axes: Sequence[int]) -> Tensor:
     """Rounds `kernel` to the 255 numbers −127·s … 127·s of each channel, s = max |kernel| / 127.
 
     The gradient is that of the identity. The channel's largest weight is always exact, so a converter that looks
@@ -115,7 +116,7 @@ class FakeQuantize(keras.layers.Layer):
         self.is_active = True
         self.supports_masking = True
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Adds the range."""
         trainable = self.ranges == "learnt"
         self.minimum = self.add_weight(
@@ -125,7 +126,7 @@ class FakeQuantize(keras.layers.Layer):
             name="maximum", shape=(), initializer="ones", trainable=trainable, constraint=FromZero()
         )
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: TensorTree, training: bool | None = None) -> Tensor:
         """`inputs`, rounded; float32 of any shape."""
         if not self.is_active:
             return inputs
@@ -153,7 +154,7 @@ class FakeQuantize(keras.layers.Layer):
         self.is_frozen = True
         self.trainable = False
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Tensor:
         """The shape of the input."""
         return input_shape
 
@@ -166,7 +167,7 @@ class FakeQuantize(keras.layers.Layer):
             "margin": self.margin,
         }
 
-    def _follow(self, inputs: Any) -> None:
+    def _follow(self, inputs: TensorTree) -> None:
         inputs = ops.stop_gradient(inputs)
         widened = 1.0 + self.margin
         # A gradual step towards the batch's extreme, or at once to it where peaks are held.
@@ -183,7 +184,7 @@ class FakeQuantize(keras.layers.Layer):
 class UpToZero(keras.constraints.Constraint):
     """Keeps the lower end of a learnt range at or below zero."""
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: Tensor) -> Tensor:
         """`value`, or 0."""
         return ops.minimum(value, 0.0)
 
@@ -192,6 +193,6 @@ class UpToZero(keras.constraints.Constraint):
 class FromZero(keras.constraints.Constraint):
     """Keeps the upper end of a learnt range above zero, so that it has a width."""
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: Tensor) -> Tensor:
         """`value`, or the smallest width."""
         return ops.maximum(value, SMALLEST_WIDTH)

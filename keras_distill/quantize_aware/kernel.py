@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_choice
+from keras_distill._types import Shape, Tensor, TensorTree
 from keras_distill.quantize_aware.fake_quantization import fake_quantize_kernel
 
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
@@ -51,14 +52,14 @@ class Int8Kernel(keras.layers.Layer):
         # As in FakeQuantize: only eager calls ever see this switched off.
         self.is_active = True
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """Builds the layer and its BatchNorm."""
         if not self.layer.built:
             self.layer.build(input_shape)
         if self.batch_normalization is not None and not self.batch_normalization.built:
             self.batch_normalization.build(self.layer.compute_output_shape(input_shape))
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: TensorTree, training: bool | None = None) -> Any:
         """The layer's output, float32, shaped as that of `layer`."""
         norm = self.batch_normalization
         is_1d = isinstance(self.layer, keras.layers.Conv1D)
@@ -81,7 +82,7 @@ class Int8Kernel(keras.layers.Layer):
         """Leaves BatchNorm's statistics as they are; a traced training step must be traced again."""
         self.is_frozen = True
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, input_shape: Shape) -> Any:
         """That of `layer`."""
         return self.layer.compute_output_shape(input_shape)
 
@@ -102,7 +103,7 @@ class Int8Kernel(keras.layers.Layer):
         parts = {name: deserialize(config[name]) for name in ("layer", "batch_normalization")}
         return cls(**(config | parts))
 
-    def _with_statistics_of_batch(self, inputs: Any, norm: Any) -> Any:
+    def _with_statistics_of_batch(self, inputs: TensorTree, norm: Any) -> Any:
         # Read before the statistics move: the kernel is folded with these.
         deviation = ops.sqrt(ops.convert_to_tensor(norm.moving_variance) + norm.epsilon)
         factor = self._factor(norm)
@@ -125,13 +126,13 @@ class Int8Kernel(keras.layers.Layer):
     def _shift(norm: Any) -> Any:
         return ops.convert_to_tensor(norm.beta) if norm.center else 0.0
 
-    def _folded(self, factor: Any) -> Any:
+    def _folded(self, factor: Tensor) -> Any:
         kernel = ops.convert_to_tensor(self.layer.kernel)
         if isinstance(self.layer, keras.layers.DepthwiseConv2D):
             factor = ops.reshape(factor, kernel.shape[2:])
         return kernel * factor
 
-    def _apply(self, inputs: Any, kernel: Any) -> Any:
+    def _apply(self, inputs: TensorTree, kernel: Tensor) -> Any:
         layer, rank = self.layer, len(kernel.shape)
         is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         if self.is_active:
@@ -148,7 +149,7 @@ class Int8Kernel(keras.layers.Layer):
             padding = "valid" if padding == "causal" else padding
         return ops.conv(inputs, kernel, strides, padding, layer.data_format)
 
-    def _pad_causally(self, inputs: Any) -> Any:
+    def _pad_causally(self, inputs: TensorTree) -> Any:
         if self.layer.padding != "causal":
             return inputs
         return ops.pad(inputs, [[0, 0], [self.layer.kernel_size[0] - 1, 0], [0, 0]])

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_distill._checks import error_message
 from keras_distill._keras_internals import all_layers, is_operation
+from keras_distill._types import Data, Shape, Tensor
 from keras_distill.models.heads import function_activation
 from keras_distill.quantize_aware.calibration import batches, calibrate, in_float
 from keras_distill.quantize_aware.fake_quantization import FakeQuantize
@@ -55,7 +56,7 @@ _HEADS = {"softmax", "sigmoid", "log_softmax"}
 
 def quantize_aware(
     student: keras.Model,
-    calibration_data: Any,
+    calibration_data: Data,
     *,
     ranges: str = "tracked",
     momentum: float = 0.99,
@@ -283,7 +284,9 @@ class _Emission:
             tensor = self._fake_quantize((id(call), "depthwise"), depthwise.name)(tensor)
         return self._int8_kernel(id(call.operation), layer, norm, activation)(tensor)
 
-    def _int8_kernel(self, identity: Any, layer: Any, norm: Any = None, activation: str = "linear") -> Int8Kernel:
+    def _int8_kernel(
+        self, identity: Any, layer: Any, norm: keras.layers.Layer = None, activation: str = "linear"
+    ) -> Int8Kernel:
         """A built `Int8Kernel` with copies of `layer` and `norm`, both built, and of their weights."""
 
         def make() -> Int8Kernel:
@@ -331,7 +334,7 @@ class _Emission:
         self.shared[operation.name] = operation
         return operation(*arguments, **keywords)
 
-    def _rounded(self, key: int, tensor: Any, name: str) -> Any:
+    def _rounded(self, key: int, tensor: Tensor, name: str) -> Any:
         representative = self.plan.range_of(key)
         if representative not in self.plan.quantized:
             return tensor
@@ -363,7 +366,7 @@ class _Emission:
         return candidate
 
 
-def _answers_alike(student: keras.Model, model: keras.Model, calibration_data: Any, batch_size: int) -> bool:
+def _answers_alike(student: keras.Model, model: keras.Model, calibration_data: Data, batch_size: int) -> bool:
     """Whether `model`, before rounding, answers a batch as the student does."""
     inputs = next(batches(calibration_data, batch_size))
     with in_float(model):
@@ -461,7 +464,7 @@ def _is_plain_norm(call: Call) -> bool:
     return is_last and not getattr(layer, "renorm", False) and not getattr(layer, "synchronized", False)
 
 
-def _built(layer: Any, input_shape: Any, weights: list[Any], **options: Any) -> Any:
+def _built(layer: Any, input_shape: Shape, weights: list[Any], **options: Any) -> Any:
     """A layer like `layer` but for `options`, with `weights`."""
     copy = type(layer).from_config(layer.get_config() | options)
     copy.build(input_shape)

@@ -4,16 +4,16 @@ Plots and pages are elsewhere; everything here takes and returns numbers.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from keras_distill._checks import check_count, check_finite, check_fraction, check_labels, check_positive, error_message
+from keras_distill._types import ArrayLike
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 
 
-def log_softmax(logits: Any, temperature: float = 1.0) -> np.ndarray:
+def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     """Log probabilities of `softmax(logits / temperature)` over the last axis, float64, in nats.
 
     Example:
@@ -25,7 +25,7 @@ def log_softmax(logits: Any, temperature: float = 1.0) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def softmax(logits: Any, temperature: float = 1.0) -> np.ndarray:
+def softmax(logits: ArrayLike, temperature: float = 1.0) -> np.ndarray:
     """Probabilities of `logits` softened by `temperature`, over the last axis, float64.
 
     Example:
@@ -38,7 +38,7 @@ def softmax(logits: Any, temperature: float = 1.0) -> np.ndarray:
     return np.exp(log_softmax(logits, temperature))
 
 
-def error_rate(logits: Any, labels: Any) -> float:
+def error_rate(logits: ArrayLike, labels: ArrayLike) -> float:
     """Share of items whose most probable class is not their label, in [0, 1].
 
     Args:
@@ -56,7 +56,7 @@ def error_rate(logits: Any, labels: Any) -> float:
     return float(np.mean(logits.argmax(axis=-1) != labels))
 
 
-def negative_log_likelihood(logits: Any, labels: Any, temperature: float = 1.0) -> float:
+def negative_log_likelihood(logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> float:
     """Mean of −log p(label), in nats: 0 is certain and right, log(num_classes) knows nothing.
 
     Args:
@@ -89,7 +89,7 @@ class Reliability:
     accuracies: np.ndarray
 
 
-def reliability(logits: Any, labels: Any, num_bins: int = 15) -> Reliability:
+def reliability(logits: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> Reliability:
     """Compares confidence with accuracy, bin by bin.
 
     Args:
@@ -114,7 +114,7 @@ def reliability(logits: Any, labels: Any, num_bins: int = 15) -> Reliability:
     return Reliability(edges, counts, confidences, accuracies)
 
 
-def expected_calibration_error(logits: Any, labels: Any, num_bins: int = 15) -> float:
+def expected_calibration_error(logits: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over the bins, each weighed by its items, in [0, 1].
 
     `Σ_b (n_b / n) · |accuracy_b − confidence_b|`
@@ -136,7 +136,7 @@ def expected_calibration_error(logits: Any, labels: Any, num_bins: int = 15) -> 
     return float(np.nansum(gaps * bins.counts) / bins.counts.sum())
 
 
-def agreement(logits_a: Any, logits_b: Any) -> float:
+def agreement(logits_a: ArrayLike, logits_b: ArrayLike) -> float:
     """Share of items for which both models predict the same class, in [0, 1].
 
     Args:
@@ -186,7 +186,7 @@ def wilson_interval(num_errors: int, num_items: int, confidence: float = 0.95) -
     return float(interval.low), float(interval.high)
 
 
-def best_temperature(logits: Any, labels: Any) -> float:
+def best_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature that makes the labels most likely: above 1 the model was too sure of itself.
 
     The negative log likelihood is convex in 1/T, so bisection of its slope finds the one minimum.
@@ -208,13 +208,13 @@ def best_temperature(logits: Any, labels: Any) -> float:
     Reference:
         Guo et al., On Calibration of Modern Neural Networks, 2017, section 4.2.
     """
-    logits, labels = _checked(logits, labels)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    of_label = logits[np.arange(len(labels)), labels]
+    values, classes = _checked(logits, labels)
+    values = values - values.max(axis=-1, keepdims=True)
+    of_label = values[np.arange(len(classes)), classes]
 
     def slope(log_inverse: float) -> float:
         """The derivative of the NLL with respect to 1/T."""
-        expected = (softmax(logits, np.exp(-log_inverse)) * logits).sum(axis=-1)
+        expected = (softmax(values, np.exp(-log_inverse)) * values).sum(axis=-1)
         return float(np.mean(expected - of_label))
 
     low, high = -np.log(HIGHEST_TEMPERATURE), -np.log(LOWEST_TEMPERATURE)
@@ -228,7 +228,7 @@ def best_temperature(logits: Any, labels: Any) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
-def _checked_logits(logits: Any) -> np.ndarray:
+def _checked_logits(logits: ArrayLike) -> np.ndarray:
     logits = np.asarray(logits, "float64")
     if logits.ndim != 2 or not logits.size:
         received = f"shape {logits.shape}"
@@ -236,7 +236,7 @@ def _checked_logits(logits: Any) -> np.ndarray:
     return check_finite("logits", logits)
 
 
-def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     logits = _checked_logits(logits)
     labels = check_labels("labels", labels, logits.shape[-1])
     if len(labels) != len(logits):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_distill._types import Tensor
 from keras_distill.scale.serialization import unpack
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     # Whatever prints, prints to the error stream: the other one carries answers alone.
     os.dup2(2, 1)
 
-    def answer(kind: str, value: Any) -> None:
+    def answer(kind: str, value: Tensor) -> None:
         pickle.dump((kind, value), answers)
         answers.flush()
 

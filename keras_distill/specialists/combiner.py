@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import check_count, check_positive, error_message
+from keras_distill._types import Shape, Tensor
 from keras_distill.specialists.merge import check_class_sets, merge
 
 
@@ -58,10 +59,10 @@ class SpecialistCombiner(keras.layers.Layer):
         self.max_active = None if max_active is None else check_count("max_active", max_active)
         self.generalist_weight = check_positive("generalist_weight", generalist_weight)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """There are no weights."""
 
-    def call(self, inputs: Sequence[Any], routes: Any = None, return_residual: bool = False) -> Any:
+    def call(self, inputs: Sequence[Any], routes: Tensor = None, return_residual: bool = False) -> Tensor:
         """`[(batch, C), (batch, k₁ + 1), …]` → `(batch, C)`, and with `return_residual` also `(batch,)`."""
         generalist_logits, *specialist_logits = inputs
         if generalist_logits.shape[-1] != self.num_classes:

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._keras_internals import input_structure
+from keras_distill._types import Shape, Tensor, TensorTree
 from keras_distill.models.forward_pass import logits_model
 from keras_distill.specialists.combiner import SpecialistCombiner
 from keras_distill.specialists.merge import check_class_sets
@@ -94,7 +95,7 @@ class SpecialistEnsemble(keras.Model):
         """The classes of each specialist."""
         return [list(class_set) for class_set in self.get_layer("routed").class_sets]
 
-    def routes(self, generalist_logits: Any) -> Any:
+    def routes(self, generalist_logits: Tensor) -> Any:
         """Which specialists each example asks: float32 `(batch, num_specialists)` of 0 and 1."""
         return self.get_layer("routed").routes(generalist_logits)
 
@@ -179,15 +180,15 @@ class RoutedSpecialists(keras.layers.Layer):
             self.class_sets, num_classes, steps, max_active=max_active, generalist_weight=generalist_weight
         )
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """The models were built before."""
 
-    def routes(self, generalist_logits: Any) -> Any:
+    def routes(self, generalist_logits: Tensor) -> Any:
         """Which specialists each example asks: float32 `(batch, num_specialists)`."""
         _, most_probable = ops.top_k(ops.cast(generalist_logits, "float32"), self.num_routes)
         return ops.max(ops.take(self.covers, most_probable, axis=0), axis=1)
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: TensorTree, training: bool | None = None) -> Any:
         """Merged logits, `(batch, num_classes)`."""
         generalist_logits = self._logits_of(0, inputs, training)
         if not self.specialists:
@@ -199,7 +200,9 @@ class RoutedSpecialists(keras.layers.Layer):
         ]
         return self.combiner([generalist_logits, *specialist_logits], routes)
 
-    def _ask(self, position: int, inputs: Any, routes: Any, generalist_logits: Any, training: bool | None) -> Any:
+    def _ask(
+        self, position: int, inputs: TensorTree, routes: Tensor, generalist_logits: Tensor, training: bool | None
+    ) -> Any:
         """One specialist's logits, `(batch, k + 1)`; those of examples that do not ask it mean nothing."""
         num_outputs = len(self.class_sets[position]) + 1
 

@@ -9,12 +9,13 @@ from keras_distill._checks import (
     check_choice,
 )
 from keras_distill._keras_internals import input_structure, producer
+from keras_distill._types import TensorTree
 from keras_distill.specialists.specialist import HEAD_NAME, specialist_model
 
 TRAINED = ("head", "last_block", "all")
 
 
-def frozen_features(generalist: keras.Model, inputs: Any, trained: str) -> Any:
+def frozen_features(generalist: keras.Model, inputs: TensorTree, trained: str) -> Any:
     """What the layers that are not trained make of every example: an array, or several, `(num_items, …)`.
 
     Args:
@@ -53,11 +54,11 @@ class TrainedPart:
             self.frozen = keras.Model(input_structure(model), crossing)
             self.tail = keras.Model(crossing, model.outputs[0])
 
-    def features(self, inputs: Any) -> Any:
+    def features(self, inputs: TensorTree) -> Any:
         """What the frozen part makes of all examples."""
         return inputs if self.frozen is None else self.frozen.predict(inputs, batch_size=512, verbose=0)
 
-    def inputs(self, inputs: Any, augmentation: Callable | None, features: Any) -> Any:
+    def inputs(self, inputs: TensorTree, augmentation: Callable | None, features: TensorTree) -> Any:
         """What batches are made of: features, or the inputs where each step sees others; decides `of_batches`."""
         if self.frozen is None:
             return inputs

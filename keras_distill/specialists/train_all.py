@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def train_all(
     generalist: keras.Model,
     class_sets: Sequence[Sequence[int]],
-    examples: Examples,
-    out: str | os.PathLike,
+    dataset: Examples,
+    path: str | os.PathLike,
     *,
     engine: "Engine | str" = "local",
     seed: int = 0,
@@ -38,8 +38,8 @@ def train_all(
     Args:
         generalist: as in `train`.
         class_sets: the classes of each specialist.
-        examples: as in `train`.
-        out: the folder for `specialist-000.keras` and so on; with engines past this machine, one that all share.
+        dataset: as in `train`.
+        path: the folder for `specialist-000.keras` and so on; with engines past this machine, one that all share.
         engine: `"local"`, `"ray"`, or an engine of `keras_distill.scale`.
         seed: the first specialist's; the next ones have the following numbers.
         generalist_logits: `(num_items, num_classes)`, if they are already there; else they are computed once, here.
@@ -60,11 +60,11 @@ def train_all(
 
     sets = check_class_sets(class_sets, generalist.output_shape[-1])
     if generalist_logits is None:
-        generalist_logits = logits_model(generalist).predict(examples.inputs, batch_size=512, verbose=0)
-    folder = Path(out).absolute()
+        generalist_logits = logits_model(generalist).predict(dataset.inputs, batch_size=512, verbose=0)
+    folder = Path(path).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(
-        serialize(generalist), sets, examples.inputs, examples.labels, generalist_logits, folder, seed, dict(recipe)
+        serialize(generalist), sets, dataset.inputs, dataset.labels, generalist_logits, folder, seed, dict(recipe)
     )
     paths = [folder / f"{trainer.name(position)}.keras" for position in range(len(sets))]
     return make_models(trainer, paths, engine=engine, progress=progress)

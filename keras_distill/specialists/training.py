@@ -18,6 +18,7 @@ from keras_distill._checks import (
     check_positive,
     error_message,
 )
+from keras_distill._types import TensorTree
 from keras_distill.backup import Backup
 from keras_distill.distillation.distiller import Distiller
 from keras_distill.losses import SoftTargets
@@ -45,7 +46,7 @@ class Examples(Protocol):
 def train(
     generalist: keras.Model,
     class_set: Sequence[int],
-    examples: Examples,
+    dataset: Examples,
     *,
     trained: str = "all",
     num_steps: int = 300,
@@ -57,7 +58,7 @@ def train(
     dustbin: str = "sum",
     augmentation: Callable | None = None,
     generalist_logits: np.ndarray | None = None,
-    features: Any = None,
+    features: TensorTree = None,
     seed: int = 0,
     backup_dir: str | os.PathLike | None = None,
 ) -> keras.Model:
@@ -73,7 +74,7 @@ def train(
     Args:
         generalist: a Functional or Sequential model that ends in a Dense layer, with or without an activation.
         class_set: the specialist's classes, in the order of its outputs.
-        examples: `inputs` and integer `labels` of all classes.
+        dataset: `inputs` and integer `labels` of all classes.
         trained: what is trained beside the new head: `"head"` nothing, `"last_block"` the last hidden layer
             with a kernel and what follows it, `"all"`. What is not trained runs as in use (no dropout, fixed
             statistics), and once for each example where there is no augmentation, whatever the number of steps.
@@ -105,7 +106,7 @@ def train(
     Reference: Hinton et al., arXiv:1503.02531, sections 5.2 and 6.1.
     """
     num_classes = generalist.output_shape[-1]
-    labels = check_labels("labels", examples.labels, num_classes)
+    labels = check_labels("labels", dataset.labels, num_classes)
     [classes] = check_class_sets([class_set], num_classes)
     if not check_positive("special_share", special_share) < 1.0:
         raise ValueError(
@@ -117,7 +118,7 @@ def train(
     special, others = (np.flatnonzero(mask) for mask in (special_labels < len(classes), special_labels == len(classes)))
     if not len(special) or not len(others):
         expected = "lie both inside and outside of the specialist's classes"
-        raise ValueError(error_message(f"examples must {expected}", f"{len(special)} inside, {len(others)} outside"))
+        raise ValueError(error_message(f"the dataset must {expected}", f"{len(special)} inside, {len(others)} outside"))
     correction = dustbin_correction(len(special) / len(labels), special_share)
 
     keras.utils.set_random_seed(seed)
@@ -129,9 +130,9 @@ def train(
     num_special = min(max(1, round(special_share * batch_size)), batch_size - 1)
     parts = TrainedPart(specialist, trained)
     batches = _Batches(
-        parts.inputs(examples.inputs, augmentation, features),
+        parts.inputs(dataset.inputs, augmentation, features),
         special_labels,
-        _SoftTargets(generalist, examples.inputs, augmentation, generalist_logits, as_rare_as_in_training),
+        _SoftTargets(generalist, dataset.inputs, augmentation, generalist_logits, as_rare_as_in_training),
         [(special, num_special), (others, batch_size - num_special)],
         num_steps,
         seed,
@@ -145,7 +146,7 @@ def train(
 
 def train_control(
     generalist: keras.Model,
-    examples: Examples,
+    dataset: Examples,
     *,
     teacher: keras.Model | None = None,
     trained: str = "all",
@@ -156,7 +157,7 @@ def train_control(
     temperature: float = 2.0,
     augmentation: Callable | None = None,
     teacher_logits: np.ndarray | None = None,
-    features: Any = None,
+    features: TensorTree = None,
     seed: int = 0,
     backup_dir: str | os.PathLike | None = None,
 ) -> keras.Model:
@@ -178,7 +179,7 @@ def train_control(
         A plain Keras model with the generalist's classes, logits.
     """
     num_classes = generalist.output_shape[-1]
-    labels = check_labels("labels", examples.labels, num_classes)
+    labels = check_labels("labels", dataset.labels, num_classes)
     teacher = generalist if teacher is None else teacher
     if teacher.output_shape[-1] != num_classes:
         raise ValueError(error_message(f"teacher must have {num_classes} classes", teacher.output_shape[-1]))
@@ -186,9 +187,9 @@ def train_control(
     control = specialist_model(generalist, range(num_classes))
     parts = TrainedPart(control, trained)
     batches = _Batches(
-        parts.inputs(examples.inputs, augmentation, features),
+        parts.inputs(dataset.inputs, augmentation, features),
         labels,
-        _SoftTargets(teacher, examples.inputs, augmentation, teacher_logits),
+        _SoftTargets(teacher, dataset.inputs, augmentation, teacher_logits),
         [(np.arange(len(labels)), batch_size)],
         num_steps,
         seed,
@@ -228,7 +229,7 @@ class _Batches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        inputs: Any,
+        inputs: TensorTree,
         labels: np.ndarray,
         soft_targets: _SoftTargets,
         groups: list[tuple[np.ndarray, int]],

@@ -14,13 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import check_count, check_positive, error_message
+from keras_distill._types import Tensor, TensorTree
 
 # SplitMix64's increment and multipliers (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
 _INCREMENT, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _NUM_ANGLES = 4096
 
 
-def hashes(seed: int, ids: Any, views: Any, num_draws: int) -> tf.Tensor:
+def hashes(seed: int, ids: Tensor, views: Tensor, num_draws: int) -> tf.Tensor:
     """Random 64-bit integers that depend on `(seed, id, view, draw)` and nothing else.
 
     Args:
@@ -45,7 +46,7 @@ def hashes(seed: int, ids: Any, views: Any, num_draws: int) -> tf.Tensor:
     return _mix(state[:, None] + steps[None, :])
 
 
-def uniform(seed: int, ids: Any, views: Any, num_draws: int) -> tf.Tensor:
+def uniform(seed: int, ids: Tensor, views: Tensor, num_draws: int) -> tf.Tensor:
     """Numbers in [0, 1), multiples of 2⁻²⁴, made of `hashes`; float32 `(batch, num_draws)`."""
     top = tf.bitwise.right_shift(hashes(seed, ids, views, num_draws), tf.constant(40, tf.uint64))
     return tf.cast(tf.cast(top, tf.int64), tf.float32) * np.float32(2.0**-24)
@@ -237,7 +238,9 @@ class Augmentation:
         """The last step if it is a Mixup."""
         return self.steps[-1] if isinstance(self.steps[-1], Mixup) else None
 
-    def __call__(self, inputs: Any, ids: Any, views: Any, partner_inputs: Any = None, num_items: int = 0) -> tf.Tensor:
+    def __call__(
+        self, inputs: TensorTree, ids: Tensor, views: Tensor, partner_inputs: Any = None, num_items: int = 0
+    ) -> tf.Tensor:
         """Views of some items.
 
         Args:
@@ -261,12 +264,12 @@ class Augmentation:
         share = tf.reshape(self.mixup_shares(ids, views), [-1] + [1] * (len(seen.shape) - 1))
         return share * tf.cast(seen, tf.float32) + (1.0 - share) * tf.cast(partner, tf.float32)
 
-    def partners(self, ids: Any, views: Any, num_items: int) -> tf.Tensor:
+    def partners(self, ids: Tensor, views: Tensor, num_items: int) -> tf.Tensor:
         """The ids that Mixup blends with `ids`, int64 `(batch,)`."""
         drawn = hashes(self._step_seed(len(self.steps) - 1), ids, views, 2)[:, 1]
         return tf.cast(tf.math.floormod(drawn, tf.constant(num_items, tf.uint64)), tf.int64)
 
-    def mixup_shares(self, ids: Any, views: Any) -> tf.Tensor:
+    def mixup_shares(self, ids: Tensor, views: Tensor) -> tf.Tensor:
         """What share of each blend is the item's own, float32 `(batch,)`; ones without Mixup."""
         if self.mixup is None:
             return tf.ones(tf.shape(ids), tf.float32)
@@ -295,7 +298,7 @@ class Augmentation:
         # Odd multiples keep the streams of the steps, and of neighbouring seeds, apart.
         return (self.seed * 0x2545F491 + position * 0x9E3779B1) % 2**63
 
-    def _before_mixup(self, inputs: Any, ids: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
+    def _before_mixup(self, inputs: TensorTree, ids: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
         images = tf.convert_to_tensor(inputs)
         for position, step in enumerate(self.steps):
             if isinstance(step, Mixup):

@@ -26,13 +26,13 @@ class StoredBatches(keras.utils.PyDataset):
         dataset: in memory, or arrays that lie on disk: a `Split`, `(inputs, labels)`, `(inputs, labels,
             sample_weight)`, or inputs alone.
         store: an open store; `None` gives inputs and labels alone, for a teacher beside the student.
-        batch_size: items a batch, of all workers together.
+        batch_size: items a batch, of all processes together.
         shuffle: whether each epoch has an order of its own.
         seed: of the order, and of the choice of views.
         ids: the ids of the arrays' items, where they are part of what was labelled, or in another order.
         drop_remainder: whether a last, smaller batch is left out.
-        worker: which of the processes that train together this one is, in [0, num_workers).
-        num_workers: how many they are. Each has the whole arrays and gives its share of every batch.
+        process: which of the processes that train together this one is, in [0, num_processes).
+        num_processes: how many they are. Each has the whole arrays and gives its share of every batch.
         check_items: whether the items must be those that were labelled; `False` for a student that sees other inputs
             than its teacher saw, say smaller images.
 
@@ -40,7 +40,7 @@ class StoredBatches(keras.utils.PyDataset):
 
     Raises:
         ForeignDatasetError: the arrays are not what was labelled.
-        ValueError: a batch size that the workers cannot share evenly.
+        ValueError: a batch size that the processes cannot share evenly.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class StoredBatches(keras.utils.PyDataset):
         seed: int = 0,
         ids: ArrayLike | None = None,
         drop_remainder: bool = False,
-        worker: int = 0,
-        num_workers: int = 1,
+        process: int = 0,
+        num_processes: int = 1,
         check_items: bool = True,
     ):
         super().__init__()
         self.store = store
         self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids, check_items)
         self.batch_size = check_count("batch_size", batch_size)
-        if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
-            raise ValueError(error_message(f"worker must be in [0, num_workers = {num_workers})", worker))
-        self.worker, self.num_workers = worker, num_workers
+        if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
+            raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
+        self.process, self.num_processes = process, num_processes
         distribution = keras.distribution.distribution()
-        self._multiple = max(num_workers, getattr(distribution, "num_model_replicas", 1))
+        self._multiple = max(num_processes, getattr(distribution, "num_model_replicas", 1))
         if self.batch_size % self._multiple:
             expected = f"be a multiple of {self._multiple}, the devices or processes that share it"
             raise ValueError(error_message(f"batch_size must {expected}", batch_size))
@@ -79,17 +79,17 @@ class StoredBatches(keras.utils.PyDataset):
         return num_whole + (not self.drop_remainder and rest >= self._multiple)
 
     def __getitem__(self, index: int) -> tuple:
-        """Batch `index`, or this worker's share of it: `(x, {"labels": y, "soft_targets": t})`, and weights."""
+        """Batch `index`, or this process's share of it: `(x, {"labels": y, "soft_targets": t})`, and weights."""
         start = index * self.batch_size
         stop = min(start + self.batch_size, self.num_items)
-        share = (stop - start) // self._multiple * self._multiple // self.num_workers
-        positions = np.arange(start + self.worker * share, start + (self.worker + 1) * share)
+        share = (stop - start) // self._multiple * self._multiple // self.num_processes
+        positions = np.arange(start + self.process * share, start + (self.process + 1) * share)
         if self.shuffle:
             positions = permuted(positions, self.num_items, [self.seed, self.epoch])
         which = positions if self.ids is None else self.ids[positions]
         views = np.zeros_like(which)
         if self.store is not None and self.store.manifest.num_views > 1:
-            generator = np.random.default_rng([self.seed, self.epoch, index, self.worker])
+            generator = np.random.default_rng([self.seed, self.epoch, index, self.process])
             views = generator.integers(0, self.store.manifest.num_views, which.shape)
         arrays = {
             name: keras.tree.map_structure(lambda array: array[positions], part) for name, part in self.arrays.items()

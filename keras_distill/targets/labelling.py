@@ -52,15 +52,15 @@ def label(
     teacher_fingerprint: str | None = None,
     id_scheme: str = "position",
     num_items: int | None = None,
-    worker: int = 0,
-    num_workers: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
     engine: "Engine | str | None" = None,
     progress: bool | None = None,
 ) -> SoftTargetStore | None:
     """Runs the teacher over a dataset once and stores its logits; training then reads them in its place.
 
     A run that was killed goes on where it stopped when called again with the same arguments: whole shards stay, the
-    first missing one is the next. Several processes may share the work: each takes every `num_workers`-th shard.
+    first missing one is the next. Several processes may share the work: each takes every `num_processes`-th shard.
 
     Args:
         teacher: a Keras model with any head, an `Ensemble`, or any callable from a batch of inputs to logits.
@@ -83,14 +83,14 @@ def label(
         teacher_fingerprint: names the teacher; `None` computes `fingerprint(teacher)`.
         id_scheme: what an id means, for whoever opens the store.
         num_items: how many items there are, where the dataset does not know it: a generator, a filtered stream.
-        worker: which of the processes this one is, in [0, num_workers).
-        num_workers: how many processes label this store.
+        process: which of the processes this one is, in [0, num_processes).
+        num_processes: how many processes label this store.
         engine: who labels: `None` this process, `"local"` or `"ray"` or an engine of `keras_distill.scale` its workers,
             a shard a task. The store is the same; with engines past this machine `path` is on a disk that all share.
         progress: show a progress bar; `None` does where standard error is a terminal.
 
     Returns:
-        The store, or `None` while other workers are still at work.
+        The store, or `None` while other processes are still at work.
 
     Raises:
         StaleTeacherError, ForeignDatasetError, StoreError: `path` holds something else.
@@ -111,10 +111,10 @@ def label(
     num_views = _num_views(augmentation, views)
     num_axes = sum(len(tensor.shape) for tensor in getattr(teacher, "inputs", None) or []) or None
     source = open_source(dataset, num_items, batch_size, augmentation, num_views=num_views, num_axes=num_axes)
-    if not 0 <= check_count("worker", worker, 0) < check_count("num_workers", num_workers):
-        raise ValueError(error_message(f"worker must be in [0, num_workers = {num_workers})", worker))
+    if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
+        raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
     if engine is not None:
-        _check_for_engine(source, num_workers)
+        _check_for_engine(source, num_processes)
     first_batch = source.first_batch()
     forward = row_function(teacher, first_batch, members, temperature, top_k, dtype, from_logits)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
@@ -137,7 +137,7 @@ def label(
         raise ValueError(error_message(f"rows_per_shard must be a multiple of batch_size = {batch_size}", rows, remedy))
     manifest = create(path, replace(manifest, rows_per_shard=rows))
 
-    missing = missing_shards(path, manifest, range(worker, manifest.num_shards, num_workers))
+    missing = missing_shards(path, manifest, range(process, manifest.num_shards, num_processes))
     if missing:
         check_version(path, manifest)
     _check_room(path, manifest, missing)
@@ -237,12 +237,12 @@ def _open_labeller(
     return work
 
 
-def _check_for_engine(source: "Source", num_workers: int) -> None:
-    if num_workers != 1:
+def _check_for_engine(source: "Source", num_processes: int) -> None:
+    if num_processes != 1:
         remedy = "An engine knows its own: keras_distill.scale.Processes(num_workers)."
-        raise ValueError(error_message("num_workers must be 1 with an engine", num_workers, remedy))
+        raise ValueError(error_message("num_processes must be 1 with an engine", num_processes, remedy))
     if source.inputs is None:
-        remedy = "Give arrays (memory maps of files that all workers see stay there), or use worker and num_workers."
+        remedy = "Give arrays (memory maps of files that all workers see stay there), or use process and num_processes."
         raise ValueError(error_message("an engine needs a dataset of arrays", "a stream", remedy))
 
 

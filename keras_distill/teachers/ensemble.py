@@ -10,12 +10,13 @@ from keras import ops
 
 from keras_distill._checks import check_choice, check_positive, error_message
 from keras_distill._keras_internals import input_structure
+from keras_distill._types import Shape, Tensor, TensorTree
 from keras_distill.models.forward_pass import logits_model
 
 COMBINATIONS = ("arithmetic", "geometric")
 
 
-def arithmetic_mean(member_logits: Any, member_weights: Any) -> Any:
+def arithmetic_mean(member_logits: Tensor, member_weights: Tensor) -> Tensor:
     """The log of the weighted mean of the members' probabilities.
 
     The paper's mean of choice for ensembles: it keeps the mass of whatever any one member believes in.
@@ -41,7 +42,7 @@ def arithmetic_mean(member_logits: Any, member_weights: Any) -> Any:
     return ops.logsumexp(log_probabilities + ops.expand_dims(ops.log(member_weights), axis=-1), axis=-2)
 
 
-def geometric_mean(member_logits: Any, member_weights: Any) -> Any:
+def geometric_mean(member_logits: Tensor, member_weights: Tensor) -> Tensor:
     """The weighted mean of the members' logits.
 
     Its softmax at any temperature T is the normalised geometric mean of the members' `softmax(z_m / T)`.
@@ -126,7 +127,7 @@ class Ensemble(keras.Model):
         """The members, as they were given."""
         return list(self.get_layer("members").models)
 
-    def soft_targets(self, inputs: Any) -> Any:
+    def soft_targets(self, inputs: TensorTree) -> Tensor:
         """What this teacher says at every temperature.
 
         Args:
@@ -184,20 +185,20 @@ class Members(keras.Layer):
         self.combine = combine
         self.member_weights = list(member_weights)
 
-    def build(self, input_shape: Any) -> None:
+    def build(self, input_shape: Shape) -> None:
         """The members were built before."""
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: TensorTree, training: bool | None = None) -> Tensor:
         """The mean of the members, logits at temperature 1, `(..., num_classes)`."""
         return self.mean(self.member_logits(inputs, training=training))
 
-    def member_logits(self, inputs: Any, training: bool | None = None) -> Any:
+    def member_logits(self, inputs: TensorTree, training: bool | None = None) -> Tensor:
         """Runs every member once; float32 `(..., members, num_classes)`."""
         outputs = self._logits_of_all(inputs, training)
         return ops.stack([ops.cast(output, "float32") for output in outputs], axis=-2)
 
-    def mean(self, member_logits: Any) -> Any:
+    def mean(self, member_logits: Tensor) -> Tensor:
         """`(..., members, num_classes)` → `(..., num_classes)`."""
         mean = arithmetic_mean if self.combine == "arithmetic" else geometric_mean
         # A NumPy constant stays inside an exported graph; an eager tensor would become another input of it.
@@ -238,10 +239,10 @@ def _checked_models(models: Sequence[keras.Model]) -> list[keras.Model]:
     return models
 
 
-def _fresh_inputs(models: Sequence[keras.Model]) -> Any:
+def _fresh_inputs(models: Sequence[keras.Model]) -> Tensor:
     """Inputs as the first member takes them, single, list or dict."""
 
-    def fresh(tensor: Any) -> Any:
+    def fresh(tensor: Tensor) -> Tensor:
         return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
     return keras.tree.map_structure(fresh, input_structure(models[0]))

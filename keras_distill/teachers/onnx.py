@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
+from keras_distill._types import TensorTree
 
 
 class OnnxTeacher:
@@ -93,7 +94,7 @@ class OnnxTeacher:
         settings = (self.output_name, self.from_logits, self.channels_first, _name_of(preprocess), input_names)
         self.fingerprint = hashlib.sha256(self.path.read_bytes() + repr(settings).encode()).hexdigest()[:32]
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: TensorTree) -> Any:
         """The logits of a batch.
 
         Args:
@@ -131,7 +132,7 @@ class OnnxTeacher:
         self._session = _open(self.path, self.num_threads)
         self._inputs = self._session.get_inputs()
 
-    def logits(self, inputs: Any) -> np.ndarray:
+    def logits(self, inputs: TensorTree) -> np.ndarray:
         """The same for NumPy arrays alone: float32 `(batch, …, num_classes)`."""
         if self.preprocess is not None:
             inputs = self.preprocess(inputs)
@@ -170,7 +171,7 @@ class OnnxTeacher:
             portions.append(part[: num_items - start])
         return np.concatenate(portions)
 
-    def _feeds(self, inputs: Any) -> dict[str, np.ndarray]:
+    def _feeds(self, inputs: TensorTree) -> dict[str, np.ndarray]:
         names = [graph_input.name for graph_input in self._inputs]
         if isinstance(inputs, dict):
             given = self.input_names or {name: name for name in names}

@@ -40,9 +40,9 @@ def test_label_writes_the_training_splits_targets(teachers, tmp_path, capsys):
 @pytest.mark.tensorflow
 def test_top_k_shift_and_workers_reach_the_store(teachers, tmp_path, capsys):
     options = ("--top-k", "3", "--shift", "1")
-    assert run(teachers, tmp_path, *options, "--worker", "1/2") == 0
+    assert run(teachers, tmp_path, *options, "--process", "1/2") == 0
     assert "others are yet to finish" in capsys.readouterr().out
-    assert run(teachers, tmp_path, *options, "--worker", "0/2") == 0
+    assert run(teachers, tmp_path, *options, "--process", "0/2") == 0
     manifest = SoftTargetStore.open(tmp_path / "store").manifest
     assert (manifest.kind, manifest.top_k, manifest.num_views) == ("top_k", 3, 9)
 
@@ -55,8 +55,8 @@ def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--worker", "2/2"), "--worker must be I/N"),
-        (("--worker", "half"), "--worker must be I/N"),
+        (("--process", "2/2"), "--process must be I/N"),
+        (("--process", "half"), "--process must be I/N"),
         (("--top-k", "11"), "top_k must be <= 10"),
         (("--temperature", "2"), "unless the teacher is an arithmetic ensemble"),
     ],

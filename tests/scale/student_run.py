@@ -140,7 +140,7 @@ def main():
         if arguments.store:
             from keras_distill import targets
 
-            share = {"worker": arguments.process, "num_workers": arguments.num_processes}
+            share = {"process": arguments.process, "num_processes": arguments.num_processes}
             batches = targets.attach((x, y, weights), arguments.store, batch_size=BATCH_SIZE, seed=5, **share)
             history = distiller.fit(
                 batches,

@@ -143,7 +143,7 @@ def test_labelling_goes_on_where_it_was(engine, tmp_path):
     (tmp_path / "log").mkdir()
     slow = tasks.SlowTeacher(tmp_path / "log", 0.0)
     options = {"batch_size": 16, "rows_per_shard": 16, "dtype": "float32"}
-    targets.label(slow, x, tmp_path / "store", worker=0, num_workers=2, **options)
+    targets.label(slow, x, tmp_path / "store", process=0, num_processes=2, **options)
     for file in (tmp_path / "log").iterdir():
         file.unlink()
     store = targets.label(slow, x, tmp_path / "store", engine=engine, **options)
@@ -285,7 +285,7 @@ def test_a_memory_map_travels_as_the_name_of_its_file(tmp_path):
 def test_bad_engines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="engine must be 'local', 'ray' or an engine"):
         engine_of("dask")
-    with pytest.raises(ValueError, match="num_workers must be 1 with an engine"):
+    with pytest.raises(ValueError, match="num_processes must be 1 with an engine"):
         targets.label(teacher(), inputs(), tmp_path / "s", engine="local", num_workers=2)
     with pytest.raises(ValueError, match="num_workers must be >= 1"):
         Processes(0)

@@ -135,7 +135,7 @@ def test_one_process_of_jax_and_two_train_the_same_student(folder):
     [
         ("distill --distribute data-parallel", "Keras's backend for data-parallel must be jax; got tensorflow"),
         ("label --workers 0", "--workers must be >= 1; got 0"),
-        ("label --workers 2 --worker 0/2", "num_workers must be 1 with an engine"),
+        ("label --workers 2 --process 0/2", "num_processes must be 1 with an engine"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(folder, tmp_path, capsys, options, message):

@@ -53,7 +53,7 @@ def test_epochs_differ_and_the_seed_repeats_them(store):
 def test_the_workers_shares_make_the_batches_of_one(store, num_workers):
     whole = epoch_of(StoredBatches((X, Y), store, batch_size=8, seed=1))
     shares = [
-        epoch_of(StoredBatches((X, Y), store, batch_size=8, seed=1, worker=worker, num_workers=num_workers))
+        epoch_of(StoredBatches((X, Y), store, batch_size=8, seed=1, process=worker, num_processes=num_workers))
         for worker in range(num_workers)
     ]
     assert {len(share) for share in shares} == {7 if num_workers == 2 else 6}, "two items are too few for four workers"
@@ -114,8 +114,8 @@ def test_a_distiller_trains_from_it_on_this_backend(store):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 9, "num_workers": 2}, "batch_size must be a multiple of 2"),
-        ({"worker": 2, "num_workers": 2}, "worker must be in"),
+        ({"batch_size": 9, "num_processes": 2}, "batch_size must be a multiple of 2"),
+        ({"process": 2, "num_processes": 2}, "process must be in"),
         ({"ids": np.arange(3)}, "ids must be integers of shape"),
     ],
 )

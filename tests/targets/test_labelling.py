@@ -220,7 +220,7 @@ def test_another_teacher_and_other_data_are_refused_by_name(teacher, tmp_path):
         ({"top_k": 6}, "top_k must be <= 5"),
         ({"views": 2}, "views must be 1 without an augmentation"),
         ({"rows_per_shard": 100, "batch_size": 64}, "multiple of batch_size"),
-        ({"worker": 2, "num_workers": 2}, "worker must be in"),
+        ({"process": 2, "num_processes": 2}, "process must be in"),
         ({"dtype": "int8"}, "dtype"),
         ({"num_items": 7}, "7 items"),
     ],
@@ -261,9 +261,9 @@ def test_logits_that_are_not_finite_are_refused_with_the_remedy(tmp_path):
 def test_workers_share_a_store_and_the_last_one_finishes_it(teacher, tmp_path):
     settings = {"batch_size": 16, "rows_per_shard": 32}
     label(teacher, INPUTS, tmp_path / "whole", **settings)
-    assert label(teacher, INPUTS, tmp_path / "s", worker=1, num_workers=3, **settings) is None
-    assert label(teacher, INPUTS, tmp_path / "s", worker=0, num_workers=3, **settings) is None
-    assert label(teacher, INPUTS, tmp_path / "s", worker=2, num_workers=3, **settings) is not None
+    assert label(teacher, INPUTS, tmp_path / "s", process=1, num_processes=3, **settings) is None
+    assert label(teacher, INPUTS, tmp_path / "s", process=0, num_processes=3, **settings) is None
+    assert label(teacher, INPUTS, tmp_path / "s", process=2, num_processes=3, **settings) is not None
     assert tree(tmp_path / "s") == tree(tmp_path / "whole")
 
 
@@ -416,11 +416,11 @@ while num_kills < 30:
     assert os.waitpid(run(path), 0)[1] == 0
 # Three that label together, one of them killed and begun again.
 path = folder + "/killed and shared"
-workers = [run(path, worker=number, num_workers=3) for number in range(3)]
+workers = [run(path, process=number, num_processes=3) for number in range(3)]
 time.sleep(0.2)
 os.kill(workers[0], signal.SIGKILL)
 os.waitpid(workers[0], 0)
-workers[0] = run(path, worker=0, num_workers=3)
+workers[0] = run(path, process=0, num_processes=3)
 endings = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
 assert 0 in endings and set(endings) <= {0, 1}, endings
 """

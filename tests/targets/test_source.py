@@ -166,7 +166,7 @@ def test_views_of_batches_are_the_augmented_inputs(tmp_path):
 
 def test_workers_share_a_store_of_batches(teacher, tmp_path):
     for worker in (2, 0, 1):
-        store = label(teacher, Batches(workers=1), tmp_path / "s", worker=worker, num_workers=3, **SETTINGS)
+        store = label(teacher, Batches(workers=1), tmp_path / "s", process=worker, num_processes=3, **SETTINGS)
     assert_rows_of(store)
     arrays = label(teacher, X, tmp_path / "arrays", **SETTINGS)
     assert store.manifest.shards == arrays.manifest.shards, "rows and marks are those of the arrays, to the byte"
