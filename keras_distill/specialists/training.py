@@ -117,7 +117,7 @@ def train(
     special_labels = position[labels]
     special, others = (np.flatnonzero(mask) for mask in (special_labels < len(classes), special_labels == len(classes)))
     if not len(special) or not len(others):
-        expected = "lie both inside and outside of the specialist's classes"
+        expected = "have examples both inside and outside of the specialist's classes"
         raise ValueError(error_message(f"the dataset must {expected}", f"{len(special)} inside, {len(others)} outside"))
     correction = dustbin_correction(len(special) / len(labels), special_share)
 
