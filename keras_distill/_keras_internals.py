@@ -7,6 +7,7 @@ function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -164,6 +165,21 @@ def metrics_result(model: keras.Model, with_compiled: bool = True) -> dict[str, 
             value = metric.result()
             results.update(value if isinstance(value, dict) else {metric.name: value})
     return results
+
+
+def build_optimizer(model: keras.Model) -> None:
+    """Makes the optimizer's variables before the first step, where all that is trained is known.
+
+    Keras does so on JAX. On TensorFlow the first step would make them, and a step that makes variables is traced,
+    and compiled, a second time without them.
+    """
+    optimizer = model.optimizer
+    # Layers that the first batch builds bring variables of which the optimizer has to know as well.
+    if optimizer is None or optimizer.built or not all(layer.built for layer in all_layers(model)):
+        return
+    # Under a strategy its scope decides on which devices they are.
+    with model.distribute_strategy.scope() if hasattr(model, "distribute_strategy") else nullcontext():
+        optimizer.build(model.trainable_variables)
 
 
 def forget_compiled_data(model: keras.Model) -> None:

@@ -199,3 +199,42 @@ def test_a_twin_shares_weights_and_no_losses():
     np.testing.assert_array_equal(twin(x), np.zeros((2, 3)))
     assert len(losses) == 1
     assert [float(loss) for loss in layer.losses] == losses
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_step_is_traced_once_where_all_that_is_trained_is_known(is_built):
+    traces = []
+
+    class Counted(keras_distill.Distiller):
+        def compute_loss(self, *arguments, **options):
+            traces.append(1)
+            return super().compute_loss(*arguments, **options)
+
+    hidden = [layers.Dense(4), layers.Dense(3)]
+    student = keras.Sequential([keras.Input((5,)), *hidden] if is_built else hidden)
+    teacher = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    distiller = Counted(teacher, student)
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    x = np.random.default_rng(0).normal(size=(12, 5)).astype("float32")
+    distiller.fit(x, np.arange(12) % 3, batch_size=4, epochs=2, verbose=0)
+    assert len(traces) == (1 if is_built else 2)
+    assert len(distiller.optimizer.variables) == 2 + 2 * 4
+
+
+def test_an_optimizer_is_built_for_what_is_trained_and_only_once():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4), layers.Dense(3)])
+    model.layers[0].trainable = False
+    model.compile("adam", "mse")
+    internals.build_optimizer(model)
+    assert [variable.shape for variable in model.optimizer.variables][2:] == [(4, 3)] * 2 + [(3,)] * 2
+    before = list(model.optimizer.variables)
+    internals.build_optimizer(model)
+    assert all(a is b for a, b in zip(model.optimizer.variables, before, strict=True))
+
+
+def test_an_optimizer_is_not_built_before_the_layers_are():
+    model = keras.Sequential([layers.Dense(4), layers.Dense(3)])
+    model.compile("adam", "mse")
+    internals.build_optimizer(model)
+    assert not model.optimizer.built

@@ -62,11 +62,9 @@ def _layout(labels: np.ndarray, expected: np.ndarray, width: int) -> str:
 
 
 def threshold_of(head: str | None, expected: np.ndarray, *, from_logits: bool = True) -> float:
-    """Where yes begins: at 0 of a logit, at 0.5 of what lies in [0, 1], at log 0.5 of a logarithm of probabilities."""
-    if head == "sigmoid":
+    """Where yes begins: at 0 of a logit, also of one that was made of a probability; at 0.5 of what lies in [0, 1]."""
+    if head == "sigmoid" or not from_logits:
         return 0.0
-    if not from_logits:
-        return math.log(0.5)
     return 0.5 if expected.size and np.min(expected) >= 0.0 and np.max(expected) <= 1.0 else 0.0
 
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import keras
 
-from keras_distill._keras_internals import forget_compiled_data
+from keras_distill._keras_internals import build_optimizer, forget_compiled_data
 from keras_distill._types import ArrayLike, Data, TensorTree
 
 Callbacks: TypeAlias = Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList | None
@@ -36,6 +36,7 @@ class TrainableModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains; the arguments are those of `keras.Model.fit`, in its order."""
         y, class_weight, sample_weight = self._check_fit(x, y, class_weight, sample_weight)
+        build_optimizer(self)
         with self._unharmed_by_errors():
             return super().fit(
                 x,

@@ -16,9 +16,11 @@ from keras_distill.specialists.cells import NOTHING, parts_by_segment
 
 # The least mass that the solver tells from zero.
 _FLOOR = 1e-20
-# How hard a Newton step is held back, as a part of the whole mass; see `newton_step`. Anything from 5e-6 to 5e-4 does:
-# with less rounding decides where dustbins contradict one another, with more ten steps are not enough.
-_PROXIMAL = 5e-5
+# A specialist whose dustbin has less than this has named all of its mass, and has no say in the rest.
+_LEAST_DUSTBIN = 1e-12
+# How hard a Newton step is held back; see `newton_step`. Anything from 2e-6 to 2e-5 does: with less rounding decides
+# where dustbins contradict one another, with more ten steps are not always enough.
+_PROXIMAL = 5e-6
 # How far towards the boundary a step may go: 0.9 loses two steps, 0.98 gets stuck in float32.
 _REACH = 0.95
 # Below this slack a cell's q is known best by itself, above it by its mass and its slack.
@@ -116,21 +118,18 @@ class Problem(NamedTuple):
         found = bounded + ops.minimum(gap(allowed), gap(frank_wolfe))
         return ops.squeeze(ops.maximum(found, 0.0) + _ROUNDING * total, -1)
 
-    def solve(self, steps: int, some_may_rest: bool) -> Tensor:
-        """`log q`, `(batch, cells)`, up to a constant, after so many Newton steps.
-
-        Args:
-            steps: at least 1.
-            some_may_rest: whether an example may have specialists that are not active.
-        """
+    def solve(self, steps: int) -> Tensor:
+        """`log q`, `(batch, cells)`, up to a constant, after so many Newton steps, at least one."""
+        has_say = ops.cast(self.log_dustbins > math.log(_LEAST_DUSTBIN), "float32")
+        heard = self._replace(is_active=self.is_active * has_say)
         log_mass, size = self.log_mass, 1.0
-        if some_may_rest and self.is_active.shape[-1] <= _MOST_BITS:
-            log_mass, size = self.levelled()
+        if self.is_active.shape[-1] <= _MOST_BITS:
+            log_mass, size = heard.levelled()
         mass = ops.maximum(ops.exp(log_mass), _FLOOR)
-        dustbins = self.is_active * ops.maximum(ops.exp(self.log_dustbins), _FLOOR)
-        state = self.start(mass, dustbins)
+        dustbins = heard.is_active * ops.exp(self.log_dustbins)
+        state = heard.start(mass, dustbins)
         for _ in range(steps):
-            state = self.newton_step(_State(*(ops.stop_gradient(part) for part in state)), mass, dustbins, size)
+            state = heard.newton_step(_State(*(ops.stop_gradient(part) for part in state)), mass, dustbins, size)
         # A small slack is a difference of large prices, and a small q may be nothing but the floor.
         log_q = ops.where(state.slack < _SMALL_SLACK, ops.log(state.q), log_mass - ops.log(state.slack))
         return log_q + (self.log_mass - log_mass)
@@ -172,37 +171,36 @@ class Problem(NamedTuple):
         # and eliminating all but δμ leaves `Σ_c q_c/s_c` over the cells that two specialists both leave out, plus Q/μ
         # on the diagonal. Where dustbins force mass on a cell that nobody names, q is near 1 and s near 0: q/s = 1e12
         # then fills a whole block of the matrix with one number, and nothing of Q/μ ≈ 1 is left in float32's seven
-        # digits. So each step also keeps q near where it was: `ρ·(w + M)·δq` joins the equation of δs, which bounds
-        # the weights by 1/ρ. At the optimum δq = 0, so the optimum is not moved, as ridges or floors would move it.
-        # Cells that are levelled weigh together as the one cell that they are.
-        import os
-
-        R = float(os.environ.get("RHO", "5e-5"))
-        if "H" in os.environ:
-            held = slack + R * size * q * self.over_specialists(price / outside)
-        else:
-            held = slack + R * total * size * q
+        # digits. So each step also keeps q near where it was: a multiple of δq joins the equation of δs, such that no
+        # cell weighs more than 1/ρ of Q/μ of any specialist that leaves it out. At the optimum δq = 0, so that this
+        # does not move the optimum, as larger floors or a ridge would. Levelled cells weigh as the one that they are.
+        own = ops.where(self.is_active > 0.5, outside / price, ops.ones_like(price))
+        held = slack + _PROXIMAL * size * q * self.over_specialists(1.0 / own)
         weight = q / held
         pairs = ops.matmul(self.is_outside * ops.expand_dims(weight, -2), ops.swapaxes(self.is_outside, -1, -2))
         pairs = pairs * ops.expand_dims(self.is_active, -1) * ops.expand_dims(self.is_active, -2)
         # What is not active has no equation: ones on the diagonal, and its right side is 0.
-        own = ops.where(self.is_active > 0.5, outside / price, ops.ones_like(price))
         solve = _solver(pairs, own)
 
         def direction(mass_target: Tensor, dustbin_target: Tensor) -> "_State":
             mass_missing = mass_target - q * slack
             dustbin_missing = dustbin_target - outside * price
-            rest = (mass_missing - q * slack_error) / held
-            right = dustbin_missing / price - outside_error - self.over_cells(rest)
-            price_step = solve(right * self.is_active) * self.is_active
-            q_step = rest + weight * self.over_specialists(price_step)
-            for _ in range(int(os.environ.get("AUG", "0"))):
-                e1 = (mass_missing - q * slack_error) - held * q_step + q * self.over_specialists(price_step)
-                e2 = dustbin_missing / price - outside_error - self.over_cells(q_step) - own * price_step
-                rest2 = e1 / held
-                price2 = solve((e2 - self.over_cells(rest2)) * self.is_active) * self.is_active
-                price_step = price_step + price2
-                q_step = q_step + rest2 + weight * self.over_specialists(price2)
+            cells_right = mass_missing - q * slack_error
+            specialists_right = dustbin_missing / price - outside_error
+
+            def eliminated(cells_right: Tensor, specialists_right: Tensor) -> tuple[Tensor, Tensor]:
+                rest = cells_right / held
+                price_step = solve((specialists_right - self.over_cells(rest)) * self.is_active) * self.is_active
+                return rest + weight * self.over_specialists(price_step), price_step
+
+            q_step, price_step = eliminated(cells_right, specialists_right)
+            # A weight of 1e5 times a difference of prices near 1 is known to 1e-2. What the equations, put together
+            # again, are still missing is small, and is solved for to as many digits.
+            q_more, price_more = eliminated(
+                cells_right - held * q_step + q * self.over_specialists(price_step),
+                specialists_right - self.over_cells(q_step) - own * price_step,
+            )
+            q_step, price_step = q_step + q_more, price_step + price_more
             # Not from the equation of δs: there a slack of 1e-12 is the difference of prices near 1.
             slack_step = (mass_missing - slack * q_step) / q
             outside_step = (dustbin_missing - outside * price_step) / price
@@ -224,35 +222,20 @@ class Problem(NamedTuple):
         step = direction(mass, dustbins)
         primal, dual = reach(step)
         second_order = ops.stop_gradient(primal * dual)
-        import os
-
-        lo, hi = float(os.environ.get("LO", "-1e30")), float(os.environ.get("HI", "1e30"))
-        e1 = ops.stop_gradient(second_order * (step.q * step.slack))
-        e2 = ops.stop_gradient(second_order * (step.outside * step.price))
-        if lo > -1e29:
-            e1 = ops.clip(e1, (1 - hi) * mass, (1 - lo) * mass)
-            e2 = ops.clip(e2, (1 - hi) * dustbins, (1 - lo) * dustbins)
-        step = direction(mass - e1, dustbins - e2)
+        step = direction(
+            mass - second_order * ops.stop_gradient(step.q * step.slack),
+            dustbins - second_order * ops.stop_gradient(step.outside * step.price),
+        )
         primal, dual = reach(step)
-        outside_next = ops.where(self.is_active > 0.5, outside + primal * step.outside, outside)
-        new = _State(q + primal * step.q, outside_next, slack + dual * step.slack, price + dual * step.price)
-        if "F" in os.environ:
-            F = float(os.environ["F"])
-            if F > 0:
-                new = _State(
-                    ops.maximum(new.q, F * mass / total),
-                    ops.maximum(new.outside, F * dustbins / total),
-                    ops.maximum(new.slack, F * mass),
-                    ops.maximum(new.price, F * dustbins),
-                )
-            else:
-                new = _State(
-                    ops.maximum(new.q, -F * mass / total),
-                    ops.maximum(new.outside, -F * dustbins / total),
-                    new.slack,
-                    new.price,
-                )
-        return new
+        # At the optimum neither slack nor price exceeds w + M, and neither q nor Q exceeds 1. Within half of those
+        # no cell of some mass can end up at q = s = 0, from where Newton's directions do not lead away.
+        least_q, least_outside = 0.5 * mass / total, 0.5 * dustbins / total
+        return _State(
+            ops.maximum(q + primal * step.q, least_q),
+            ops.where(self.is_active > 0.5, ops.maximum(outside + primal * step.outside, least_outside), outside),
+            ops.maximum(slack + dual * step.slack, 0.5 * mass),
+            ops.maximum(price + dual * step.price, 0.5 * dustbins),
+        )
 
 
 class _State(NamedTuple):

@@ -113,8 +113,7 @@ def merge(
     log_q = log_cell_mass
     if is_active.shape[-1] > 1 and steps > 1:
         are_several = ops.sum(is_active, axis=-1, keepdims=True) > 1.5
-        some_may_rest = is_bounded or routes is not None
-        log_q = ops.where(are_several, problem.solve(steps - 1, some_may_rest), log_q)
+        log_q = ops.where(are_several, problem.solve(steps - 1), log_q)
     log_q = problem.em_step(log_q)
     log_q = log_q - ops.logsumexp(log_q, axis=-1, keepdims=True)
     log_merged = log_part + ops.take(log_q, cells.cell_of_class, axis=1)

@@ -276,7 +276,6 @@ def _fit(
     distiller.compile(
         keras.optimizers.Adam(schedule), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
-    distiller.optimizer.build(distiller.trainable_variables)
     # A backup after every tenth of the training; what does not divide by ten comes first, and is too little for one.
     num_parts = min(_NUM_BACKUPS, batches.num_steps)
     for first, num_epochs, steps in (

@@ -252,7 +252,7 @@ def test_yes_begins_at_zero_of_logits_and_at_a_half_of_shares():
     assert threshold_of("sigmoid", np.array([[0.2], [0.7]])) == 0.0
     assert threshold_of(None, np.array([[-0.2], [0.7]])) == 0.0
     assert threshold_of(None, np.array([[0.2], [0.7]])) == 0.5
-    assert threshold_of(None, np.log([[0.2], [0.7]]), from_logits=False) == pytest.approx(np.log(0.5))
+    assert threshold_of(None, np.array([[-1.4], [0.8]]), from_logits=False) == 0.0
 
 
 def test_answers_and_labels_have_one_code():

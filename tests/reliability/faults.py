@@ -18,6 +18,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -32,9 +33,12 @@ import tensorflow as tf
 import keras_distill as kd
 import keras_distill.backup
 import keras_distill.cli
+from keras_distill.deploy import conversion, warm
 from keras_distill.losses import SoftTargets
+from keras_distill.specialists import training
 
 EPOCHS, STEPS, BATCH = 5, 6, 16
+BACKUPS = ("keras", "ours")
 
 
 def forked(function, *arguments, nobody=False, max_file_bytes=None, output=None, modules_to=None):
@@ -177,6 +181,23 @@ def killed_trainings(folder, num_kills, backup, seed):
 # Commands
 
 
+class SharedServer(warm.WarmProcess):
+    """One server for the conversions of all forks, a fork as well: TensorFlow is imported already."""
+
+    def __init__(self):
+        super().__init__([])
+        warm.IDLE_S = 3600.0
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            self._connection.close()
+            os._exit(warm.serve(theirs, warm._convert))
+        theirs.close()
+
+    def _start(self):
+        # As if it were new each time: should it be gone, nobody waits for another.
+        return True
+
+
 def make_inputs(folder):
     """A data set, a teacher and a student, all small."""
     generator = np.random.default_rng(0)
@@ -194,9 +215,9 @@ def make_inputs(folder):
 
 COMMANDS = {
     "label": "label --teacher {0}/teacher.keras --data {0}/data.npz --out {1} --batch-size 1 --dtype float32",
-    "distill": "distill --teacher {0}/teacher.keras --student {0}/student.keras --data {0}/data.npz --epochs 40"
+    "distill": "distill --teacher {0}/teacher.keras --student {0}/student.keras --data {0}/data.npz --epochs 12"
     " --out {1}.keras",
-    "specialists": "specialists --generalist {0}/teacher.keras --data {0}/data.npz --num-clusters 2 --steps 1200"
+    "specialists": "specialists --generalist {0}/teacher.keras --data {0}/data.npz --num-clusters 2 --steps 200"
     " --out {1}",
     "export": "export {0}/student.keras --to onnx --out {1}",
     "ship": "ship {0}/student.keras --data {0}/data.npz --targets onnx --out {1}",
@@ -204,13 +225,15 @@ COMMANDS = {
 }
 # In this order, since the first two end before the work has begun or soon after.
 FAULTS = ("read-only", "full-disk", "SIGTERM", "SIGINT", "SIGKILL")
+# What a demo costs is spent on one signal.
+FAULTS_OF = dict.fromkeys(COMMANDS, FAULTS) | {"demo": ("SIGKILL",)}
+# The steps between two backups of the specialists: a tenth of `--steps`.
+STEPS_A_BACKUP = 20
 # The file whose appearance says that the work has begun (or, without one, the first words of the command), and after
-# how many seconds more at most the signal comes.
+# how many seconds more at most the signal comes. Specialists send it to themselves: see `StopAfterBackup`.
 MOMENTS = {
     "label": (None, 0.1),
     "distill": (None, 1.0),
-    # A tenth of a training lies between two backups, far more than this delay.
-    "specialists": ("out/.specialist-*/step-*", 0.05),
     "export": ("temporary/keras-distill-export-*", 0.7),
     "ship": ("temporary/keras-distill-ship-*", 1.5),
     "demo": (".partial-out-*", 4.0),
@@ -225,13 +248,33 @@ def smallest_demo():
     demo_recipe.RECIPES["digits"] = dataclasses.replace(demo_recipe.RECIPES["digits"], **small)
 
 
-def run_command(argv, temporary):
+class StopAfterBackup(kd.backup.Backup):
+    """A signal to this very process, so many steps after the first backup that it has written."""
+
+    signal, left = None, 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self.has_written = True
+
+    def on_train_batch_end(self, batch, logs=None):
+        StopAfterBackup.left -= getattr(self, "has_written", False)
+        if self.left == 0:
+            os.kill(os.getpid(), self.signal)
+
+
+def run_command(argv, temporary, server=None, stop=None):
     os.environ["COLUMNS"], os.environ["TMPDIR"] = "200", str(temporary)
     tempfile.tempdir = str(temporary)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if argv[0] == "demo":
         smallest_demo()
+    if server is not None:
+        conversion.WARM_PROCESS = server
+    if stop is not None:
+        StopAfterBackup.signal, StopAfterBackup.left = stop
+        training.Backup = StopAfterBackup
     try:
         return keras_distill.cli.main(argv)
     except SystemExit as stopped:
@@ -290,7 +333,7 @@ def differing(whole, found):
     return sorted(set(names) ^ set(others)) + different
 
 
-def faulty_command(folder, inputs, name, faults, seed):
+def faulty_command(folder, inputs, name, faults, seed, server):
     """One command under one fault after another, in the same place, then left to end: beside an undisturbed run."""
     generator = np.random.default_rng(seed)
     homes = {}
@@ -299,10 +342,12 @@ def faulty_command(folder, inputs, name, faults, seed):
         (homes[which] / "temporary").mkdir(parents=True)
         (homes[which] / "temporary").chmod(0o777)
 
-    def begin(which, **options):
+    def begin(which, stop=None, **options):
         said = Said()
         argv = COMMANDS[name].format(inputs, homes[which] / "out").split()
-        return forked(run_command, argv, homes[which] / "temporary", output=said.write, **options), said
+        # An export starts a server of its own, as it does for everybody.
+        arguments = argv, homes[which] / "temporary", None if name == "export" else server, stop
+        return forked(run_command, *arguments, output=said.write, **options), said
 
     modules = folder / "modules.json"
     child, said = begin("whole", modules_to=modules)
@@ -317,8 +362,11 @@ def faulty_command(folder, inputs, name, faults, seed):
     for fault in faults:
         home.chmod(0o555 if fault == "read-only" else 0o777)
         options = {"max_file_bytes": 3000} if fault == "full-disk" else {}
+        is_signal = fault.startswith("SIG")
+        if is_signal and name not in MOMENTS:
+            options["stop"] = getattr(signal, fault), int(generator.integers(1, STEPS_A_BACKUP))
         child, said = begin("faulty", nobody=fault == "read-only", **options)
-        if fault.startswith("SIG"):
+        if is_signal and name in MOMENTS:
             delay = MOMENTS[name][1] * generator.uniform()
             signalled(child, getattr(signal, fault), home, name, said, delay)
         code, killed_by = ended(child)
@@ -345,8 +393,9 @@ def faulty_commands(folder, names, faults, seed):
     folder.chmod(0o755)
     inputs = folder / "inputs"
     inputs.mkdir()
+    server = SharedServer()
     assert ended(forked(make_inputs, inputs)) == (0, None)
-    return {name: faulty_command(folder, inputs, name, faults, seed) for name in names}
+    return {name: faulty_command(folder, inputs, name, faults or FAULTS_OF[name], seed, server) for name in names}
 
 
 def main():
@@ -355,14 +404,17 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backup", choices=("keras", "ours"), default="keras")
+    parser.add_argument("--backups", nargs="+", choices=BACKUPS, default=BACKUPS)
     parser.add_argument("--names", nargs="+", choices=tuple(COMMANDS), default=list(COMMANDS))
-    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
+    parser.add_argument("--faults", nargs="+", choices=FAULTS)
     arguments = parser.parse_args()
     # Forked runs must reach their folder as nobody too.
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     if arguments.what == "training":
-        found = killed_trainings(folder, arguments.kills, arguments.backup, arguments.seed)
+        found = {}
+        for backup in arguments.backups:
+            (folder / backup).mkdir()
+            found[backup] = killed_trainings(folder / backup, arguments.kills, backup, arguments.seed)
     else:
         found = faulty_commands(folder, arguments.names, arguments.faults, arguments.seed)
     print(json.dumps(found))

@@ -49,10 +49,7 @@ def json_of(*command, **environment):
 def faults(arguments):
     with tempfile.TemporaryDirectory(prefix="keras-distill-faults-") as folder:
         Path(folder).chmod(0o755)
-        trainings = {
-            backup: json_of(HERE / "faults.py", "training", folder, "--backup", backup, "--kills", arguments.kills)
-            for backup in ("keras", "ours")
-        }
+        trainings = json_of(HERE / "faults.py", "training", folder, "--kills", arguments.kills)
     tests = ["tests/reliability/test_faults.py", "tests/targets/test_labelling.py"]
     run = output_of("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
     return {"trainings": trainings, "tests": counts_of(run.stdout), "holds": run.returncode == 0 and all(
