@@ -69,8 +69,18 @@ ROOMS = {
         ],
     ),
     "combiner": (
-        ["specialists/combiner.py", "specialists/ensemble.py", "specialists/merge.py"],
-        ["tests/specialists/test_combiner.py", "tests/reliability/test_properties_of_ensembles.py"],
+        [
+            "specialists/cells.py",
+            "specialists/combiner.py",
+            "specialists/ensemble.py",
+            "specialists/interior_point.py",
+            "specialists/merge.py",
+        ],
+        [
+            "tests/specialists/test_combiner.py",
+            "tests/specialists/test_certified_merge.py",
+            "tests/reliability/test_properties_of_ensembles.py",
+        ],
     ),
     "store": (
         ["targets/store.py"],
