@@ -28,7 +28,7 @@ def test_hint_is_half_the_mean_square_over_channels():
 def test_hint_without_projector_needs_equal_shapes():
     with pytest.raises(ValueError, match=r"\(4,\) an item, as the teacher's do; got \(3,\).*builds and trains"):
         Hint("layer").validate_outputs(draw(2, 4), draw(2, 3))
-    with pytest.raises(ValueError, match="of rank 4"):
+    with pytest.raises(ValueError, match="have rank 4"):
         Hint("layer").build(draw(2, 3, 3, 4), draw(2, 4))
 
 

@@ -175,11 +175,11 @@ def test_positions_keep_their_own_targets():
         ({"models": []}, ValueError, "at least one"),
         ({"models": [len]}, TypeError, r"models\[0\] must be a keras.Model"),
         ({"combine": "harmonic"}, ValueError, "'arithmetic', 'geometric'"),
-        ({"weights": [1.0]}, ValueError, "2 numbers"),
+        ({"weights": [1.0]}, ValueError, "there must be 2 weights"),
         ({"weights": [1.0, 0.0]}, ValueError, r"weights\[1\] must be > 0"),
         ({"weights": [1.0, float("nan")]}, ValueError, "NaN"),
-        ({"models": [dense_member(1), dense_member(1, num_classes=4)]}, ValueError, "of 5 classes"),
-        ({"models": [keras.Sequential([keras.layers.Dense(3)])]}, ValueError, "known inputs"),
+        ({"models": [dense_member(1), dense_member(1, num_classes=4)]}, ValueError, "have 5 classes"),
+        ({"models": [keras.Sequential([keras.layers.Dense(3)])]}, ValueError, "whose inputs are known"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, error, words):

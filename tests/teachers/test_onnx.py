@@ -216,7 +216,7 @@ def test_several_inputs_go_by_name(tmp_path):
         np.testing.assert_array_equal(teacher(given), a - b)
     renamed = kd.OnnxTeacher(path, input_names={"left": "one", "right": "two"})
     np.testing.assert_array_equal(renamed({"two": b, "one": a}), a - b)
-    with pytest.raises(ValueError, match=r"a dict with \['left', 'right'\].*input_names"):
+    with pytest.raises(ValueError, match=r"a dict that holds \['left', 'right'\].*input_names"):
         teacher({"one": a, "two": b})
     with pytest.raises(ValueError, match=r"there must be 2 inputs \(left, right\); got 1"):
         teacher(a)
