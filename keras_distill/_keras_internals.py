@@ -81,7 +81,7 @@ def all_layers(model: keras.Layer) -> list[Any]:
     return list(model._flatten_layers())
 
 
-def twin_of(layer: keras.layers.Layer, **attributes: Any) -> keras.layers.Layer:
+def twin_of(layer: keras.layers.Layer, /, **attributes: Any) -> keras.layers.Layer:
     """A layer with the attributes and weights of `layer`, but for some; it is no part of a model.
 
     The losses that it adds, and those that Keras clears when it is called, are not the layer's.
