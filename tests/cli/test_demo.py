@@ -142,7 +142,7 @@ def test_folder_of_somebody_elses_is_not_replaced(tmp_path, capsys):
 def test_output_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "taken").write_text("")
     assert cli.main(["demo", "--out", str(tmp_path / "taken")]) == 2
-    assert "error: --out must be" in capsys.readouterr().err
+    assert "error: --out must name" in capsys.readouterr().err
     assert cli.main(["demo", "--out", str(tmp_path / "taken/below")]) == 2
 
 

@@ -122,7 +122,7 @@ def test_two_processes_share_a_store_and_go_on_where_a_killed_one_left_them(run,
     # What waits for a lost peer is ended by whoever runs the job.
     survivor.kill()
     survivor.communicate()
-    assert [file.name for file in (tmp_path / "backup").iterdir()] == ["epoch-000002.weights.h5"]
+    assert [file.name for file in (tmp_path / "backup").iterdir()] == ["epoch-000002"]
 
     for process in two_processes(out, *shared):
         finish(process)

@@ -286,7 +286,7 @@ def test_bad_engines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="engine must be 'local', 'ray' or an engine"):
         engine_of("dask")
     with pytest.raises(ValueError, match="num_processes must be 1 with an engine"):
-        targets.label(teacher(), inputs(), tmp_path / "s", engine="local", num_workers=2)
+        targets.label(teacher(), inputs(), tmp_path / "s", engine="local", num_processes=2)
     with pytest.raises(ValueError, match="num_workers must be >= 1"):
         Processes(0)
     import tensorflow as tf
