@@ -194,7 +194,7 @@ def begin_at(model: keras.Model, epoch: int | None) -> None:
     model._initial_epoch = epoch
 
 
-def restore_jax_state(model: keras.Model, values: dict[str, Any]) -> None:
+def give_back_variables(model: keras.Model, values: dict[str, Any]) -> None:
     """Gives a model's variables values that Keras's step for JAX took from them.
 
     Args:
@@ -205,7 +205,7 @@ def restore_jax_state(model: keras.Model, values: dict[str, Any]) -> None:
     model.jax_state_sync()
 
 
-def sync_jax_state(model: keras.Model) -> None:
+def sync_variables(model: keras.Model) -> None:
     """Gives a model's variables their present values, which JAX's compiled step holds until then."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()

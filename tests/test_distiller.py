@@ -628,3 +628,11 @@ def test_things_that_are_no_models_or_losses_are_refused():
         kd.Distiller(make_net(), make_net(), "kl_divergence")
     with pytest.raises(ValueError, match="an empty list"):
         kd.Distiller(make_net(), make_net(), [])
+
+
+def test_a_policy_of_its_own_comes_back_with_the_configuration():
+    student = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    distiller = kd.Distiller(None, student, dtype="mixed_float16")
+    again = kd.Distiller.from_config(distiller.get_config())
+    assert again.dtype_policy.name == "mixed_float16"
+    assert again.student.dtype_policy.name == student.dtype_policy.name

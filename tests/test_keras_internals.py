@@ -166,12 +166,12 @@ def test_a_fit_begins_at_the_epoch_that_it_is_told_and_once():
 
 def test_a_state_taken_by_a_step_is_given_back():
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
-    internals.sync_jax_state(model)  # nothing to do outside of a step
+    internals.sync_variables(model)  # nothing to do outside of a step
     if keras.config.backend() != "jax":
         return
     values = [np.ones(variable.shape, "float32") for variable in model.trainable_variables]
     state = {"trainable_variables": values, "non_trainable_variables": [], "metrics_variables": []}
-    internals.restore_jax_state(model, state)
+    internals.give_back_variables(model, state)
     assert all(np.all(weight == 1.0) for weight in model.get_weights())
 
 

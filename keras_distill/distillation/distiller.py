@@ -33,7 +33,7 @@ from keras_distill.distillation.guards import (
     check_loss_fits_head,
     check_not_empty,
     num_not_finite,
-    promise_of,
+    promised_logits,
 )
 from keras_distill.distillation.objective import (
     Objective,
@@ -331,6 +331,7 @@ class Distiller(Trainer):
             "teacher_from_logits": self.teacher_from_logits,
             "student_from_logits": self.student_from_logits,
             "evaluate_distillation": self.evaluate_distillation,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
     @classmethod
@@ -422,23 +423,9 @@ class Distiller(Trainer):
         return self._reduce(ops.sum(ops.cast(regulariser, "float32")), None, None)
 
     def _watch_promises(self, parts: dict[str, TensorTree], outputs: Outputs) -> None:
-        """Looks at logits of which nothing is known but what the caller said."""
         teacher_pass = self._teacher.forward_pass if self._teacher and TEACHER_FEATURES in parts else None
-        sides = (
-            ("teacher", teacher_pass, parts[SOFT_TARGETS]),
-            ("student", self._student_pass, outputs.logits),
-        )
-        watched = {}
-        for position, term in enumerate(self._objective.terms):
-            for side, (who, run, structure) in enumerate(sides):
-                activations = None if run is None else run.activations
-                promise = promise_of(who, term, run, term.part_of(activations, self.output_names))
-                logits = term.part_of(structure, self.output_names)
-                if isinstance(logits, dict):
-                    # Of the largest k of a row nobody knows the sum.
-                    logits = logits.get("member_logits")
-                if promise is not None and ops.is_tensor(logits):
-                    watched[2 * position + side] = promise, logits
+        sides = [("teacher", teacher_pass, parts[SOFT_TARGETS]), ("student", self._student_pass, outputs.logits)]
+        watched = promised_logits(self._objective.terms, sides, self.output_names)
         if watched:
             self._promises.update_state(watched)
 

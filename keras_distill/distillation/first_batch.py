@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error_message
-from keras_distill._keras_internals import sync_jax_state
+from keras_distill._keras_internals import sync_variables
 from keras_distill._types import Logs
 
 FIRST_BATCH_METRICS = {"teacher_not_finite", "promises"}
@@ -50,7 +50,7 @@ class FirstBatchCheck(keras.callbacks.Callback):
         self.before = []
 
     def _look(self) -> None:
-        sync_jax_state(self.model)
+        sync_variables(self.model)
         message = self.fault()
         if message:
             for variable, value in self.before:

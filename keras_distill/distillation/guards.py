@@ -1,5 +1,6 @@
 """What is refused rather than trained: heads, losses, labels and soft targets that do not fit each other."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def num_not_finite(soft_targets: TensorTree) -> Tensor:
     return ops.stack([ops.cast(ops.isnan(total), "float32") for total in sums])
 
 
-def promise_of(who: str, term: Term, run: ForwardPass | None, activation: Any) -> Promise | None:
+def _promise_of(who: str, term: Term, run: ForwardPass | None, activation: Any) -> Promise | None:
     """What nothing but the caller's word says of the logits that a term reads; `None` where their head is known.
 
     Args:
@@ -111,3 +112,31 @@ def promise_of(who: str, term: Term, run: ForwardPass | None, activation: Any) -
     remedy = f"Pass {who}_from_logits={not run.from_logits} to Distiller"
     remedy += f", or let the model end before its {term.head}." if run.from_logits else "."
     return Promise(f"the {who}'s outputs", run.from_logits, term.head, remedy)
+
+
+def promised_logits(
+    terms: Sequence[Term],
+    sides: Sequence[tuple[str, ForwardPass | None, TensorTree]],
+    output_names: Sequence[str] | None,
+) -> dict[int, tuple[Promise, Tensor]]:
+    """The logits of a batch of which nothing is known but what the caller said.
+
+    Args:
+        terms: the distillation losses.
+        sides: `"teacher"` and `"student"`, each with its pass (`None` for soft targets that a batch brings) and logits.
+        output_names: the student's outputs, in their order.
+
+    Returns:
+        What `Promises.update_state` takes; the tensor of side s for term t is at position t · len(sides) + s.
+    """
+    found = {}
+    for place, (term, (who, run, structure)) in enumerate(itertools.product(terms, sides)):
+        activations = None if run is None else run.activations
+        promise = _promise_of(who, term, run, term.part_of(activations, output_names))
+        logits = term.part_of(structure, output_names)
+        if isinstance(logits, dict):
+            # Of the largest k of a row nobody knows the sum.
+            logits = logits.get("member_logits")
+        if promise is not None and ops.is_tensor(logits):
+            found[place] = promise, logits
+    return found

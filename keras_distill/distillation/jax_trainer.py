@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_distill._checks import error_message
-from keras_distill._keras_internals import restore_jax_state
+from keras_distill._keras_internals import give_back_variables
 from keras_distill._types import Data, Teacher, TensorTree
 from keras_distill.distillation.teacher_batches import TeacherBatches
 from keras_distill.distillation.trainable_model import TrainableModel
@@ -72,4 +72,4 @@ class JaxTrainer(TrainableModel):
             return
         # An evaluation holds no optimizer's variables.
         names = [name for name in _STATE if len(state) == len(_STATE) or name != "optimizer_variables"]
-        restore_jax_state(self, dict(zip(names, state, strict=True)))
+        give_back_variables(self, dict(zip(names, state, strict=True)))

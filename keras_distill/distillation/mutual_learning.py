@@ -180,6 +180,7 @@ class DeepMutualLearning(TrainableModel):
             "temperature": serialized(self.mutual_loss.temperature),
             "mutual_weight": serialized(self.mutual_weight),
             "from_logits": self.from_logits,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
     @classmethod
