@@ -262,3 +262,15 @@ def test_values_tell_what_they_are():
     halves = np.concatenate([distributions, np.log(distributions)])
     assert float(share_of_probabilities(ops.convert_to_tensor(halves))) == 0.5
     assert float(share_of_probabilities(ops.convert_to_tensor(halves), "sigmoid")) == 0.5
+
+
+def test_a_layer_as_an_activation_sees_no_mask_that_it_did_not_see_before():
+    inputs = keras.Input((4,), dtype="int32")
+    tokens = layers.Embedding(7, 5, mask_zero=True)(inputs)
+    model = keras.Model(inputs, layers.Dense(3, activation=layers.Softmax())(tokens))
+    x = np.array([[0, 1, 2, 3], [4, 5, 6, 0]])
+    run = forward_pass(model)
+    assert run.activations == "softmax"
+    given = run(x, False)
+    np.testing.assert_allclose(given.output, model(x), rtol=1e-6)
+    np.testing.assert_allclose(ops.softmax(given.logits), model(x), rtol=1e-5)

@@ -123,7 +123,11 @@ class _Removal:
         # The activation on the logits, rather than the layer a second time.
         name = self._free_name(f"{layer.name}_activation")
         dtype = path.base.outputs[0].dtype
-        activated = layers.Activation(inner.activation, name=name, dtype=dtype)(logits)
+        activation = inner.activation
+        if isinstance(activation, layers.Layer):
+            # Called as a layer it would take the mask that the logits carry; inside its own layer there was none.
+            activation = activation.call
+        activated = layers.Activation(activation, name=name, dtype=dtype)(logits)
         return Separated(_moved(logits, path.moves), _replayed(activated, path.moves))
 
     def _of_nested(self, chosen: list[tuple[Any, _Path, Head]]) -> list[Separated]:

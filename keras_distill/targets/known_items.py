@@ -28,7 +28,7 @@ class KnownItems:
         >>> import tempfile
         >>> from keras_distill.targets.labelling import label
         >>> x = np.eye(4, dtype="float32")
-        >>> store = label(lambda x: x, x, tempfile.mkdtemp() + "/targets", teacher_fingerprint="identity")
+        >>> store = label(lambda x: 5 * x, x, tempfile.mkdtemp() + "/targets", teacher_fingerprint="five times")
         >>> KnownItems(store).check(np.array([2, 0]), x[[2, 0]])
         >>> KnownItems(store).check(np.array([2, 0]), x[[0, 2]])
         Traceback (most recent call last):

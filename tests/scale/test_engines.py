@@ -292,6 +292,6 @@ def test_bad_engines_are_refused(tmp_path):
     import tensorflow as tf
 
     stream = tf.data.Dataset.from_tensor_slices(inputs())
-    with pytest.raises(ValueError, match="arrays, for an engine"):
+    with pytest.raises(ValueError, match="an engine needs a dataset of arrays"):
         targets.label(teacher(), stream, tmp_path / "s", engine="local")
     assert not (tmp_path / "s").exists()
