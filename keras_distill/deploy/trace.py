@@ -221,7 +221,7 @@ def save_traced(
         output_names[:] = outputs
         return {f"output_{place:03}": output for place, output in enumerate(outputs.values())}
 
-    with _ONE_AT_A_TIME, as_float32(model):
+    with _ONE_AT_A_TIME, as_float32(model), of_known_sizes(model):
         archive = keras.export.ExportArchive()
         archive.track(model)
         archive.add_endpoint("serve", serve, input_signature=specs)
@@ -346,6 +346,25 @@ def as_float32(model: "keras.Model") -> Iterator[None]:
             layer.dtype_policy = policy
         for layer, mean, variance in statistics:
             layer.mean, layer.variance = mean, variance
+
+
+@contextmanager
+def of_known_sizes(model: "keras.Model") -> Iterator[None]:
+    """Lets specialists answer for a whole call where anybody in it asks, in place of gathering those who do.
+
+    Where LiteRT learns a tensor's size only while it runs, it moves its memory in the first call, and with XNNPACK some
+    files, this one among them, then answer later calls wrongly, as chance places that memory (ai-edge-litert 2.3).
+    """
+    from keras_distill._keras_internals import all_layers
+
+    gathering = [layer for layer in all_layers(model) if getattr(layer, "gathers_examples", False)]
+    try:
+        for layer in gathering:
+            layer.gathers_examples = False
+        yield
+    finally:
+        for layer in gathering:
+            layer.gathers_examples = True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from keras_distill._checks import cast_exactly, check_choice, check_fraction, er
 from keras_distill._types import ArrayLike, Tensor, TensorTree
 from keras_distill.deploy.comparison import OutputComparison, compare_output
 from keras_distill.deploy.kit import kit_module
-from keras_distill.deploy.steadiness import unsteadiness
+from keras_distill.deploy.steadiness import CALL, unsteadiness
 from keras_distill.deploy.trace import float32_outputs, heads_of, served_model, signature_of
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def as_feed(artifact: Any, inputs: TensorTree) -> dict[str, np.ndarray]:
 
 
 def run_in_batches(
-    artifact: Any, feed: Mapping[str, np.ndarray], *, name: str = "in question", batch_size: int = 256
+    artifact: Any, feed: Mapping[str, np.ndarray], *, name: str = "in question", batch_size: int = CALL
 ) -> dict[str, np.ndarray]:
     """All outputs of an artifact for all inputs, `{output name: (num_items, ...)}`, in batches that fit into memory."""
     counts = {name: len(array) for name, array in feed.items()}

@@ -11,6 +11,7 @@ from keras_distill._checks import check_count, error_message
 from keras_distill._keras_internals import input_structure
 from keras_distill._types import Shape, Tensor, TensorTree
 from keras_distill.models.forward_pass import logits_model
+from keras_distill.specialists.cells import NOTHING
 from keras_distill.specialists.combiner import SpecialistCombiner
 from keras_distill.specialists.merge import check_class_sets
 
@@ -21,7 +22,8 @@ class SpecialistEnsemble(keras.Model):
 
     The generalist's most probable classes decide which specialists are asked: those whose set holds one of them.
     A specialist sees only the examples of a batch that ask it, and where there are none it is not run: however many
-    specialists there are, an example costs the generalist and its own few. An exported graph has the same conditionals.
+    specialists there are, an example costs the generalist and its own few. In an exported graph a specialist that
+    anybody in a call asks answers for the whole call.
 
     Args:
         generalist: a built Keras model with one output, any head, `(batch, num_classes)`.
@@ -162,6 +164,8 @@ class RoutedSpecialists(keras.layers.Layer):
         if self.num_routes > num_classes:
             raise ValueError(error_message(f"num_routes must be <= {num_classes}, the number of classes", num_routes))
         self.conditional = bool(conditional)
+        # Whether a specialist that is asked answers only for those who ask. Not in a file (`deploy/trace.py`).
+        self.gathers_examples = True
         # How many examples ask a specialist is not known when a graph is compiled.
         self.supports_jit = not self.conditional
         for position, (specialist, class_set) in enumerate(zip(self.specialists, self.class_sets, strict=True)):
@@ -185,8 +189,16 @@ class RoutedSpecialists(keras.layers.Layer):
 
     def routes(self, generalist_logits: Tensor) -> Any:
         """Which specialists each example asks: float32 `(batch, num_specialists)`."""
-        _, most_probable = ops.top_k(ops.cast(generalist_logits, "float32"), self.num_routes)
-        return ops.max(ops.take(self.covers, most_probable, axis=0), axis=1)
+        # One maximum after the other, the first class among equal ones. Not `top_k`: LiteRT learns the size of what
+        # it gives only while it runs; see `Problem.levelled`.
+        logits = ops.cast(generalist_logits, "float32")
+        is_asked = ops.zeros_like(logits)
+        for _ in range(self.num_routes):
+            is_largest = ops.cast(logits >= ops.max(logits, axis=-1, keepdims=True), "float32")
+            is_first = is_largest * ops.cast(ops.cumsum(is_largest, axis=-1) < 1.5, "float32")
+            is_asked = is_asked + is_first
+            logits = ops.where(is_first > 0.5, NOTHING, logits)
+        return ops.cast(ops.matmul(is_asked, self.covers) > 0.5, "float32")
 
     def call(self, inputs: TensorTree, training: bool | None = None) -> Any:
         """Merged logits, `(batch, num_classes)`."""
@@ -207,7 +219,7 @@ class RoutedSpecialists(keras.layers.Layer):
         num_outputs = len(self.class_sets[position]) + 1
 
         def run() -> Any:
-            if keras.config.backend() != "tensorflow":
+            if keras.config.backend() != "tensorflow" or not self.gathers_examples:
                 return self._logits_of(1 + position, inputs, training)
             # The places of the ones; LiteRT has no `nonzero`.
             _, asking = ops.top_k(routes[:, position], ops.cast(ops.sum(routes[:, position]), "int32"))

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._types import Tensor
-from keras_distill.specialists.cells import NOTHING, parts_by_segment
+from keras_distill.specialists.cells import NOTHING
 
 # The least mass that the solver tells from zero.
 _FLOOR = 1e-20
@@ -141,14 +141,24 @@ class Problem(NamedTuple):
         would have to find these ratios in directions in which the objective is flat, and float32 does not see them
         below 1e-5; so each of them gets the mean mass, and after the solver its own part of what they got.
         """
-        bits = ops.convert_to_tensor(2.0 ** np.arange(self.is_active.shape[-1]), "float32")
-        pattern = ops.cast(self.over_specialists(bits), "int32")
-        batch, num_patterns = ops.shape(pattern)[0], 2 ** self.is_active.shape[-1]
-        segments = ops.reshape(pattern + num_patterns * ops.arange(batch, dtype="int32")[:, None], (-1,))
-        flat = ops.reshape(self.log_mass, (-1,))
-        log_part, _ = parts_by_segment(flat, segments, num_patterns * batch)
-        size = ops.take(ops.segment_sum(ops.ones_like(flat), segments, num_segments=num_patterns * batch), segments)
-        log_part, size = ops.reshape(log_part, ops.shape(pattern)), ops.reshape(size, ops.shape(pattern))
+        num_active, num_cells = self.is_active.shape[-1], self.log_mass.shape[-1]
+        pattern = self.over_specialists(ops.convert_to_tensor(2.0 ** np.arange(num_active), "float32"))
+        # Whichever is fewer: the patterns that there may be, or those of the cells, where equal ones are equal groups.
+        # Not `segment_sum`: LiteRT learns the size of what it gives only while it runs, moves its memory in the first
+        # call, and with XNNPACK some files then answer every later call wrongly, as chance places that memory.
+        groups = pattern if num_cells <= 2**num_active else np.arange(2**num_active, dtype="float32")[None]
+        is_member = ops.equal(ops.expand_dims(pattern, -1), ops.expand_dims(groups, -2))
+
+        def of_cells(of_groups: Tensor) -> Tensor:
+            return ops.max(ops.where(is_member, ops.expand_dims(of_groups, -2), NOTHING), axis=-1)
+
+        log_mass = ops.expand_dims(self.log_mass, -1)
+        top = ops.stop_gradient(ops.max(ops.where(is_member, log_mass, NOTHING), axis=-2))
+        below_top = self.log_mass - of_cells(top)
+        sums = ops.sum(ops.where(is_member, ops.expand_dims(ops.exp(below_top), -1), 0.0), axis=-2)
+        # A group's largest value gives 1; the bound is for groups without any.
+        log_part = below_top - of_cells(ops.log(ops.maximum(sums, 0.5)))
+        size = of_cells(ops.sum(ops.cast(is_member, "float32"), axis=-2))
         return self.log_mass - log_part - ops.log(size), size
 
     def start(self, mass: Tensor, dustbins: Tensor) -> "_State":

@@ -95,7 +95,8 @@ def merge(
     num_active = len(class_sets) if max_active is None else check_count("max_active", max_active)
     is_bounded = num_active < len(class_sets)
     if is_bounded:
-        is_active *= ops.cast(ops.cumsum(is_active, axis=-1) <= num_active, "float32")
+        place = ops.cumsum(is_active, axis=-1)
+        is_active *= ops.cast(place <= num_active, "float32")
     log_mass = log_observed(log_generalist + math.log(generalist_weight), log_specialists, is_active, cells)
     # Within a cell classes keep the ratios of their masses: cells are merged, and share out what they get.
     log_part, log_cell_mass = parts_by_segment(ops.transpose(log_mass), cells.cell_of_class, cells.is_outside.shape[1])
@@ -104,9 +105,14 @@ def merge(
     # (1 or batch, specialists, cells): where few of many are active, each example keeps only the rows of its own.
     is_outside = cells.is_outside[None]
     if is_bounded:
-        is_active, chosen = ops.top_k(is_active, num_active)
-        log_dustbins = ops.take_along_axis(log_dustbins, chosen, axis=1)
-        is_outside = ops.take(cells.is_outside, chosen, axis=0)
+        # The first active one, the second, …: `(batch, num_active, specialists)`. Not `top_k` nor `take_along_axis`:
+        # LiteRT learns the size of what they give only while it runs; see `Problem.levelled`.
+        is_chosen = ops.equal(ops.expand_dims(place, -2), np.arange(1, num_active + 1, dtype="float32")[:, None])
+        is_chosen = ops.cast(is_chosen, "float32") * ops.expand_dims(is_active, -2)
+        is_active = ops.sum(is_chosen, axis=-1)
+        log_dustbins = ops.max(ops.where(is_chosen > 0.5, ops.expand_dims(log_dustbins, -2), NOTHING), axis=-1)
+        # Where fewer are active there is nobody, who leaves every cell out.
+        is_outside = ops.matmul(is_chosen, cells.is_outside[None]) + ops.expand_dims(1.0 - is_active, -1)
     log_dustbins = ops.where(is_active > 0.5, log_dustbins, NOTHING)
     problem = Problem(is_outside, is_active, log_cell_mass, log_dustbins, generalist_weight)
     # With one specialist or none, EM from the observed masses is exact, whatever the solver would say.
