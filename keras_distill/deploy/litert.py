@@ -48,15 +48,8 @@ def to_litert(
         quantization: `None` (float32), `"float16"` (half the bytes), `"dynamic"` (int8 weights, ranges found at every
             call) or `"int8"` (int8 throughout between float inputs and outputs; needs `calibration`).
         calibration: `{input name: array}`, some hundreds of training or validation examples; never from the test set.
-        example: a batch of inputs; needed for subclassed models whose inputs are not float32.
         batch: examples a call; `None` leaves it open where the model allows, or as the model fixes it.
-        from_logits: what a model gives whose head cannot be found: logits, or (`False`) probabilities, of which the
-            logits are exported.
-        class_names: names of the classes, in the order of the logits.
-        preprocessing: what the caller does to an example first, in words.
-        temperature: divisor of the logits before the softmax, for calibrated probabilities.
-        licence: the licence of the model.
-        provenance: where the model comes from, any JSON object.
+        example, from_logits, class_names, preprocessing, temperature, licence, provenance: as `to_onnx` takes them.
 
     Returns:
         `path`.

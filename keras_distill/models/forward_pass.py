@@ -196,10 +196,13 @@ def _with_what_is_shown(
     """The heads of a model, with what a few inputs show of those of which nothing is known."""
     if input_specs is None and is_readable(model):
         input_specs = input_structure(model)
-    given = []
+    given, inputs = [], None
+    if example is not None:
+        inputs = _first(example, model)
+    elif input_specs is not None:
+        inputs = _drawn(input_specs)
     try:
-        if example is not None or input_specs is not None:
-            inputs = _drawn(input_specs) if example is None else _first(example, model)
+        if inputs is not None:
             given = keras.tree.flatten(_run_aside(model, inputs))
     except Exception:
         if example is not None:

@@ -137,6 +137,10 @@ def function_activation(function: Callable, shape: Sequence[int | None]) -> str 
     return _NORMALISED if given.shape == values.shape and _are_distributions(given) else None
 
 
+class OperationFailed(Exception):
+    """An operation of a model does not run on numbers of our own."""
+
+
 class Place(NamedTuple):
     """A symbolic tensor, and the calls of nested models by which one comes to it, the outermost first.
 
@@ -164,7 +168,7 @@ class Place(NamedTuple):
 def _head(place: Place) -> Head:
     try:
         output, bare, activations, is_moved = _Sample().values(place)
-    except Exception:
+    except OperationFailed:
         # A function of the user's may want shapes or devices that only its own data bring. It stays as it is, and the
         # first batch shows whether it gives probabilities.
         return Head(None, False)
@@ -320,9 +324,12 @@ def _call(node: Any, values: list[Any]) -> Any:
 
 
 def _run(operation: Any, *arguments: Any, **keywords: Any) -> Any:
-    """An operation in inference, also where a layer that is training runs around us."""
+    """An operation in inference, also where a layer that is training runs around us; `OperationFailed` if it raises."""
     is_trained = isinstance(operation, (layers.Lambda, layers.TimeDistributed)) or is_readable(operation)
-    return operation(*arguments, **{**keywords, "training": False} if is_trained else keywords)
+    try:
+        return operation(*arguments, **{**keywords, "training": False} if is_trained else keywords)
+    except Exception as error:
+        raise OperationFailed(str(error)) from error
 
 
 def _numbers(shape: list[int], seed: int) -> np.ndarray:
