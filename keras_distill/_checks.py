@@ -3,7 +3,9 @@
 An error says what was expected, what was received, and the remedy. Nothing here knows Keras.
 """
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,19 @@ def error_message(expectation: str, received: object, remedy: str = "") -> str:
         'temperature must be > 0; got -1.0. Hinton et al. use 1 to 20.'
     """
     return f"{expectation}; got {received}.{' ' if remedy else ''}{remedy}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question about the nearest of the known names, for a remedy; nothing where none is near.
+
+    Example:
+        >>> did_you_mean("distil", ["distill", "ship"])
+        'Did you mean distill?'
+        >>> did_you_mean("bake", ["distill", "ship"])
+        ''
+    """
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {nearest[0]}?" if nearest else ""
 
 
 def check_number(name: str, value: Any, remedy: str = "") -> float:
@@ -63,9 +78,8 @@ def check_count(name: str, value: Any, minimum: int = 1, remedy: str = "") -> in
 def check_choice(name: str, value: Any, choices: tuple[str, ...], remedy: str = "") -> str:
     """Returns `value`; raises unless it is one of `choices`."""
     if value not in choices:
-        raise ValueError(
-            error_message(f"{name} must be one of {', '.join(repr(choice) for choice in choices)}", repr(value), remedy)
-        )
+        expectation = f"{name} must be one of {', '.join(repr(choice) for choice in choices)}"
+        raise ValueError(error_message(expectation, repr(value), remedy or did_you_mean(str(value), choices)))
     return value
 
 

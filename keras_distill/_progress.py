@@ -1,8 +1,25 @@
-"""The bar that long work shows on standard error: how much is done, how fast, how long it still takes."""
+"""What long work shows on standard error: a bar that says how much is done, how fast, how long it still takes."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
+
+
+@contextmanager
+def spinner(work: str, stderr: TextIO | None) -> Iterator[None]:
+    """A sign of life for work that nobody can measure; a line of text where `stderr` is no terminal."""
+    if stderr is None:
+        yield
+        return
+    if not stderr.isatty():
+        print(f"{work} …", file=stderr, flush=True)
+        yield
+        return
+    from rich.console import Console
+
+    with Console(file=stderr).status(f"{work} …"):
+        yield
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from keras_distill._native_log import quiet_start
+from keras_distill.cli.parser import Parser
+
 COMMANDS = ("demo", "label", "distill", "export", "ship", "specialists")
 
 
@@ -24,12 +27,10 @@ class Terminated(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code: 0 done, 1 a gate said no, 2 bad input, 130 interrupted, 143 terminated."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    # Keras and TensorFlow read these once, when they are imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    arguments = build_parser().parse_args(argv)
     try:
         with _signals_as_exceptions():
+            _start()
             return arguments.run(arguments)
     except KeyboardInterrupt as stopped:
         word, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
@@ -44,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
-        prog="keras-distill", description="Teach a small, fast Keras model what a big one knows, and ship it."
-    )
+    from keras_distill import __version__
+
+    description = "Teach a small, fast Keras model what a big one knows, and ship it."
+    parser = Parser(prog="keras-distill", description=description)
+    parser.add_argument("--version", action="version", version=f"keras-distill {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         command = import_module(f"{__name__}.{name}")
@@ -55,6 +58,22 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
+
+
+def _start() -> None:
+    """Imports what every command needs, which takes seconds: with a word at once, and none of the native code's."""
+    from keras_distill._progress import spinner
+
+    # Keras and TensorFlow read this once, when they are imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet_start() as stderr, spinner("starting Keras", stderr):
+        import keras
+
+        if keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            # Looking for GPUs is what native code talks about.
+            tf.config.list_physical_devices()
 
 
 def _is_user_or_system_error(error: Exception) -> bool:

@@ -298,7 +298,7 @@ def time_on_one_thread(paths: dict[str, dict[str, str]], example: Any) -> dict[s
     from keras_distill import teachers  # noqa: F401  (Keras must know Ensemble to load it)
     from keras_distill.deploy.kit import kit_module
     from keras_distill.deploy.trace import signature_of, single_call
-    from keras_distill.deploy.verify import as_feed
+    from keras_distill.deploy.verify import as_feed, open_artifact
 
     kit = kit_module()
     steps, opened = {}, []
@@ -307,7 +307,7 @@ def time_on_one_thread(paths: dict[str, dict[str, str]], example: Any) -> dict[s
         signature = signature_of(model, example)
         steps[f"{role} keras"] = single_call(model, signature.feed(example), signature)
         for suffix in ARTIFACT_RUNTIMES:
-            artifact = kit.open_artifact(files[suffix])
+            artifact = open_artifact(files[suffix])
             opened.append(artifact)
             steps[f"{role} {suffix}"] = artifact.step(as_feed(artifact, example))
     return kit.measure(steps)

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
     add("--out", required=True, metavar="BUNDLE", help="folder of the bundle; appears whole or not at all")
     why = "all of them must hold (default: onnx and litert must; their int8 variants come along where they are faster)"
-    add("--targets", nargs="+", choices=TARGETS, help=why)
+    # LiteRT was TensorFlow Lite, and people know it by that name.
+    add("--targets", nargs="+", choices=TARGETS, type=lambda text: text.replace("tflite", "litert"), help=why)
     add("--teacher", metavar="T.keras", help="the student's teacher, for the report")
     add("--baseline", metavar="B.keras", help="the same student trained on labels alone, for the report")
     add("--max-accuracy-drop", type=float, default=0.005, help="against the Keras student, a fraction (default: 0.005)")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from keras_distill._checks import error_message
+from keras_distill._checks import did_you_mean, error_message
 from keras_distill.data.cifar100 import load_cifar100
 from keras_distill.data.dataset import Dataset
 from keras_distill.data.digits import load_digits
@@ -13,7 +13,8 @@ from keras_distill.data.npz import load_npz
 from keras_distill.data.spoken_digit import load_spoken_digit
 from keras_distill.data.tfds import load_tfds
 
-KNOWN = "digits, mnist, spoken_digit, cifar100, tfds:NAME, a folder of images or an .npz file"
+NAMES = ("digits", "mnist", "spoken_digit", "cifar100")
+KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images or an .npz file"
 
 
 def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) -> Dataset:
@@ -66,4 +67,4 @@ def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) 
         raise FileNotFoundError(
             error_message(f"the data {text!r} must be a file, a folder or one of {KNOWN}", "no such file or folder")
         )
-    raise ValueError(error_message(f"the data must be one of {KNOWN}", repr(text)))
+    raise ValueError(error_message(f"the data must be one of {KNOWN}", repr(text), did_you_mean(text, NAMES)))

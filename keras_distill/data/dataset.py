@@ -35,6 +35,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        """Sizes in place of values: a hundred thousand pixels say nothing."""
+        return f"Split(inputs={_shape(self.inputs)}, labels={_shape(self.labels)})"
+
     def take(self, positions: np.ndarray) -> "Split":
         """The examples at `positions`, integers of shape `(num_taken,)`, in that order."""
         return Split(self.inputs[positions], self.labels[positions])
@@ -78,6 +82,12 @@ class Dataset:
             received = " and ".join(str(shape) for shape in sorted(shapes))
             raise ValueError(error_message(f"the splits of {self.name!r} must have examples of one shape", received))
 
+    def __repr__(self) -> str:
+        """Sizes in place of values, and no more class names than a line holds."""
+        names = ", ".join(self.class_names[:10]) + (", …" if self.num_classes > 10 else "")
+        splits = "\n".join(f"  {name}: {getattr(self, name)}" for name in ("train", "validation", "test"))
+        return f"Dataset {self.name!r}, {self.num_classes} classes: {names}\n{splits}"
+
     @property
     def num_classes(self) -> int:
         """How many classes there are, also where some have no example."""
@@ -87,6 +97,11 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one example, without the batch axis."""
         return self.train.inputs.shape[1:]
+
+
+def _shape(array: np.ndarray) -> str:
+    """An array's dtype and shape, "float32[719, 8, 8, 1]"."""
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def stratified_positions(labels: np.ndarray, num_taken: int, seed: int = 0) -> np.ndarray:

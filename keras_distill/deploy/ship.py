@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_distill._checks import error_message
+from keras_distill._checks import did_you_mean, error_message
 from keras_distill._files import whole_folder
 from keras_distill.deploy import bundle, quantize
 from keras_distill.deploy.budgets import Budgets
@@ -27,7 +27,7 @@ from keras_distill.deploy.quantize import Variant, choose
 from keras_distill.deploy.reference import Reference, as_class_logits, known_facts, reference_of
 from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
 from keras_distill.deploy.trace import single_call
-from keras_distill.deploy.verify import run_in_batches, verify
+from keras_distill.deploy.verify import open_artifact, run_in_batches, verify
 from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
 from keras_distill.report import metrics
 
@@ -80,7 +80,9 @@ def ship(
     wanted = list(dict.fromkeys(targets or DEFAULT_TARGETS))
     unknown = sorted(set(wanted) - set(TARGETS))
     if unknown or not wanted:
-        raise ValueError(error_message(f"targets must be among {', '.join(TARGETS)}", ", ".join(unknown) or "none"))
+        remedy = did_you_mean(unknown[0].replace("tflite", "litert"), TARGETS) if unknown else ""
+        received = ", ".join(unknown) or "none"
+        raise ValueError(error_message(f"targets must be among {', '.join(TARGETS)}", received, remedy))
     is_int8 = _is_int8(student)
     if is_int8:
         wanted = _targets_of_int8(wanted, targets is not None)
@@ -234,7 +236,7 @@ def _measure(
     steps, opened = {}, []
     for index, variant in enumerate(variants):
         if variant.path is not None and variant.failure is None:
-            artifact = kit.open_artifact(variant.path)
+            artifact = open_artifact(variant.path)
             opened.append(artifact)
             steps[str(index)] = artifact.step(kit.for_one_call(artifact, one))
     for name, model in models.items():
@@ -296,12 +298,11 @@ def _figures(
             add(name, own.logits, own.temperature, model.count_params(), latency.get(name, {}), None)
     temperature = reference.temperature
     add("student", reference.logits, temperature, student.count_params(), latency.get("student", {}), None)
-    kit = kit_module()
     shipped = {id(outcome.variant): outcome.variant for outcome in outcomes if outcome.holds}
     for variant in shipped.values():
         assert variant is not None
         assert variant.path is not None
-        output = run_in_batches(kit.open_artifact(variant.path), reference.feed)[reference.answer]
+        output = run_in_batches(open_artifact(variant.path), reference.feed)[reference.answer]
         logits = as_class_logits(output)
         add(variant.target, logits, temperature, student.count_params(), variant.latency, variant.num_bytes)
     return rows
@@ -333,7 +334,7 @@ def _write_bundle(
             continue
         name = target.replace("onnx", "student", 1).replace("litert", "student", 1) + variant.path.suffix
         shutil.copyfile(variant.path, folder / name)
-        artifact = kit.open_artifact(folder / name)
+        artifact = open_artifact(folder / name)
         outputs = artifact.run(golden_inputs)
         golden |= bundle.golden_entries(target, outputs)
         tolerances = {name: bundle.golden_tolerance(variant.precision, output) for name, output in outputs.items()}

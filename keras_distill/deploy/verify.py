@@ -7,6 +7,7 @@ class (`recall.py`), and whether an example's company matters (`steadiness.py`).
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_distill._checks import cast_exactly, check_choice, check_fraction, error_message
+from keras_distill._native_log import quiet_start
 from keras_distill._types import ArrayLike, Tensor, TensorTree
 from keras_distill.deploy.comparison import OutputComparison, compare_output
 from keras_distill.deploy.kit import kit_module
@@ -168,7 +170,13 @@ def open_artifact(path: str | os.PathLike) -> Any:
     """Opens an artifact with the kit; raises `ValueError` where the runtime refuses it."""
     if not Path(path).is_file():
         raise ValueError(error_message("an artifact must be a file", f"{os.fspath(path)}, which does not exist"))
-    return kit_module().open_artifact(path)
+    with quiet_start():
+        artifact = kit_module().open_artifact(path)
+        if interpreter := getattr(artifact, "interpreter", None):
+            # LiteRT greets when it first allocates. Where it cannot, it says so again at the first call.
+            with suppress(RuntimeError):
+                interpreter.allocate_tensors()
+    return artifact
 
 
 def as_feed(artifact: Any, inputs: TensorTree) -> dict[str, np.ndarray]:
