@@ -1,6 +1,6 @@
 """Heads are known by what they do: each kind by hand, what stays whole, and how it is written into the graph.
 
-Random models of all of them are in `test_heads_of_random_models.py`; what a wrong promise does, in `test_promises.py`.
+Random models of all of them are in `random_heads/`; what a wrong promise does, in `test_promises.py`.
 """
 
 import keras

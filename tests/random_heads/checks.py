@@ -1,22 +1,17 @@
-"""Over random models: the logits' activation is the model, training goes as Keras's own, and so does what is exported.
+"""What holds of every random model: the logits' activation is the model, and a student trains as Keras trains it.
 
 What each model is, `random_models.py` knows from having drawn it; softmax and sigmoid are SciPy's here.
 """
 
 import keras
 import numpy as np
-import pytest
 import scipy.special
 
 import keras_distill as kd
 from keras_distill import losses
-from keras_distill.deploy import to_onnx
 from keras_distill.models import forward_pass
 from keras_distill.models.heads import MISPLACED as SAID_OF_MISPLACED
 from tests.random_models import LINEAR, MISPLACED, SIGMOID, SOFTMAX, UNKNOWN, draw
-
-# Masks that a user's last layers drop: Keras says so, and they are dropped in both passes.
-pytestmark = pytest.mark.filterwarnings("ignore:(?s).*destroy the mask")
 
 ACTIVATIONS = {
     SOFTMAX: lambda logits: scipy.special.softmax(logits, axis=-1),
@@ -31,7 +26,6 @@ LOSSES = {
     SIGMOID: ("binary_crossentropy", losses.BinarySoftTargets),
 }
 ANY = ("mse", losses.RegressionTargets)
-FEW, MANY = range(100), range(100, 2100)
 
 
 def check_logits(drawn):
@@ -101,59 +95,10 @@ def has_loss(drawn):
     return not any("mask" in head or "dropout" in head for head in drawn.heads)
 
 
-@pytest.mark.parametrize("start", FEW[::50])
-def test_activation_of_the_logits_is_the_model(start):
-    for seed in range(start, start + 50):
-        check_logits(draw(seed))
-
-
-@pytest.mark.tensorflow
-@pytest.mark.parametrize("start", FEW[::50])
-def test_labels_train_a_student_as_keras_does(start):
-    for seed in range(start, start + 50, 2):
-        drawn = draw(seed)
-        if has_loss(drawn):
-            check_gradients(drawn, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.tensorflow
-@pytest.mark.parametrize("start", MANY[::200])
-def test_two_thousand_models_are_what_they_are(start):
-    for seed in range(start, start + 200):
+def check_models(seeds):
+    """Both, of the models of all `seeds`."""
+    for seed in seeds:
         drawn = draw(seed)
         check_logits(drawn)
         if has_loss(drawn):
             check_gradients(drawn, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.tensorflow
-def test_sixty_exported_models_give_the_logits(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    drawn = [model for seed in range(5000, 5100) if is_exportable(model := draw(seed))][:60]
-    assert len(drawn) == 60
-    feed, inputs, outputs, expected = {}, [], [], []
-    for number, one in enumerate(drawn):
-        arrays = keras.tree.flatten(one.inputs)
-        own = [
-            keras.Input(array.shape[1:], dtype=array.dtype, name=f"in_{number}_{position}")
-            for position, array in enumerate(arrays)
-        ]
-        feed |= dict(zip((tensor.name for tensor in own), arrays, strict=True))
-        inputs += own
-        outputs += keras.tree.flatten(one.model(keras.tree.pack_sequence_as(one.inputs, own)))
-        expected += keras.tree.flatten(one.model(one.inputs))
-    # One conversion for all of them: sixty would take ten minutes.
-    path = to_onnx(keras.Model(inputs, outputs), tmp_path / "sixty.onnx")
-    session = onnxruntime.InferenceSession(path)
-    logits = session.run([f"logits_{position}" for position in range(len(outputs))], feed)
-    truths = [truth for one in drawn for truth in one.truths]
-    assert {SOFTMAX, SIGMOID, LINEAR, UNKNOWN} <= set(truths)
-    for truth, given, wanted in zip(truths, logits, expected, strict=True):
-        np.testing.assert_allclose(ACTIVATIONS[truth](given.astype("float64")), wanted, rtol=1e-4, atol=1e-5)
-
-
-def is_exportable(drawn):
-    """What gives probabilities unseen, or over another axis, is refused: `tests/deploy/` tests that."""
-    return MISPLACED not in drawn.truths and "own softmax" not in drawn.heads
