@@ -8,10 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Closed forms are compared in float64, which JAX has only if asked.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
+import gc
 import sys
 from pathlib import Path
 
 import pytest
+
+# A worker holds millions of objects of TensorFlow and of compiled models, which the collector looks at over and over.
+gc.set_threshold(50_000, 20, 20)
 
 # For type checkers alone; doctest would run it.
 collect_ignore = ["client.py"]

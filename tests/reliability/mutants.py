@@ -228,7 +228,10 @@ def mutants_of(file):
     sites.visit(tree)
     found = []
     for line, words, lines, path, change in sites.found:
-        mutated = copy.deepcopy(tree)
+        # A copy of the one statement that changes: whole trees take a minute over all files.
+        mutated = ast.Module(list(tree.body), tree.type_ignores)
+        place = path[0][1]
+        mutated.body[place] = copy.deepcopy(tree.body[place])
         scope, statement, parent, node = [], None, None, mutated
         for field, place in path:
             parent = node
