@@ -1,0 +1,412 @@
+"""Is one model better than another on the same examples? One word, the difference with its interval, and why.
+
+What a model is and how it was trained is the caller's; here are logits, labels and statistics.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from keras_distill._checks import check_finite, check_fraction, check_labels, error_message
+from keras_distill._types import ArrayLike
+from keras_distill.report.metrics import log_softmax, softmax, wilson_interval
+
+Word = Literal["BETTER", "NO BETTER", "WORSE", "INCONCLUSIVE"]
+# A gain worth having, as a share of the baseline's errors: who distils for less will not see it.
+MARGIN = 0.1
+# How seldom a difference of no meaning is called one, BETTER and WORSE together.
+SIGNIFICANCE = 0.05
+# A student is short of room where it is at least so wrong on its training examples as on others, as a share.
+_AS_WRONG = 0.75
+# A teacher knows examples by heart where its targets for them have less than this share of the entropy of others.
+_BY_HEART = 0.5
+# The odds at which a reason is taken for one: reasons are looked for in numbers that were not made for it.
+_CERTAIN = 1e-3
+_NUM_RESAMPLES = 2000
+# How often a test set of the size that `examples_to_decide` names does decide.
+_POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate less baseline, per example: below zero the candidate is better.
+
+    Attributes:
+        mean: of errors a share in [−1, 1], of negative log likelihood nats.
+        low: of the 95 % interval.
+        high: of the 95 % interval.
+        p_value: how often two models of no difference differ so much; two-sided.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of wrong answers with its 95 % interval (Wilson), over all seeds.
+
+    Attributes:
+        rate: in [0, 1].
+        low: of the interval.
+        high: of the interval.
+    """
+
+    rate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.rate:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `compare_models` found.
+
+    Attributes:
+        word: `"BETTER"` or `"WORSE"` where chance does not explain the difference of errors; `"NO BETTER"` where the
+            interval excludes a gain worth having, a tenth of the baseline's errors; else `"INCONCLUSIVE"`.
+        candidate: its error rate.
+        baseline: its error rate.
+        errors: difference of the error rates.
+        nll: difference of the negative log likelihoods, nats.
+        num_items: examples.
+        num_seeds: trainings of each model.
+        reasons: whole sentences: what is visible of the cause.
+    """
+
+    word: Word
+    candidate: Rate
+    baseline: Rate
+    errors: Difference
+    nll: Difference
+    num_items: int
+    num_seeds: int
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        errors = self.errors
+        points = f"{100 * errors.mean:+.2f} points of errors [{100 * errors.low:+.2f}, {100 * errors.high:+.2f}]"
+        return f"{self.word}: {points} on {self.num_items:,} examples"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as dictionaries, lists and numbers."""
+        return asdict(self) | {"reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What models give for the examples that the student was trained on.
+
+    Attributes:
+        labels: integers, `(num_items,)`.
+        student_logits: `(num_items, num_classes)`, of the student that was distilled.
+        teacher_logits: `(num_items, num_classes)`; `None` where the teacher is not there.
+    """
+
+    labels: ArrayLike
+    student_logits: ArrayLike
+    teacher_logits: ArrayLike | None = None
+
+
+def compare_models(
+    labels: ArrayLike,
+    candidate_logits: ArrayLike,
+    baseline_logits: ArrayLike,
+    *,
+    teacher_logits: ArrayLike | None = None,
+    seen: Seen | None = None,
+    temperature: float = 1.0,
+    was_too_short: bool | None = None,
+    margin: float = MARGIN,
+) -> Verdict:
+    """Says whether the candidate is better than the baseline, and what is visible of the reason.
+
+    Errors of one training each are compared by McNemar's exact test, with Newcombe's interval for a difference of
+    paired shares; their negative log likelihoods by a paired bootstrap. Of several trainings all see the same examples,
+    so neither is every answer an example of its own, nor does the mean over seeds forget that other seeds would differ:
+    examples and seeds are crossed random effects, and the variance of the mean is the sum of what each contributes.
+
+    Args:
+        labels: integers, `(num_items,)`; of examples that nothing was trained on or chosen by.
+        candidate_logits: `(num_items, num_classes)`, or `(num_seeds, num_items, num_classes)`. One column is the logit
+            of class 1.
+        baseline_logits: of the same shape.
+        teacher_logits: `(num_items, num_classes)`, for the reasons that lie with the teacher.
+        seen: the same models on training examples, for the reasons that lie in what was trained on.
+        temperature: at which the teacher's targets were softened.
+        was_too_short: whether the candidate's validation loss was still falling; `None` where that is not known.
+        margin: the smallest gain worth having, as a share of the baseline's errors, in (0, 1].
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: no examples, shapes that differ, labels out of range, logits that are NaN or infinite.
+
+    Example:
+        >>> labels = np.arange(200) % 2
+        >>> right = np.eye(2)[labels]
+        >>> wrong_often, wrong_seldom = right.copy(), right.copy()
+        >>> wrong_often[:60], wrong_seldom[:20] = right[1:61], right[1:21]
+        >>> print(compare_models(labels, wrong_seldom, wrong_often))
+        BETTER: -20.00 points of errors [-25.82, -14.45] on 200 examples
+
+    Reference:
+        McNemar, Psychometrika 12 (1947); Newcombe, Statistics in Medicine 17 (1998), 2635, method 10; Efron and
+        Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; Satterthwaite, Biometrics Bulletin 2 (1946).
+    """
+    check_fraction("margin", margin)
+    candidate, num_classes = _stacked("candidate_logits", candidate_logits)
+    baseline, _ = _stacked("baseline_logits", baseline_logits)
+    if candidate.shape != baseline.shape:
+        raise ValueError(
+            error_message(f"baseline_logits must have shape {candidate.shape}, as candidate_logits", baseline.shape)
+        )
+    truth = check_labels("labels", labels, num_classes)
+    if len(truth) != candidate.shape[1]:
+        expectation = f"there must be {candidate.shape[1]} labels, one for each row of the logits"
+        raise ValueError(error_message(expectation, len(truth)))
+    wrong = [logits.argmax(axis=-1) != truth for logits in (candidate, baseline)]
+    errors = _difference_of_errors(*wrong)
+    nll = _difference(_nll(candidate, truth) - _nll(baseline, truth))
+    rates = [_rate(int(each.sum()), each.size) for each in wrong]
+    word = _word(errors, wrong, margin)
+    reasons = []
+    if teacher_logits is not None:
+        reasons += _reasons_of_teacher(_stacked("teacher_logits", teacher_logits)[0][0], truth, wrong[1][0])
+    # What a bad teacher has done to a student, or too few steps, is not the student's size.
+    if word != "BETTER" and not reasons:
+        if was_too_short:
+            reasons.append("It had too few steps: its loss on validation data was still falling.")
+        else:
+            reasons += _reasons_of_training(seen, teacher_logits, wrong[0], temperature)
+    if word == "INCONCLUSIVE":
+        reasons.append(_size_that_decides(errors, wrong, margin))
+    return Verdict(word, *rates, errors, nll, len(truth), len(candidate), tuple(reasons))
+
+
+def better_than_chance(answers: np.ndarray, labels: np.ndarray) -> float:
+    """How often luck does as well as these answers: the upper tail of a binomial distribution.
+
+    Luck deals the same answers out at random, so that always saying the most frequent class is worth nothing.
+
+    Args:
+        answers: class ids, `(num_items,)`.
+        labels: class ids, `(num_items,)`.
+
+    Example:
+        >>> labels = np.arange(90) % 3
+        >>> better_than_chance(np.zeros(90, int), labels) > 0.4, better_than_chance(labels, labels) < 1e-9
+        (True, True)
+    """
+    from scipy.stats import binomtest
+
+    num_classes = int(max(answers.max(), labels.max())) + 1
+    shares = [np.bincount(ids, minlength=num_classes) / len(ids) for ids in (answers, labels)]
+    num_right = int(np.count_nonzero(answers == labels))
+    return float(binomtest(num_right, len(labels), min(float(shares[0] @ shares[1]), 1.0), "greater").pvalue)
+
+
+def _stacked(name: str, logits: ArrayLike) -> tuple[np.ndarray, int]:
+    """`(num_seeds, num_items, num_classes)`, float64, and how many classes."""
+    values = check_finite(name, np.asarray(logits, "float64"))
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or not values.size:
+        expectation = f"{name} must have shape (num_items, num_classes) or (num_seeds, num_items, num_classes)"
+        raise ValueError(error_message(expectation, np.shape(logits)))
+    if values.shape[-1] == 1:
+        # The logit of class 1 beside a class 0 at zero: the softmax of both is the sigmoid.
+        values = np.concatenate([np.zeros_like(values), values], axis=-1)
+    return values, values.shape[-1]
+
+
+def _nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Nats, `(num_seeds, num_items)`."""
+    return -np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1)[..., 0]
+
+
+def _rate(num_wrong: int, num_answers: int) -> Rate:
+    return Rate(num_wrong / num_answers, *wilson_interval(num_wrong, num_answers))
+
+
+def _difference_of_errors(candidate: np.ndarray, baseline: np.ndarray) -> Difference:
+    """Of wrong answers, bool, `(num_seeds, num_items)` each."""
+    from scipy.stats import binomtest
+
+    if len(candidate) > 1:
+        return _difference(candidate.astype("float64") - baseline)
+    only_candidate = int(np.count_nonzero(candidate & ~baseline))
+    only_baseline = int(np.count_nonzero(baseline & ~candidate))
+    differing = only_candidate + only_baseline
+    p_value = float(binomtest(only_candidate, differing).pvalue) if differing else 1.0
+    num_items = candidate.shape[1]
+    return Difference((only_candidate - only_baseline) / num_items, *_newcombe(candidate[0], baseline[0]), p_value)
+
+
+def _newcombe(
+    candidate: np.ndarray, baseline: np.ndarray, confidence: float = 1.0 - SIGNIFICANCE
+) -> tuple[float, float]:
+    """Newcombe's interval for the difference of two shares of the same items: Wilson's of each, squared and added.
+
+    The covariance of the two answers takes back what adding the squares of their errors counts twice.
+    """
+    num_items = len(candidate)
+    both, neither = int((candidate & baseline).sum()), int((~candidate & ~baseline).sum())
+    only = int((candidate & ~baseline).sum()), int((baseline & ~candidate).sum())
+    sides = [
+        (int(each.sum()), *wilson_interval(int(each.sum()), num_items, confidence)) for each in (candidate, baseline)
+    ]
+    (wrong, low, high), (other_wrong, other_low, other_high) = sides
+    product = wrong * (num_items - wrong) * other_wrong * (num_items - other_wrong)
+    covariance = both * neither - only[0] * only[1]
+    if covariance > 0:
+        # Newcombe's correction for continuity.
+        covariance = max(covariance - num_items / 2, 0.0)
+    phi = covariance / math.sqrt(product) if product else 0.0
+    share, other_share = wrong / num_items, other_wrong / num_items
+
+    def reach(down: float, up: float) -> float:
+        return math.sqrt(max(down**2 - 2 * phi * down * up + up**2, 0.0))
+
+    difference = share - other_share
+    return (
+        difference - reach(share - low, other_high - other_share),
+        difference + reach(high - share, other_share - other_low),
+    )
+
+
+def _difference(values: np.ndarray) -> Difference:
+    """Of values that differ by example, and by seed where there are several, `(num_seeds, num_items)`."""
+    from scipy import stats
+
+    num_seeds, num_items = values.shape
+    mean = float(values.mean())
+    if not np.any(values - mean):
+        return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
+    if num_seeds == 1:
+        return _bootstrapped(values[0])
+    # Mean squares of a two-way table without repetition; each effect's share of the variance of the mean.
+    by_seed, by_item = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
+    freedom = np.array([num_seeds - 1, max(num_items - 1, 1), (num_seeds - 1) * max(num_items - 1, 1)], "float64")
+    squares = np.array(
+        [
+            num_items * np.square(by_seed - mean).sum(),
+            num_seeds * np.square(by_item - mean).sum(),
+            np.square(values - by_seed - by_item + mean).sum(),
+        ]
+    )
+    seed, item, rest = squares / freedom / values.size
+    # What the rest explains by itself is in both effects: it counts once. Below it an effect is none.
+    parts = np.array([max(seed, rest), max(item, rest), -rest])
+    variance = parts.sum()
+    effective = variance**2 / np.sum(parts**2 / freedom)
+    reach = stats.t.ppf(1.0 - SIGNIFICANCE / 2, effective) * math.sqrt(variance)
+    p_value = 2.0 * stats.t.sf(abs(mean) / math.sqrt(variance), effective)
+    return Difference(mean, mean - float(reach), mean + float(reach), float(p_value))
+
+
+def _bootstrapped(values: np.ndarray) -> Difference:
+    """The mean of differences of one training each, over examples drawn again and again."""
+    generator = np.random.default_rng(0)
+    num_items = len(values)
+    # In portions that fit into memory.
+    portion = max(1, 4_000_000 // num_items)
+    sizes = [min(portion, _NUM_RESAMPLES - start) for start in range(0, _NUM_RESAMPLES, portion)]
+    means = np.concatenate([values[generator.integers(0, num_items, (size, num_items))].mean(axis=1) for size in sizes])
+    low, high = np.quantile(means, [SIGNIFICANCE / 2, 1.0 - SIGNIFICANCE / 2])
+    # The share of means on the other side of zero, of which there is always the one that was seen.
+    beyond = min(np.count_nonzero(means <= 0.0), np.count_nonzero(means >= 0.0))
+    return Difference(float(values.mean()), float(low), float(high), min(1.0, 2 * (beyond + 1) / (_NUM_RESAMPLES + 1)))
+
+
+def _word(errors: Difference, wrong: Sequence[np.ndarray], margin: float) -> Word:
+    if errors.p_value < SIGNIFICANCE and errors.high < 0.0:
+        return "BETTER"
+    if errors.p_value < SIGNIFICANCE and errors.low > 0.0:
+        return "WORSE"
+    # One-sided, as a test of equivalence is: does the interval of 90 % leave room for a gain worth having?
+    worth_having = -margin * float(wrong[1].mean())
+    if len(wrong[0]) == 1:
+        lowest, _ = _newcombe(wrong[0][0], wrong[1][0], 1.0 - 2 * SIGNIFICANCE)
+    else:
+        from scipy.stats import norm
+
+        lowest = errors.mean - (errors.mean - errors.low) * norm.ppf(1.0 - SIGNIFICANCE) / norm.ppf(
+            1.0 - SIGNIFICANCE / 2
+        )
+    return "NO BETTER" if lowest > worth_having else "INCONCLUSIVE"
+
+
+def _size_that_decides(errors: Difference, wrong: Sequence[np.ndarray], margin: float) -> str:
+    """How large a test set would have to be for a difference such as the one seen, or such as would be worth having."""
+    from scipy.stats import norm
+
+    num_items = wrong[0].shape[1]
+    # Two models that never differ on few examples may still do so once.
+    differing = max(float(np.mean(wrong[0] != wrong[1])), 1.0 / num_items)
+    gain = max(abs(errors.mean), margin * float(wrong[1].mean()), 1.0 / num_items)
+    quantiles = norm.ppf(1.0 - SIGNIFICANCE / 2) + norm.ppf(_POWER)
+    needed = max(math.ceil(quantiles**2 * differing / gain**2), num_items + 1)
+    rounded = round(needed, 1 - int(math.log10(needed)))
+    return f"{num_items:,} test examples are too few to tell: about {max(rounded, num_items + 1):,} would decide."
+
+
+def _reasons_of_teacher(teacher: np.ndarray, labels: np.ndarray, baseline_wrong: np.ndarray) -> list[str]:
+    answers = teacher.argmax(axis=-1)
+    wrong = answers != labels
+    rate = f"{100 * wrong.mean():.1f} %"
+    if better_than_chance(answers, labels) > 0.01:
+        return [f"The teacher answers as luck would ({rate} wrong): look at how its inputs are scaled."]
+    against = _difference_of_errors(wrong[None], baseline_wrong[None])
+    if against.p_value < SIGNIFICANCE and against.low > 0.0:
+        other = f"{100 * baseline_wrong.mean():.1f} %"
+        return [f"The teacher is worse ({rate} wrong) than the student that learned from labels alone ({other})."]
+    return []
+
+
+def _reasons_of_training(
+    seen: Seen | None, teacher_logits: ArrayLike | None, wrong: np.ndarray, temperature: float
+) -> list[str]:
+    if seen is None:
+        return []
+    from scipy.stats import fisher_exact, mannwhitneyu
+
+    reasons = []
+    labels = np.asarray(seen.labels)
+    student = _stacked("seen.student_logits", seen.student_logits)[0][0]
+    seen_wrong = int(np.count_nonzero(student.argmax(axis=-1) != labels))
+    rates = seen_wrong / len(labels), float(wrong.mean())
+    table = [[seen_wrong, len(labels) - seen_wrong], [int(wrong[0].sum()), int((~wrong[0]).sum())]]
+    is_less = fisher_exact(table, alternative="less").pvalue < _CERTAIN
+    # Some errors, or there is nothing that it lacks.
+    if seen_wrong >= 10 and rates[0] >= _AS_WRONG * rates[1] and not is_less:
+        shares = " and ".join(f"{100 * rate:.1f} %" for rate in rates)
+        reasons.append(
+            f"The student lacks room: it is about as wrong on its training examples as on others ({shares}). Take a "
+            "larger one, or a lower temperature and more weight for the labels."
+        )
+    if seen.teacher_logits is not None and teacher_logits is not None:
+        at_home, abroad = (
+            _entropy(_stacked("teacher_logits", logits)[0][0] / temperature)
+            for logits in (seen.teacher_logits, teacher_logits)
+        )
+        is_lower = mannwhitneyu(at_home, abroad, alternative="less").pvalue < _CERTAIN
+        if is_lower and at_home.mean() < _BY_HEART * abroad.mean():
+            nats = f"{at_home.mean():.3f} against {abroad.mean():.3f} nats"
+            reasons.append(
+                f"The teacher knows the training examples by heart: its targets say less of them ({nats}). Distil on "
+                "examples or views that it was not trained on."
+            )
+    return reasons
+
+
+def _entropy(logits: np.ndarray) -> np.ndarray:
+    """Nats, `(num_items,)`."""
+    return -np.sum(softmax(logits) * log_softmax(logits), axis=-1)

@@ -1,0 +1,214 @@
+"""One word about two models, against worlds whose truth is drawn and against published figures."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from keras_distill.report.verdict import Seen, better_than_chance, compare_models
+from tests.report.situations import situation
+
+# What each situation deserves: the words, and what the reason must speak of.
+EXPECTED = {
+    "teacher at chance": ({"WORSE", "NO BETTER"}, "as luck would"),
+    "leaking teacher": ({"NO BETTER", "INCONCLUSIVE"}, "by heart"),
+    "saturated student": ({"WORSE", "NO BETTER", "INCONCLUSIVE"}, "lacks room"),
+    "few labels": ({"BETTER"}, ""),
+    "noisy labels": ({"BETTER"}, ""),
+    "unlabelled pool": ({"BETTER"}, ""),
+    "under-trained": ({"NO BETTER", "INCONCLUSIVE", "WORSE"}, "too few steps"),
+    "tiny test set": ({"INCONCLUSIVE"}, "too few to tell"),
+    "teacher is the student": ({"NO BETTER", "INCONCLUSIVE", "WORSE"}, ""),
+    "no difference": ({"NO BETTER", "INCONCLUSIVE"}, ""),
+}
+
+
+def verdict_of(drawn):
+    more = dict(drawn.more)
+    if "seen" in more:
+        more["seen"] = Seen(*more["seen"])
+    return compare_models(drawn.labels, drawn.candidate, drawn.baseline, **more)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """(verdict, verdict of a test set of ten times the size) of each situation, five times."""
+    found = {name: [situation(name, seed) for seed in range(5)] for name in EXPECTED}
+    return {
+        name: [
+            (verdict_of(run), compare_models(run.fresh_labels, run.fresh_candidate, run.fresh_baseline)) for run in each
+        ]
+        for name, each in found.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
+def test_situation_gets_its_word_and_its_reason(runs, name):
+    words, reason = EXPECTED[name]
+    are_right = [found.word in words and reason in " ".join(found.reasons) for found, _ in runs[name]]
+    assert sum(are_right) >= 4, [str(found) for found, _ in runs[name]]
+
+
+@pytest.mark.slow
+def test_better_is_hardly_ever_what_ten_times_as_many_examples_deny(runs):
+    pairs = [pair for each in runs.values() for pair in each]
+    denied = [str(found) for found, fresh in pairs if found.word == "BETTER" and fresh.word != "BETTER"]
+    assert len(denied) <= 0.05 * len(pairs), denied
+
+
+def answers(is_wrong, labels):
+    """Logits of two classes that are wrong where they are told to be."""
+    return 2.0 * np.eye(2)[np.where(is_wrong, 1 - labels, labels)]
+
+
+def draw_pair(generator, num_items, only_candidate, only_baseline, both=0.1):
+    """Labels and the logits of two models, wrong alone or together with these probabilities."""
+    labels = generator.integers(0, 2, num_items)
+    where = generator.choice(
+        4, num_items, p=[only_candidate, only_baseline, both, 1 - only_candidate - only_baseline - both]
+    )
+    return labels, answers((where == 0) | (where == 2), labels), answers((where == 1) | (where == 2), labels)
+
+
+def test_equal_models_are_seldom_called_better_or_worse():
+    generator = np.random.default_rng(0)
+    words = [compare_models(*draw_pair(generator, 300, 0.08, 0.08)).word for _ in range(800)]
+    # At most 2.5 % each in the long run; the bound is what luck exceeds once in a thousand.
+    allowed = stats.binom(800, 0.025).ppf(0.999)
+    assert words.count("BETTER") <= allowed
+    assert words.count("WORSE") <= allowed
+
+
+def test_interval_covers_the_true_difference_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    found = [compare_models(*draw_pair(generator, 200, 0.05, 0.12)).errors for _ in range(800)]
+    covered = sum(each.low <= -0.07 <= each.high for each in found)
+    assert stats.binom(800, 0.95).ppf(0.001) <= covered <= stats.binom(800, 0.99).ppf(0.999)
+
+
+def test_over_seeds_the_interval_covers_what_other_seeds_would_give():
+    generator = np.random.default_rng(2)
+    num_items, truth, covered = 150, -0.05, 0
+    for _ in range(300):
+        labels = generator.integers(0, 2, num_items)
+        # How hard an example is for the candidate alone, and how lucky a seed is.
+        hard, lucky = generator.normal(size=num_items) * 0.05, generator.normal(size=(3, 1)) * 0.04
+        chances = np.clip(0.25 + truth + hard + lucky, 0, 1)
+        wrong = generator.random((3, num_items)) < chances
+        base = generator.random((3, num_items)) < 0.25
+        found = compare_models(labels, *(np.stack([answers(row, labels) for row in rows]) for rows in (wrong, base)))
+        covered += found.errors.low <= truth <= found.errors.high
+        assert found.num_seeds == 3
+    assert covered >= stats.binom(300, 0.95).ppf(0.001)
+
+
+def test_a_large_difference_of_seeds_keeps_three_of_them_from_deciding():
+    # Each pair differs clearly, but now in one direction and now in the other.
+    labels = np.zeros(1000, int)
+    wrong, base = np.zeros((3, 1000), bool), np.zeros((3, 1000), bool)
+    wrong[0, :300], wrong[1, :100], wrong[2, :20], base[:, :200] = True, True, True, True
+    found = compare_models(labels, *(np.stack([answers(row, labels) for row in rows]) for rows in (wrong, base)))
+    assert found.word == "INCONCLUSIVE"
+    assert found.errors.mean == pytest.approx(-0.06)
+    assert found.errors.high > 0.1
+
+
+def test_interval_of_paired_shares_is_newcombes():
+    # Newcombe 1998 (II), table III: of 50 pairs 36 wrong in both, 12 and 2 in one, none in neither; method 10.
+    kinds = np.repeat([0, 1, 2], [36, 12, 2])
+    labels = np.zeros(50, int)
+    found = compare_models(labels, answers(kinds <= 1, labels), answers(kinds != 1, labels))
+    assert (found.errors.low, found.errors.high) == pytest.approx((0.0569, 0.3404), abs=1e-4)
+
+
+def test_p_value_is_mcnemars():
+    kinds = np.repeat([1, 2, 3], [2, 10, 88])
+    labels = np.zeros(100, int)
+    found = compare_models(labels, answers(kinds == 1, labels), answers(kinds == 2, labels))
+    # Two or fewer of twelve coins, or ten and more.
+    assert found.errors.p_value == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert (found.candidate.rate, found.baseline.rate, found.errors.mean) == (0.02, 0.1, pytest.approx(-0.08))
+    assert found.word == "BETTER"
+
+
+def test_likelihoods_have_the_interval_of_a_t_test_where_that_holds():
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 3, 2000)
+    baseline = generator.normal(size=(2000, 3))
+    candidate = baseline + 0.3 * generator.normal(size=(2000, 3)) + 0.05 * np.eye(3)[labels]
+    found = compare_models(labels, candidate, baseline).nll
+    nll = [
+        -(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(2000), labels]
+        for logits in (candidate, baseline)
+    ]
+    difference = nll[0] - nll[1]
+    interval = stats.ttest_1samp(difference, 0).confidence_interval()
+    width = interval.high - interval.low
+    assert found.mean == pytest.approx(difference.mean())
+    assert found.low == pytest.approx(interval.low, abs=0.1 * width)
+    assert found.high == pytest.approx(interval.high, abs=0.1 * width)
+
+
+def test_the_size_that_is_named_decides_four_times_of_five():
+    generator = np.random.default_rng(4)
+    labels, candidate, baseline = draw_pair(np.random.default_rng(9), 100, 0.07, 0.10)
+    few_wrong = [logits.argmax(-1) != labels for logits in (candidate, baseline)]
+    few = compare_models(labels, candidate, baseline)
+    assert few.word == "INCONCLUSIVE"
+    (sentence,) = few.reasons
+    needed = int(re.search(r"about ([\d,]+) would decide", sentence)[1].replace(",", ""))
+    # A world in which the two differ as they did here.
+    gain = max(-few.errors.mean, 0.1 * few.baseline.rate)
+    differing = np.mean((few_wrong[0] | few_wrong[1]) & ~(few_wrong[0] & few_wrong[1]))
+    shares = [(differing - gain) / 2, (differing + gain) / 2]
+    words = [compare_models(*draw_pair(generator, needed, *shares)).word for _ in range(100)]
+    assert 60 <= words.count("BETTER") <= 97
+
+
+def test_one_column_is_the_logit_of_class_one():
+    labels = np.array([0, 1] * 50)
+    column = np.where(labels == 1, 1.5, -1.5)[:, None]
+    as_two = np.concatenate([np.zeros_like(column), column], axis=1)
+    wrong = -column
+    one, two = (
+        compare_models(labels, column, wrong),
+        compare_models(labels, as_two, np.concatenate([0 * wrong, wrong], 1)),
+    )
+    assert one == two
+    assert one.word == "BETTER"
+
+
+def test_better_teacher_than_luck_is_told_by_a_binomial_tail():
+    labels = np.arange(100) % 4
+    some = np.where(np.arange(100) < 40, labels, (labels + 1) % 4)
+    assert better_than_chance(some, labels) == pytest.approx(stats.binom(100, 0.25).sf(39))
+
+
+def test_a_verdict_goes_round_through_json():
+    labels = np.arange(60) % 3
+    found = compare_models(labels, np.eye(3)[labels], np.eye(3)[(labels + (labels == 0)) % 3])
+    told = json.loads(json.dumps(found.to_json()))
+    assert told["word"] == "BETTER"
+    assert told["baseline"]["rate"] == pytest.approx(1 / 3)
+    assert told["errors"]["mean"] == pytest.approx(-1 / 3)
+    assert set(told) == {"word", "candidate", "baseline", "errors", "nll", "num_items", "num_seeds", "reasons"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"candidate_logits": np.zeros((3, 3))}, "baseline_logits must have shape (1, 3, 3), as candidate_logits"),
+        ({"labels": [0, 1]}, "there must be 4 labels"),
+        ({"labels": [0, 1, 2, 3]}, "labels must be"),
+        ({"candidate_logits": np.full((4, 3), np.nan)}, "candidate_logits must be finite"),
+        ({"baseline_logits": np.zeros(4)}, "baseline_logits must have shape (num_items, num_classes) or"),
+        ({"margin": 1.5}, "margin must be"),
+    ],
+)
+def test_bad_input_is_refused(change, said):
+    given = {"labels": [0, 1, 2, 0], "candidate_logits": np.zeros((4, 3)), "baseline_logits": np.zeros((4, 3))} | change
+    with pytest.raises(ValueError, match=re.escape(said)):
+        compare_models(**given)
