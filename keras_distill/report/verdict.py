@@ -176,7 +176,6 @@ def compare_models(
     wrong = [logits.argmax(axis=-1) != truth for logits in (candidate, baseline)]
     errors = _difference_of_errors(*wrong)
     nll = _difference(_nll(candidate, truth) - _nll(baseline, truth))
-    rates = [_rate(int(each.sum()), each.size) for each in wrong]
     word = _word(errors, wrong, margin)
     reasons = []
     if teacher_logits is not None:
@@ -189,7 +188,7 @@ def compare_models(
             reasons += _reasons_of_training(seen, teacher_logits, wrong[0], temperature)
     if word == "INCONCLUSIVE":
         reasons.append(_size_that_decides(errors, wrong, margin))
-    return Verdict(word, *rates, errors, nll, len(truth), len(candidate), tuple(reasons))
+    return Verdict(word, _rate(wrong[0]), _rate(wrong[1]), errors, nll, len(truth), len(candidate), tuple(reasons))
 
 
 def better_than_chance(answers: np.ndarray, labels: np.ndarray) -> float:
@@ -232,8 +231,8 @@ def _nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1)[..., 0]
 
 
-def _rate(num_wrong: int, num_answers: int) -> Rate:
-    return Rate(num_wrong / num_answers, *wilson_interval(num_wrong, num_answers))
+def _rate(wrong: np.ndarray) -> Rate:
+    return Rate(float(wrong.mean()), *wilson_interval(int(wrong.sum()), wrong.size))
 
 
 def _difference_of_errors(candidate: np.ndarray, baseline: np.ndarray) -> Difference:
@@ -265,7 +264,7 @@ def _newcombe(
     ]
     (wrong, low, high), (other_wrong, other_low, other_high) = sides
     product = wrong * (num_items - wrong) * other_wrong * (num_items - other_wrong)
-    covariance = both * neither - only[0] * only[1]
+    covariance = float(both * neither - only[0] * only[1])
     if covariance > 0:
         # Newcombe's correction for continuity.
         covariance = max(covariance - num_items / 2, 0.0)
