@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -51,6 +51,45 @@ def whole_file(path: str | os.PathLike, within: Path | None = None) -> Iterator[
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_files(paths: Sequence[str | os.PathLike]) -> Iterator[list[Path]]:
+    """Yields a path beside each of `paths` to write to; when the block ends well, those files become `paths`, in order.
+
+    For files that belong together. All of them are on the disk before the first takes its name, so that only a kill
+    between two renames, which take microseconds, leaves some new and some old. Where the block raises, nothing is left.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> with whole_files([folder / "a.txt", folder / "b.txt"]) as asides:
+        ...     _ = [aside.write_text("…") for aside in asides]
+        >>> sorted(path.name for path in folder.iterdir())
+        ['a.txt', 'b.txt']
+    """
+    targets, asides = [Path(path) for path in paths], []
+    try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.parent / f".partial-{secrets.token_hex(4)}{target.name}"
+            asides.append(aside)
+            aside.touch(0o666, exist_ok=False)
+        yield asides
+        for aside in asides:
+            sync(aside)
+        _take_names(asides, targets)
+        for folder in {target.parent for target in targets}:
+            sync(folder)
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+
+
+def _take_names(asides: Sequence[Path], targets: Sequence[Path]) -> None:
+    """In a function of its own, so that a signal waits until all of them have their names."""
+    for aside, target in zip(asides, targets, strict=True):
+        os.replace(aside, target)
 
 
 @contextmanager

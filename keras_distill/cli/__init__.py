@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from keras_distill._native_log import quiet_start
+from keras_distill.cli.config_file import with_config
 from keras_distill.cli.parser import Parser
 
 COMMANDS = ("demo", "label", "distill", "export", "ship", "specialists")
@@ -27,10 +28,15 @@ class Terminated(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code: 0 done, 1 a gate said no, 2 bad input, 130 interrupted, 143 terminated."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(with_config(sys.argv[1:] if argv is None else argv, parser))
+    except (ValueError, OSError) as error:
+        print(f"keras-distill: error: {error}{_remedy(error)}", file=sys.stderr)
+        return 2
     try:
         with _signals_as_exceptions():
-            _start()
+            _start(getattr(arguments, "quiet", False))
             return arguments.run(arguments)
     except KeyboardInterrupt as stopped:
         word, code = ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
@@ -60,13 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _start() -> None:
+def _start(is_quiet: bool) -> None:
     """Imports what every command needs, which takes seconds: with a word at once, and none of the native code's."""
     from keras_distill._progress import spinner
 
     # Keras and TensorFlow read this once, when they are imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_start() as stderr, spinner("starting Keras", stderr):
+    with quiet_start() as stderr, spinner("starting Keras", None if is_quiet else stderr):
         import keras
 
         if keras.config.backend() == "tensorflow":

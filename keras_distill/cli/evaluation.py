@@ -1,13 +1,15 @@
 """What the commands that train share: how a model is measured on data, and how that is shown."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
     from rich.table import Table
 
+    from keras_distill._types import Teacher, Tensor
     from keras_distill.data import Dataset, Split
 
 
@@ -21,8 +23,18 @@ def check_model_fits_dataset(model: "keras.Model", dataset: "Dataset", who: str)
         remedy = f"The {who} must take what {dataset.name} holds; see keras_distill.data."
         raise ValueError(error_message(f"the {who}'s input must have shape {expected}", received, remedy))
     if model.output_shape[-1] != dataset.num_classes:
-        expectation = f"the {who}'s output must have {dataset.num_classes} classes, as {dataset.name} has"
-        raise ValueError(error_message(expectation, f"{model.output_shape[-1]} classes"))
+        check_num_classes(model.output_shape[-1], dataset, who)
+
+
+def check_num_classes(num_classes: int, dataset: "Dataset", who: str) -> None:
+    """Raises `ValueError` where a model has other classes than the dataset."""
+    from keras_distill._checks import error_message
+
+    if num_classes != dataset.num_classes:
+        names = ", ".join(dataset.class_names[:4]) + (", …" if dataset.num_classes > 4 else "")
+        expectation = f"the {who}'s output must have {dataset.num_classes} classes, as {dataset.name} has ({names})"
+        remedy = f"Take a {who} of the same classes, or cut its last layer to these and train it on them."
+        raise ValueError(error_message(expectation, f"{num_classes} classes", remedy))
 
 
 def label_loss(student: "keras.Model") -> "keras.losses.Loss":
@@ -39,23 +51,97 @@ def arrays_of(split: "Split") -> "tuple[np.ndarray, np.ndarray]":
     return split.inputs, split.labels
 
 
-def measure(model: "keras.Model", split: "Split") -> tuple[float, float]:
-    """(errors, negative log-likelihood in nats) of a model on a split."""
-    from keras_distill.models.forward_pass import logits_model
+def logits_function(model: "Teacher") -> "Callable[[np.ndarray], np.ndarray]":
+    """A function from inputs to the logits of a model, `(num_items, num_classes)`, in batches of 512.
+
+    Args:
+        model: a Keras model with any head, or an `OnnxTeacher`.
+    """
+    import keras
+    import numpy as np
+
+    run = model
+    if isinstance(model, keras.Model):
+        from keras_distill.models.compilation import compiled
+        from keras_distill.models.forward_pass import logits_model
+
+        bare = logits_model(model)
+
+        def run(inputs: "Tensor") -> "Tensor":
+            return bare(inputs, training=False)
+
+        # TensorFlow warns of a function that is traced anew for each of several models; it is fast without, too.
+        if keras.config.backend() != "tensorflow":
+            run = compiled(run, bare)
+
+    def logits_of(inputs: np.ndarray) -> np.ndarray:
+        portions = (inputs[start : start + 512] for start in range(0, len(inputs), 512))
+        return np.concatenate([keras.ops.convert_to_numpy(run(portion)) for portion in portions])
+
+    return logits_of
+
+
+def answers_function(model: "Teacher") -> "Callable[[np.ndarray], np.ndarray]":
+    """A function from inputs to a model's answers, class ids, `(num_items,)`."""
+    logits_of = logits_function(model)
+    return lambda inputs: logits_of(inputs).argmax(axis=-1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a model does on a split.
+
+    Attributes:
+        num_errors: items whose most probable class is not their label.
+        num_items: items in all.
+        interval: lowest and highest error rate that this does not contradict (Wilson, 95 %), in [0, 1].
+        negative_log_likelihood: the mean of −log p(label), in nats.
+    """
+
+    num_errors: int
+    num_items: int
+    interval: tuple[float, float]
+    negative_log_likelihood: float
+
+    @property
+    def error_rate(self) -> float:
+        """Errors over items, in [0, 1]."""
+        return self.num_errors / self.num_items
+
+    def as_json(self) -> dict[str, Any]:
+        """The attributes and the rate, for a JSON file."""
+        return {
+            "errors": self.num_errors,
+            "items": self.num_items,
+            "error_rate": self.error_rate,
+            "error_rate_interval": list(self.interval),
+            "negative_log_likelihood_nats": self.negative_log_likelihood,
+        }
+
+
+def measured(logits: "np.ndarray", labels: "np.ndarray") -> Measured:
+    """Compares logits, `(num_items, num_classes)`, with labels."""
     from keras_distill.report import metrics
 
-    logits = logits_model(model).predict(split.inputs, batch_size=512, verbose=0)
-    return metrics.error_rate(logits, split.labels), metrics.negative_log_likelihood(logits, split.labels)
+    num_errors = round(metrics.error_rate(logits, labels) * len(labels))
+    interval = metrics.wilson_interval(num_errors, len(labels))
+    return Measured(num_errors, len(labels), interval, metrics.negative_log_likelihood(logits, labels))
 
 
-def comparison_table(rows: Sequence[tuple[str, tuple[float, float]]], dataset: "Dataset") -> "Table":
-    """A table of `(model, (error rate, NLL))` on the test set."""
+def comparison_table(rows: Sequence[tuple[str, Measured]], dataset: "Dataset") -> "Table":
+    """A table of models on the test set; at most 80 columns wide, with no number cut."""
     from rich.table import Table
 
-    table = Table(title=f"{dataset.name}, {len(dataset.test)} test items")
-    for column in ("model", "errors", "error rate", "NLL (nats)"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, (error_rate, likelihood) in rows:
-        errors = round(error_rate * len(dataset.test))
-        table.add_row(name, str(errors), f"{100 * error_rate:.2f} %", f"{likelihood:.4f}")
+    table = Table(title=f"{dataset.name}, {len(dataset.test):,} test items")
+    for column in ("model", "errors", "error rate", "95 % interval", "NLL (nats)"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for name, found in rows:
+        low, high = found.interval
+        table.add_row(
+            name,
+            f"{found.num_errors:,}",
+            f"{100 * found.error_rate:.2f} %",
+            f"{100 * low:.2f} to {100 * high:.2f}",
+            f"{found.negative_log_likelihood:.4f}",
+        )
     return table

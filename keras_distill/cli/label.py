@@ -7,7 +7,7 @@ with --process 0/4, 1/4, …
 
 import argparse
 
-from keras_distill.cli import engine_options, model_file
+from keras_distill.cli import data_options, engine_options, evaluation, model_file
 from keras_distill.cli.engine_options import share_of
 
 SUMMARY = "store your teacher's soft targets, once"
@@ -16,8 +16,8 @@ SUMMARY = "store your teacher's soft targets, once"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
-    add("--teacher", nargs="+", required=True, metavar="T.keras", help="one teacher, or several to average")
-    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    add("--teacher", nargs="+", required=True, metavar="T.keras", help="one teacher (.keras, .h5, .onnx), or several")
+    data_options.add_data_arguments(parser)
     add("--out", required=True, metavar="STORE", help="the store's folder; new, or one to go on with")
     add("--top-k", type=int, metavar="K", help="keep only the K largest logits of each item")
     add("--dtype", choices=("float16", "float32"), default="float16", help="of the logits (default: %(default)s)")
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, help="merge several teachers at this temperature, the only one then")
     add("--batch-size", type=int, default=256, help="items a forward pass (default: %(default)s)")
     add("--process", default="0/1", metavar="I/N", help="label the I-th of N shares, I from 0 (default: %(default)s)")
+    add("--any-teacher", action="store_true", help="label even where the teacher answers no better than chance")
     engine_options.add_engine_arguments(parser)
     model_file.add_loading_arguments(parser)
 
@@ -36,12 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from keras_distill import data, targets
-    from keras_distill.teachers import Ensemble
+    from keras_distill import targets
+    from keras_distill.cli.teacher_check import check_teacher
 
-    teachers = [model_file.load(path, arguments) for path in arguments.teacher]
-    teacher = teachers[0] if len(teachers) == 1 else Ensemble(teachers)
-    dataset = data.load(arguments.data)
+    dataset = data_options.load(arguments)
+    teachers = []
+    for path in arguments.teacher:
+        teachers.append(model_file.load_teacher(path, arguments, dataset))
+        answers_to = evaluation.answers_function(teachers[-1])
+        check_teacher(answers_to, f"the teacher {path}", dataset, insist=arguments.any_teacher)
+    teacher = model_file.as_one_teacher(teachers)
     shift = None if arguments.shift is None else targets.Shift(arguments.shift, exhaustive=True)
     store = targets.label(
         teacher,

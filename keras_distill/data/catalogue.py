@@ -10,6 +10,7 @@ from keras_distill.data.digits import load_digits
 from keras_distill.data.image_folder import load_image_folder
 from keras_distill.data.mnist import load_mnist
 from keras_distill.data.npz import load_npz
+from keras_distill.data.pixel_range import in_pixel_range
 from keras_distill.data.spoken_digit import load_spoken_digit
 from keras_distill.data.tfds import load_tfds
 
@@ -17,7 +18,9 @@ NAMES = ("digits", "mnist", "spoken_digit", "cifar100")
 KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images or an .npz file"
 
 
-def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) -> Dataset:
+def load(
+    name: str | os.PathLike, *, image_size: tuple[int, int] | None = None, pixel_range: str | None = None
+) -> Dataset:
     """Loads a dataset by its name or its path, whole and into memory.
 
     `mnist`, `spoken_digit` and `cifar100` are looked for in the folder that the environment variable
@@ -28,9 +31,11 @@ def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) 
         name: `"digits"`, `"mnist"`, `"spoken_digit"`, `"cifar100"`, `"tfds:NAME"`, a folder with one
             folder of images a class, or an `.npz` with `x_train`, `y_train`, `x_test`, `y_test`.
         image_size: `(height, width)` to resize the images of a folder or of `tfds:NAME` to.
+        pixel_range: the range to bring the inputs into, one of `pixel_range.PIXEL_RANGES`, for a model that was
+            trained on `"0-255"`, say; `None` leaves them as they were read.
 
     Returns:
-        The `Dataset`; its images are float32 in [0, 1] with a channel axis.
+        The `Dataset`; its images are float32 in [0, 1] with a channel axis, unless `pixel_range` says otherwise.
 
     Raises:
         ValueError: an unknown name, or data that is not what it should be.
@@ -42,7 +47,11 @@ def load(name: str | os.PathLike, *, image_size: tuple[int, int] | None = None) 
         >>> digits.train.inputs.shape, digits.num_classes
         ((719, 8, 8, 1), 10)
     """
-    text = os.fspath(name)
+    dataset = _read(os.fspath(name), image_size)
+    return dataset if pixel_range is None else in_pixel_range(dataset, pixel_range)
+
+
+def _read(text: str, image_size: tuple[int, int] | None) -> Dataset:
     match text:
         case "digits":
             return load_digits()

@@ -21,7 +21,16 @@ def teachers(tmp_path_factory):
 
 def run(teachers, tmp_path, *options, names=("a",)):
     paths = [str(teachers / f"{name}.keras") for name in names]
+    # They were never trained.
+    options = ("--any-teacher", *options)
     return main(["label", "--teacher", *paths, "--data", "digits", "--out", str(tmp_path / "store"), *options])
+
+
+def test_a_teacher_that_knows_nothing_is_refused_before_anything_is_labelled(teachers, tmp_path, capsys):
+    argv = ["--teacher", str(teachers / "a.keras"), "--data", "digits", "--out", str(tmp_path / "store")]
+    assert main(["label", *argv]) == 2
+    assert "a.keras must know the validation data of digits; got" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_label_writes_the_training_splits_targets(teachers, tmp_path, capsys):

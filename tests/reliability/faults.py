@@ -210,7 +210,12 @@ def make_inputs(folder):
     np.savez(folder / "data.npz", **arrays)
     for name, width in (("teacher", 64), ("student", 16)):
         layers = [keras.Input((5,)), keras.layers.Dense(width, "relu"), keras.layers.Dense(6)]
-        keras.Sequential(layers).save(folder / f"{name}.keras")
+        model = keras.Sequential(layers)
+        if name == "teacher":
+            # One that answers at chance is refused.
+            model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            model.fit(arrays["x_train"], arrays["y_train"], epochs=3, verbose=0)
+        model.save(folder / f"{name}.keras")
 
 
 COMMANDS = {

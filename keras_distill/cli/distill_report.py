@@ -1,0 +1,138 @@
+"""What a `distill` run says of its student, on the terminal and in `OUT.json`."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from keras_distill.cli import evaluation, training_length
+from keras_distill.cli.distill_settings import DistillSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+    from keras_distill._types import Teacher
+    from keras_distill.cli.distill_training import Training
+    from keras_distill.cli.teacher_check import Knowledge
+    from keras_distill.data import Dataset
+
+TEACHER, GIVEN, TWIN, DISTILLED = "teacher", "student, as given", "student, on labels", "student, distilled"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model's logits on the test set, and what they are worth."""
+
+    logits: "np.ndarray"
+    found: evaluation.Measured
+
+
+def judged(model: "Teacher", dataset: "Dataset") -> Judged:
+    """A model on a dataset's test split."""
+    logits = evaluation.logits_function(model)(dataset.test.inputs)
+    return Judged(logits, evaluation.measured(logits, dataset.test.labels))
+
+
+def table(models: Mapping[str, Judged], dataset: "Dataset", *, as_int8: bool) -> "Table":
+    """Teacher, student as given, twin and distilled, as far as they are there."""
+    suffix = " as int8" if as_int8 else ""
+    rows = [(name + (suffix if name in (TWIN, DISTILLED) else ""), model.found) for name, model in models.items()]
+    return evaluation.comparison_table(rows, dataset)
+
+
+def length_note(training: "Training", epochs: int, *, was_chosen: bool) -> str:
+    """What to say of a training's length: nothing, or that it was too short and what to do."""
+    losses = validation_losses(training)
+    if not training_length.was_too_short(losses):
+        return ""
+    fall = training_length.fall(losses) or 0.0
+    num_epochs = len(training.history["loss"])
+    chosen = " (chosen for the size of the data)" if was_chosen else ""
+    return (
+        f"too few steps: over the third quarter of {num_epochs} epochs{chosen} the validation loss still fell, "
+        f"by {100 * fall:.0f} %. Try --epochs {2 * epochs}."
+    )
+
+
+def validation_losses(training: "Training") -> list[float]:
+    """The loss on validation data by epoch; that of training where nothing was validated."""
+    return training.history.get("val_loss") or training.history["loss"]
+
+
+def verdict(models: Mapping[str, Judged], dataset: "Dataset") -> dict[str, Any]:
+    """Whether the distilled student is better than its twin on labels: one word, the difference, its interval."""
+    from scipy.stats import binomtest
+
+    labels = dataset.test.labels
+    distilled, twin = (models[name].logits.argmax(axis=-1) == labels for name in (DISTILLED, TWIN))
+    num_gained, num_lost = int((distilled & ~twin).sum()), int((~distilled & twin).sum())
+    word = "INCONCLUSIVE"
+    if num_gained != num_lost and binomtest(num_gained, num_gained + num_lost).pvalue < 0.05:
+        word = "BETTER" if num_gained > num_lost else "WORSE"
+    return {"word": word, "difference": num_gained - num_lost, "reasons": []}
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """The verdict as the terminal shows it."""
+    return "\n".join([f"verdict: {verdict['word']}", *(f"  {reason}" for reason in verdict["reasons"])])
+
+
+def record(
+    settings: DistillSettings,
+    dataset: "Dataset",
+    epochs: int,
+    models: Mapping[str, Judged],
+    knowledge: "Mapping[str, Knowledge]",
+    trainings: "Mapping[str, Training]",
+    verdict: Mapping[str, Any] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """What `OUT.json` holds beside the student's hash; the page docs/distill.md lists it."""
+    from keras_distill.cli.distill_training import validated_every
+
+    names = {TEACHER: "teacher", GIVEN: "as_given", TWIN: "twin", DISTILLED: "distilled"}
+    return {
+        "settings": asdict(settings) | {"epochs": epochs, "epochs_chosen_for_the_data": settings.epochs is None},
+        "data": {
+            "name": dataset.name,
+            "classes": list(dataset.class_names),
+            "input_shape": list(dataset.input_shape),
+            "pixel_range": settings.pixel_range,
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(dataset.test),
+        },
+        "asked_before_training": {who: asdict(known) for who, known in knowledge.items()},
+        "test": {names[name]: model.found.as_json() for name, model in models.items()},
+        "verdict": None if verdict is None else dict(verdict),
+        "history": {names[name]: training.history for name, training in trainings.items()},
+        "training": {
+            names[name]: {
+                "steps": training.num_steps,
+                "epochs": len(training.history["loss"]),
+                "validated_every_epochs": validated_every(settings, epochs),
+                "seconds": round(training.seconds, 3),
+                "loss_fell_by": training_length.fall(validation_losses(training)),
+                "too_few_steps": training_length.was_too_short(validation_losses(training)),
+            }
+            for name, training in trainings.items()
+        },
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a training depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import keras
+
+    found = {"python": platform.python_version(), "backend": keras.config.backend()}
+    for package in ("keras-distill", "keras", keras.config.backend(), "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,115 @@
+"""`OUT.keras` and the `OUT.json` beside it: written together, and never over a file that no such pair is.
+
+`OUT.json` says what was done, and names the student's file by its hash. By that a later run knows what it may replace.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_distill._checks import error_message
+from keras_distill._files import whole_files
+
+FORMAT = "keras-distill distill"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StudentFile:
+    """Where a student and its record will be, and where to write them meanwhile.
+
+    Attributes:
+        path: `OUT.keras`.
+        record: `OUT.json`.
+        model_aside: the path to save the student to.
+        record_aside: the path of what will be `OUT.json`.
+        replaced_sha256: the hash of the older student that this one will replace, if there is one.
+    """
+
+    path: Path
+    record: Path
+    model_aside: Path
+    record_aside: Path
+    replaced_sha256: str | None
+
+    def write_record(self, contents: Mapping[str, Any]) -> None:
+        """Writes what becomes `OUT.json`; after the student was saved."""
+        model = {
+            "file": self.path.name,
+            "sha256": _sha256(self.model_aside),
+            # Should a kill come between the two renames, the older student is still known as one of ours.
+            "replaces_sha256": self.replaced_sha256,
+        }
+        record = {"format": FORMAT, "version": VERSION, "model": model, **contents}
+        self.record_aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def student_file(out: str | os.PathLike, *, overwrite: bool = False) -> Iterator[StudentFile]:
+    """Yields where to write; when the block ends well, `OUT.json` and `OUT.keras` are there, both or neither.
+
+    Args:
+        out: `OUT.keras`.
+        overwrite: whether files that no such pair are may be replaced.
+
+    Raises:
+        ValueError: there is a file that this function did not write, or `out` is no `.keras` file.
+        OSError: nothing can be written there; before the block begins.
+    """
+    path = Path(out)
+    if path.suffix != ".keras":
+        remedy = "For other formats run keras-distill export on it."
+        raise ValueError(error_message("--out must be a .keras file", path, remedy))
+    record = record_path(path)
+    for place in (path, record):
+        if place.is_dir():
+            raise ValueError(error_message(f"--out must not be in the way of a folder, {place}", "one"))
+    if not overwrite:
+        _check_ours(path, record)
+    replaced = _sha256(path) if path.is_file() else None
+    # The record first: killed between the two, it names both students.
+    with whole_files([record, path]) as (record_aside, model_aside):
+        yield StudentFile(path, record, model_aside, record_aside, replaced)
+
+
+def record_path(out: Path) -> Path:
+    """`OUT.json` of `OUT.keras`."""
+    return out.with_suffix(".json")
+
+
+def _check_ours(path: Path, record: Path) -> None:
+    remedy = "Name another --out, or insist with --overwrite."
+    if record.exists():
+        named = _named_hashes(record)
+        if named is None:
+            raise ValueError(
+                error_message(f"{record} must be a record of keras-distill distill", "another file", remedy)
+            )
+        if not path.exists() or _sha256(path) in named:
+            return
+        received = f"a file that {record.name} does not name: changed, or somebody else's"
+    elif path.exists():
+        received = f"a file without {record.name} beside it"
+    else:
+        return
+    raise ValueError(error_message(f"{path} must be a student that keras-distill distill wrote", received, remedy))
+
+
+def _named_hashes(record: Path) -> set[str] | None:
+    """The hashes of the students that a record names; `None` where it is no such record."""
+    try:
+        contents = json.loads(record.read_text())
+        model = contents["model"] if contents["format"] == FORMAT else {}
+        return {model["sha256"], model.get("replaces_sha256")}
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
