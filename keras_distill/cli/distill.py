@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in (distill_report.TWIN, distill_report.DISTILLED):
             if name in trainings:
                 models[name] = distill_report.judged(trainings[name].student, dataset)
-        verdict = distill_report.verdict(models, dataset) if settings.twin else None
         distilled = trainings[distill_report.DISTILLED]
+        verdict = distill_report.verdict(settings, dataset, models, distilled, teacher) if settings.twin else None
         distilled.student.save(out.model_aside)
         seconds = time.monotonic() - began
         out.write_record(distill_report.record(settings, dataset, epochs, models, known, trainings, verdict, seconds))

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from keras_distill.cli.distill_training import Training
     from keras_distill.cli.teacher_check import Knowledge
     from keras_distill.data import Dataset
+    from keras_distill.report.verdict import Verdict
 
+# So many training examples are looked at for reasons.
+_NUM_SEEN = 4096
 TEACHER, GIVEN, TWIN, DISTILLED = "teacher", "student, as given", "student, on labels", "student, distilled"
 
 
@@ -60,22 +63,43 @@ def validation_losses(training: "Training") -> list[float]:
     return training.history.get("val_loss") or training.history["loss"]
 
 
-def verdict(models: Mapping[str, Judged], dataset: "Dataset") -> dict[str, Any]:
-    """Whether the distilled student is better than its twin on labels: one word, the difference, its interval."""
-    from scipy.stats import binomtest
+def verdict(
+    settings: DistillSettings,
+    dataset: "Dataset",
+    models: Mapping[str, Judged],
+    training: "Training",
+    teacher: "Teacher | None",
+) -> "Verdict":
+    """Whether the distilled student is better than its twin on labels, and what is visible of the reason.
 
-    labels = dataset.test.labels
-    distilled, twin = (models[name].logits.argmax(axis=-1) == labels for name in (DISTILLED, TWIN))
-    num_gained, num_lost = int((distilled & ~twin).sum()), int((~distilled & twin).sum())
-    word = "INCONCLUSIVE"
-    if num_gained != num_lost and binomtest(num_gained, num_gained + num_lost).pvalue < 0.05:
-        word = "BETTER" if num_gained > num_lost else "WORSE"
-    return {"word": word, "difference": num_gained - num_lost, "reasons": []}
+    Args:
+        settings: the command's.
+        dataset: its test split decides; its training split is looked at for reasons.
+        models: judged on the test split.
+        training: the student's.
+        teacher: `None` where a store was read: it answers for no other examples.
+    """
+    import numpy as np
+
+    from keras_distill.report.verdict import Seen, compare_models
+
+    chosen = np.random.default_rng(settings.seed).permutation(len(dataset.train))[:_NUM_SEEN]
+    seen = dataset.train.take(np.sort(chosen))
+    of_teacher = None if teacher is None else evaluation.logits_function(teacher)(seen.inputs)
+    return compare_models(
+        dataset.test.labels,
+        models[DISTILLED].logits,
+        models[TWIN].logits,
+        teacher_logits=models[TEACHER].logits if TEACHER in models else None,
+        seen=Seen(seen.labels, evaluation.logits_function(training.student)(seen.inputs), of_teacher),
+        temperature=settings.temperature,
+        was_too_short=training_length.was_too_short(validation_losses(training)),
+    )
 
 
-def verdict_text(verdict: Mapping[str, Any]) -> str:
+def verdict_text(verdict: "Verdict") -> str:
     """The verdict as the terminal shows it."""
-    return "\n".join([f"verdict: {verdict['word']}", *(f"  {reason}" for reason in verdict["reasons"])])
+    return "\n".join([f"distilling: {verdict}", *(f"  {reason}" for reason in verdict.reasons)])
 
 
 def record(
@@ -85,7 +109,7 @@ def record(
     models: Mapping[str, Judged],
     knowledge: "Mapping[str, Knowledge]",
     trainings: "Mapping[str, Training]",
-    verdict: Mapping[str, Any] | None,
+    verdict: "Verdict | None",
     seconds: float,
 ) -> dict[str, Any]:
     """What `OUT.json` holds beside the student's hash; the page docs/distill.md lists it."""
@@ -105,7 +129,7 @@ def record(
         },
         "asked_before_training": {who: asdict(known) for who, known in knowledge.items()},
         "test": {names[name]: model.found.as_json() for name, model in models.items()},
-        "verdict": None if verdict is None else dict(verdict),
+        "verdict": None if verdict is None else verdict.to_json(),
         "history": {names[name]: training.history for name, training in trainings.items()},
         "training": {
             names[name]: {

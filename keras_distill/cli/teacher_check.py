@@ -63,14 +63,10 @@ def knowledge(answers: np.ndarray, labels: np.ndarray) -> Knowledge:
         >>> knowledge(np.zeros(90, int), labels).is_near_chance, knowledge(labels, labels).is_near_chance
         (True, False)
     """
-    from scipy.stats import binomtest
+    from keras_distill.report.verdict import chance_of
 
-    num_classes = int(max(answers.max(), labels.max())) + 1
-    shares = [np.bincount(ids, minlength=num_classes) / len(ids) for ids in (answers, labels)]
-    chance = float(shares[0] @ shares[1])
-    num_right = int(np.count_nonzero(answers == labels))
-    p_value = float(binomtest(num_right, len(labels), min(chance, 1.0), alternative="greater").pvalue)
-    return Knowledge(num_right, len(labels), chance, p_value)
+    chance, p_value = chance_of(answers, labels)
+    return Knowledge(int(np.count_nonzero(answers == labels)), len(labels), chance, p_value)
 
 
 def class_order(answers: np.ndarray, labels: np.ndarray) -> np.ndarray | None:

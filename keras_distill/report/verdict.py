@@ -191,8 +191,8 @@ def compare_models(
     return Verdict(word, _rate(wrong[0]), _rate(wrong[1]), errors, nll, len(truth), len(candidate), tuple(reasons))
 
 
-def better_than_chance(answers: np.ndarray, labels: np.ndarray) -> float:
-    """How often luck does as well as these answers: the upper tail of a binomial distribution.
+def chance_of(answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """What luck would have right, and how often it does as well as these answers.
 
     Luck deals the same answers out at random, so that always saying the most frequent class is worth nothing.
 
@@ -200,17 +200,22 @@ def better_than_chance(answers: np.ndarray, labels: np.ndarray) -> float:
         answers: class ids, `(num_items,)`.
         labels: class ids, `(num_items,)`.
 
+    Returns:
+        The share that luck would have right, `Σ_c p(answer c) · p(label c)`, and the upper tail of the binomial
+        distribution with that share.
+
     Example:
         >>> labels = np.arange(90) % 3
-        >>> better_than_chance(np.zeros(90, int), labels) > 0.4, better_than_chance(labels, labels) < 1e-9
+        >>> chance_of(labels, labels)[1] < 1e-9, chance_of(np.zeros(90, int), labels)[1] > 0.4
         (True, True)
     """
     from scipy.stats import binomtest
 
     num_classes = int(max(answers.max(), labels.max())) + 1
     shares = [np.bincount(ids, minlength=num_classes) / len(ids) for ids in (answers, labels)]
+    chance = min(float(shares[0] @ shares[1]), 1.0)
     num_right = int(np.count_nonzero(answers == labels))
-    return float(binomtest(num_right, len(labels), min(float(shares[0] @ shares[1]), 1.0), "greater").pvalue)
+    return chance, float(binomtest(num_right, len(labels), chance, "greater").pvalue)
 
 
 def _stacked(name: str, logits: ArrayLike) -> tuple[np.ndarray, int]:
@@ -361,7 +366,7 @@ def _reasons_of_teacher(teacher: np.ndarray, labels: np.ndarray, baseline_wrong:
     answers = teacher.argmax(axis=-1)
     wrong = answers != labels
     rate = f"{100 * wrong.mean():.1f} %"
-    if better_than_chance(answers, labels) > 0.01:
+    if chance_of(answers, labels)[1] > 0.01:
         return [f"The teacher answers as luck would ({rate} wrong): look at how its inputs are scaled."]
     against = _difference_of_errors(wrong[None], baseline_wrong[None])
     if against.p_value < SIGNIFICANCE and against.low > 0.0:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_distill.report.verdict import Seen, better_than_chance, compare_models
+from keras_distill.report.verdict import Seen, chance_of, compare_models
 from tests.report.situations import situation
 
 # What each situation deserves: the words, and what the reason must speak of.
@@ -184,7 +184,7 @@ def test_one_column_is_the_logit_of_class_one():
 def test_better_teacher_than_luck_is_told_by_a_binomial_tail():
     labels = np.arange(100) % 4
     some = np.where(np.arange(100) < 40, labels, (labels + 1) % 4)
-    assert better_than_chance(some, labels) == pytest.approx(stats.binom(100, 0.25).sf(39))
+    assert chance_of(some, labels) == pytest.approx((0.25, stats.binom(100, 0.25).sf(39)))
 
 
 def test_a_verdict_goes_round_through_json():
