@@ -18,18 +18,23 @@ def blocks(language):
 
 
 @pytest.mark.slow
-def test_script_runs_as_written_and_leaves_a_good_plain_student(tmp_path):
+def test_script_runs_as_written_and_the_distilled_student_wins_over_three_seeds(tmp_path):
     (script,) = blocks("python")
-    assert len([line for line in script.splitlines() if line.strip()]) <= 15
+    assert len([line for line in script.splitlines() if line.strip()]) <= 20
+    # As written, once for each seed; TensorFlow starts once.
+    code = f"import keras\nfor seed in range(3):\n keras.utils.set_random_seed(seed)\n exec({script!r}, {{}})"
     environment = os.environ | {"PYTHONWARNINGS": "default", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     student = keras.saving.load_model(tmp_path / "student.keras")
     assert type(student).__module__.startswith("keras.")
-    accuracies = [float(value) for value in re.findall(r"val_accuracy: ([\d.]+)", done.stdout)]
-    assert len(accuracies) == 30
-    assert accuracies[-1] > 0.9
+    verdicts = re.findall(r"BETTER: ([\d.]+) % errors against ([\d.]+) %", done.stdout)
+    teachers = [float(value) for value in re.findall(r"'accuracy': ([\d.]+)", done.stdout)]
+    # What the README says of it, with a little room.
+    assert len(verdicts) == len(teachers) == 3
+    assert all(float(distilled) < 6 and 15 < float(labels) < 22 for distilled, labels in verdicts), verdicts
+    assert min(teachers) > 0.96
 
 
 def test_commands_of_the_readme_are_commands_of_the_parser():

@@ -99,7 +99,7 @@ def verdict(
 
 def verdict_text(verdict: "Verdict") -> str:
     """The verdict as the terminal shows it."""
-    return "\n".join([f"distilling: {verdict}", *(f"  {reason}" for reason in verdict.reasons)])
+    return "\n".join([f"verdict: {verdict}", *(f"  {reason}" for reason in verdict.reasons)])
 
 
 def record(

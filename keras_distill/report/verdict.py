@@ -92,8 +92,9 @@ class Verdict:
 
     def __str__(self) -> str:
         errors = self.errors
-        points = f"{100 * errors.mean:+.2f} points of errors [{100 * errors.low:+.2f}, {100 * errors.high:+.2f}]"
-        return f"{self.word}: {points} on {self.num_items:,} examples"
+        points = f"{100 * errors.mean:+.2f} points [{100 * errors.low:+.2f}, {100 * errors.high:+.2f}]"
+        rates = f"{100 * self.candidate.rate:.2f} % errors against {100 * self.baseline.rate:.2f} %"
+        return f"{self.word}: {rates}, {points}, on {self.num_items:,} examples"
 
     def to_json(self) -> dict[str, Any]:
         """All of it as dictionaries, lists and numbers."""
@@ -156,7 +157,7 @@ def compare_models(
         >>> wrong_often, wrong_seldom = right.copy(), right.copy()
         >>> wrong_often[:60], wrong_seldom[:20] = right[1:61], right[1:21]
         >>> print(compare_models(labels, wrong_seldom, wrong_often))
-        BETTER: -20.00 points of errors [-25.82, -14.45] on 200 examples
+        BETTER: 10.00 % errors against 30.00 %, -20.00 points [-25.82, -14.45], on 200 examples
 
     Reference:
         McNemar, Psychometrika 12 (1947); Newcombe, Statistics in Medicine 17 (1998), 2635, method 10; Efron and
