@@ -1,0 +1,77 @@
+"""Make a network of ours as a .keras file: fresh, to be a student, or trained on labels, to be a teacher.
+
+For trying things out; your own Keras models are what the other commands are for.
+"""
+
+import argparse
+
+from keras_distill.cli import data_options
+
+SUMMARY = "make a small network: fresh, or trained on labels"
+KINDS = ("convnet", "mlp", "separable_convnet")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("out", metavar="MODEL.keras", help="the file to write; must not be there yet")
+    add("--like", choices=KINDS, default="convnet", help="the kind of network (default: %(default)s)")
+    add("--widths", type=int, nargs="+", metavar="N", help="channels or units of its layers (default: the kind's own)")
+    data_options.add_data_arguments(parser)
+    add("--epochs", type=int, default=0, help="train so long on labels (default: %(default)s, fresh weights)")
+    add("--batch-size", type=int, default=32, help="items a step (default: %(default)s)")
+    add("--learning-rate", type=float, default=1e-3, help="Adam's, with cosine decay to zero (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the weights and of the shuffling (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds, trains where that is asked for, and saves."""
+    from pathlib import Path
+
+    import keras
+    from rich.console import Console
+
+    from keras_distill._checks import check_count, check_positive, error_message
+    from keras_distill._files import check_writable, whole_file
+    from keras_distill._progress import progress_bar
+    from keras_distill.cli import evaluation
+    from keras_distill.data import networks
+
+    check_count("--epochs", arguments.epochs, 0)
+    check_count("--batch-size", arguments.batch_size)
+    check_positive("--learning-rate", arguments.learning_rate, "Adam is used to 1e-3.")
+    for width in arguments.widths or ():
+        check_count("--widths", width)
+    path = Path(arguments.out)
+    if path.suffix != ".keras":
+        raise ValueError(error_message("MODEL.keras must end in .keras", repr(arguments.out)))
+    if path.exists():
+        raise ValueError(error_message("MODEL.keras must be a new file", f"{path}, which exists", "Name another one."))
+    check_writable(path)
+    dataset = data_options.load(arguments)
+    keras.utils.set_random_seed(arguments.seed)
+    options = {"widths": tuple(arguments.widths)} if arguments.widths else {}
+    build = getattr(networks, arguments.like)
+    model = build(dataset.input_shape, dataset.num_classes, **options)
+    if arguments.epochs:
+        num_steps = arguments.epochs * -(-len(dataset.train) // arguments.batch_size)
+        schedule = keras.optimizers.schedules.CosineDecay(arguments.learning_rate, num_steps)
+        model.compile(keras.optimizers.Adam(schedule), evaluation.label_loss(model))
+        model.optimizer.build(model.trainable_variables)
+        with progress_bar("training", arguments.epochs, None, unit="epochs") as advance:
+            each = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: advance(1))
+            model.fit(
+                *evaluation.arrays_of(dataset.train),
+                batch_size=arguments.batch_size,
+                epochs=arguments.epochs,
+                callbacks=[each],
+                verbose=0,
+            )
+    with whole_file(path) as aside:
+        model.save(aside)
+    console = Console(highlight=False)
+    if arguments.epochs:
+        found = evaluation.measured(evaluation.logits_function(model)(dataset.test.inputs), dataset.test.labels)
+        console.print(evaluation.comparison_table([(path.stem, found)], dataset))
+    console.print(f"saved {path}: {model.count_params():,} parameters", markup=False, soft_wrap=True)
+    return 0
