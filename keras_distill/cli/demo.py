@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_distill.report.verdict import Verdict
 
 SUMMARY = "see it work: teach, distil, export, measure; minutes on a laptop"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # The one example a call that every runtime is timed with.
 ARTIFACT_RUNTIMES = {"onnx": "onnxruntime", "tflite": "LiteRT"}
 PACKAGES = ("tensorflow", "keras", "onnxruntime", "ai-edge-litert", "numpy")
@@ -91,8 +94,11 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
     Returns:
         What `results.json` holds (`docs/demo.md` names every key), and the arrays that the figures need.
     """
+    import numpy as np
+
     from keras_distill.cli import demo_recipe
     from keras_distill.report import metrics
+    from keras_distill.report.verdict import compare_models
 
     start = time.monotonic()
     seconds: dict[str, float] = {}
@@ -132,12 +138,15 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
         "student_on_labels": _figures(twins[0], twin_logits, teacher_logits, test.labels),
         "student_distilled": _figures(students[0], student_logits, teacher_logits, test.labels),
     }
+    comparison = compare_models(
+        test.labels, np.stack(student_logits), np.stack(twin_logits), teacher_logits=teacher_logits
+    )
     results = {
         "format_version": FORMAT_VERSION,
         "dataset": _describe(dataset) | {"num_seen_by_students": len(transfer.train)},
         "recipe": vars(recipe) | {"num_seeds": num_seeds},
         "models": models,
-        "verdict": verdict(models, len(test)),
+        "verdict": verdict(models, comparison),
         "shipped_seed": shipped,
         "artifacts": files["artifacts"],
         "runtimes": [row | latencies[row["key"]] for row in files["runtimes"]],
@@ -153,35 +162,37 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
     return results, evidence
 
 
-def verdict(models: dict[str, Any], num_items: int) -> dict[str, Any]:
-    """Whether distillation helped, in figures and in an honest sentence.
+def verdict(models: dict[str, Any], comparison: "Verdict") -> dict[str, Any]:
+    """Whether distillation helped, in one word, in figures and in an honest sentence.
 
     Args:
         models: `results["models"]`.
-        num_items: test examples.
+        comparison: of the distilled students with their twins on labels, on the test examples.
     """
     hard, soft = models["student_on_labels"], models["student_distilled"]
     pairs = list(zip(hard["num_errors"]["per_seed"], soft["num_errors"]["per_seed"], strict=True))
     num_better = sum(distilled < labelled for labelled, distilled in pairs)
     saved = hard["num_errors"]["mean"] - soft["num_errors"]["mean"]
     gap = hard["num_errors"]["mean"] - models["teacher"]["num_errors"]["mean"]
-    seeds = f"{num_better} of {len(pairs)} seeds"
-    figures = (
-        f"{soft['num_errors']['mean']:.1f} errors against {hard['num_errors']['mean']:.1f} of {num_items}, "
-        f"better with {seeds}"
+    says = {
+        "BETTER": "The distilled student beats the same student trained on labels",
+        "WORSE": "The distilled student is worse than the same student trained on labels",
+        "NO BETTER": "The distilled student does not beat the same student trained on labels",
+        "INCONCLUSIVE": "Whether the distilled student beats the same student trained on labels cannot be told",
+    }[comparison.word]
+    points = [100 * bound for bound in (comparison.errors.low, comparison.errors.high)]
+    sentence = (
+        f"{comparison.word}. {says}: {soft['num_errors']['mean']:.1f} errors against {hard['num_errors']['mean']:.1f} "
+        f"of {comparison.num_items:,}, fewer with {num_better} of {len(pairs)} seeds; 95 % interval of the difference "
+        f"{points[0]:+.2f} to {points[1]:+.2f} points."
     )
-    if saved > 0:
-        sentence = f"The distilled student beats the same student trained on labels: {figures}."
-        if gap > 0:
-            sentence += f" It closes {saved / gap:.0%} of the distance to its teacher."
-    else:
-        sentence = f"The distilled student does NOT beat the same student trained on labels here: {figures}."
-    return {
-        "distilled_is_better": saved > 0,
+    if saved > 0 and gap > 0:
+        sentence += f" It closes {saved / gap:.0%} of the distance to its teacher."
+    return comparison.to_json() | {
         "num_seeds_better": num_better,
         "errors_saved": saved,
         "gap_closed": saved / gap if gap > 0 else None,
-        "sentence": sentence,
+        "sentence": " ".join([sentence, *comparison.reasons]),
     }
 
 

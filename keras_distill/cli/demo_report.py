@@ -126,7 +126,7 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
         Section(
             "Accuracy",
             [
-                Verdict(outcome["sentence"], outcome["distilled_is_better"]),
+                Verdict(outcome["sentence"], outcome["word"] == "BETTER"),
                 Table(
                     MODEL_HEADER,
                     model_rows(results),

@@ -10,6 +10,7 @@ import pytest
 from keras_distill import cli
 from keras_distill.cli import demo, demo_recipe, demo_report
 from keras_distill.data.dataset import Dataset, Split
+from keras_distill.report.verdict import compare_models
 
 TINY = demo_recipe.Recipe(
     teacher_widths=(4,),
@@ -105,22 +106,43 @@ def models(teacher, on_labels, distilled):
     }
 
 
+def judged(teacher, on_labels, distilled):
+    """The verdict over 700 examples, of which the first are the wrong ones."""
+    labels = np.zeros(700, int)
+
+    def logits(counts):
+        return np.stack([np.eye(2)[(np.arange(700) < count).astype(int)] for count in counts])
+
+    comparison = compare_models(labels, logits(distilled), logits(on_labels))
+    return demo.verdict(models(teacher, on_labels, distilled), comparison)
+
+
 def test_verdict_counts_seeds_and_the_closed_gap():
-    outcome = demo.verdict(models(10, [20, 22, 18], [14, 18, 19]), 700)
-    assert outcome["distilled_is_better"]
-    assert outcome["num_seeds_better"] == 2
-    assert outcome["errors_saved"] == pytest.approx(3.0)
-    assert outcome["gap_closed"] == pytest.approx(0.3)
-    assert "17.0 errors against 20.0 of 700, better with 2 of 3 seeds" in outcome["sentence"]
-    assert "30% of the distance" in outcome["sentence"]
+    outcome = judged(10, [70, 72, 68], [14, 18, 19])
+    assert outcome["word"] == "BETTER"
+    assert outcome["num_seeds_better"] == 3
+    assert outcome["errors_saved"] == pytest.approx(53.0)
+    assert outcome["gap_closed"] == pytest.approx(53 / 60)
+    assert outcome["sentence"].startswith(
+        "BETTER. The distilled student beats the same student trained on labels: 17.0 "
+    )
+    assert "errors against 70.0 of 700, fewer with 3 of 3 seeds" in outcome["sentence"]
+    assert "88% of the distance" in outcome["sentence"]
 
 
-@pytest.mark.parametrize("distilled", [[20, 22, 18], [30, 30, 30]])
-def test_verdict_says_so_when_distillation_does_not_help(distilled):
-    outcome = demo.verdict(models(25, [20, 22, 18], distilled), 700)
-    assert not outcome["distilled_is_better"]
+@pytest.mark.parametrize(
+    ("distilled", "word", "says"),
+    [
+        ([20, 22, 18], "NO BETTER", "does not beat"),
+        ([60, 62, 58], "WORSE", "is worse than"),
+        ([10, 22, 18], "INCONCLUSIVE", "cannot be told"),
+    ],
+)
+def test_verdict_says_so_when_distillation_does_not_help(distilled, word, says):
+    outcome = judged(25, [20, 22, 18], distilled)
+    assert outcome["word"] == word
     assert outcome["gap_closed"] is None
-    assert "does NOT beat" in outcome["sentence"]
+    assert says in outcome["sentence"]
 
 
 def test_spread_is_the_samples_standard_deviation_and_one_seed_has_none():
