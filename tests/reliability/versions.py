@@ -28,7 +28,7 @@ CORE = ["tests/losses", "tests/contract", "tests/test_distiller.py", "tests/test
 def lower_bounds():
     """`{package: version}` of the dependencies that pyproject.toml bounds from below."""
     text = (ROOT / "pyproject.toml").read_text()
-    return dict(re.findall(r'^    "([a-z0-9_.-]+)>=([0-9.]+)"', text, re.MULTILINE))
+    return dict(re.findall(r'^    "([a-z0-9_.-]+)>=([0-9.]+)[",]', text, re.MULTILINE))
 
 
 def run(command, **options):
