@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from keras_distill.cli import model_file
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from keras_distill.deploy import Shipment
+    from keras_distill.deploy import Provenance, Shipment
 
 SUMMARY = "take a student to a checked bundle for phones, servers and browsers"
 TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
@@ -32,9 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     why = "all of them must hold (default: onnx and litert must; their int8 variants come along where they are faster)"
     # LiteRT was TensorFlow Lite, and people know it by that name.
     add("--targets", nargs="+", choices=TARGETS, type=lambda text: text.replace("tflite", "litert"), help=why)
-    add("--teacher", metavar="T.keras", help="the student's teacher, for the report")
-    add("--baseline", metavar="B.keras", help="the same student trained on labels alone, for the report")
+    add("--teacher", metavar="T.keras", help="the student's teacher, which it is compared with")
+    add("--baseline", metavar="B.keras", help="the same student trained on labels alone, likewise")
     add("--max-accuracy-drop", type=float, default=0.005, help="against the Keras student, a fraction (default: 0.005)")
+    why = "test accuracy of every artifact, a fraction; 0 ships anything (default: more than luck would have right)"
+    add("--min-accuracy", type=float, help=why)
+    add("--max-drop-from-teacher", type=float, help="of test accuracy against --teacher, a fraction")
+    add("--min-class-recall", type=float, help="share of each class's test examples that is recognised, a fraction")
     add("--max-size", help="of one artifact: 300kB, 1MB, …")
     add("--max-latency", help="p50 of one example on one thread of this machine: 200us, 2ms, …")
     add("--name", help="the student's name (default: its file's)")
@@ -56,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from keras_distill import data
     from keras_distill._files import check_writable
+    from keras_distill.cli.student_file import verdict_beside
     from keras_distill.deploy.budgets import Budgets
     from keras_distill.deploy.ship import ship
     from keras_distill.deploy.shipment import Provenance
@@ -65,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.max_accuracy_drop,
         None if arguments.max_size is None else round(quantity("--max-size", arguments.max_size, SIZE_UNITS)),
         None if arguments.max_latency is None else quantity("--max-latency", arguments.max_latency, TIME_UNITS),
+        arguments.min_accuracy,
+        arguments.max_drop_from_teacher,
+        arguments.min_class_recall,
     )
     student = model_file.load(arguments.student, arguments)
     teacher = model_file.load(arguments.teacher, arguments) if arguments.teacher else None
@@ -77,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         licence=arguments.licence,
         preprocessing=arguments.preprocessing,
+        verdict=verdict_beside(path),
     )
     console = Console()
     with console.status("starting") as status:
@@ -92,7 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
             web_runtime_path=arguments.web_runtime,
             say=status.update,
         )
-    console.print(_table(shipment, f"{provenance.name} on {dataset.name}"))
+    if shipment.variants:
+        console.print(_table(shipment, f"{provenance.name} on {dataset.name}"))
+    _print_usefulness(console, shipment, provenance)
     for outcome in shipment.outcomes:
         for reason in outcome.reasons:
             word = "[red]does not hold[/red]" if outcome.required else "left out"
@@ -116,6 +128,17 @@ def quantity(name: str, text: str, units: dict[str, float]) -> float:
         known = ", ".join(unit for unit in units if unit)
         raise ValueError(f"{name} must be a number > 0 and a unit ({known}); got {text!r}.")
     return float(match[1]) * units[match[2]]
+
+
+def _print_usefulness(console: "Console", shipment: "Shipment", provenance: "Provenance") -> None:
+    found = shipment.usefulness
+    style = {"amber": "yellow"}.get(found.colour, found.colour)
+    console.print(f"[{style}]{found.colour}[/{style}]: ", end="")
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    for reason in found.reasons:
+        console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+    if provenance.verdict is not None:
+        console.print(f"  distilling: {provenance.verdict}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(shipment: "Shipment", title: str) -> "Table":

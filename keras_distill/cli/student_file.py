@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_distill._checks import error_message
 from keras_distill._files import whole_files
+
+if TYPE_CHECKING:
+    from keras_distill.report.verdict import Verdict
 
 FORMAT = "keras-distill distill"
 VERSION = 1
@@ -75,6 +78,30 @@ def student_file(out: str | os.PathLike, *, overwrite: bool = False) -> Iterator
     # The record first: killed between the two, it names both students.
     with whole_files([record, path]) as (record_aside, model_aside):
         yield StudentFile(path, record, model_aside, record_aside, replaced)
+
+
+def verdict_beside(student: Path) -> "Verdict | None":
+    """The verdict of the run that distilled a student, from the record beside it; `None` where there is none of it.
+
+    Args:
+        student: a `.keras` file. A record that names another file's hash, or is of something else, is not its own.
+
+    Raises:
+        ValueError: the record names this student, and what it holds is no verdict.
+    """
+    path = record_path(student)
+    named = _named_hashes(path)
+    if named is None or _sha256(student) not in named:
+        return None
+    contents = json.loads(path.read_text()).get("verdict")
+    if contents is None:
+        return None
+    from keras_distill.report.verdict import Verdict
+
+    try:
+        return Verdict.from_json(contents)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Distil again, or take the file away.") from error
 
 
 def record_path(out: Path) -> Path:

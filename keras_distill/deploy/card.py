@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill.report import metrics
+from keras_distill.report.verdict import Verdict
 
 NUM_PAIRS = 12
 
@@ -154,6 +155,10 @@ def model_card(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> str:
         "- `python benchmark.py` checks and times the artifacts on a device; `classify_*.py` are the smallest programs",
         "  that use them.",
         "",
+        "## Is it good enough?",
+        "",
+        *(f"- {sentence}" for sentence in usefulness_told(manifest)),
+        "",
         "## Artifacts",
         "",
         "| artifact | file | bytes | precision | accuracy drop | answers as Keras | p50 ms |",
@@ -196,6 +201,30 @@ def model_card(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     return "\n".join(lines)
 
 
+def usefulness_told(manifest: Mapping[str, Any]) -> list[str]:
+    """Whether the student is worth using, in sentences: its colour and figures, why, and the verdict of its making."""
+    found = manifest["usefulness"]
+    low, high = found["accuracy_interval"]
+    sentences = [
+        f"{found['colour'].capitalize()}: the student is right on {found['accuracy']:.2%} of {found['num_items']:,} "
+        f"test examples ({low:.2%} to {high:.2%}), where its answers dealt out at random would be right on "
+        f"{found['chance']:.2%}. Of the classes {found['lowest_class']} is recognised least: "
+        f"{found['lowest_recall']:.2%}."
+    ]
+    if found["teacher_accuracy"] is not None:
+        less, more = found["drop_interval"]
+        sentences.append(
+            f"Its teacher is right on {found['teacher_accuracy']:.2%}: the student is "
+            f"{-100 * found['drop_from_teacher']:+.2f} points from it ({-100 * more:+.2f} to {-100 * less:+.2f})."
+        )
+    if manifest["verdict"] is not None:
+        verdict = Verdict.from_json(manifest["verdict"])
+        sentences.append(
+            " ".join([f"Distilled against labels alone, when it was trained: {verdict}.", *verdict.reasons])
+        )
+    return sentences + found["reasons"]
+
+
 def _limits(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> list[str]:
     classes = manifest["class_names"]
     student = next(row for row in figures if row.name == "student")
@@ -222,7 +251,8 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
         inputs: of the test set, for the pictures.
         labels: of the test set.
     """
-    from keras_distill.report.page import Code, Figure, Section, Table, Verdict, page
+    from keras_distill.report.page import Code, Figure, Section, Table, page
+    from keras_distill.report.page import Verdict as Box
     from keras_distill.report.plots import (
         TradeOffPoint,
         most_ambiguous,
@@ -237,9 +267,15 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
     in_keras = [by_name[name] for name in ("teacher", "student on labels", "student") if name in by_name]
     rows = side_by_side(figures)
 
-    verdicts: list[Any] = [Verdict(_told(name, artifact), True) for name, artifact in manifest["artifacts"].items()]
-    verdicts += [Verdict(f"{name} is left out. {reason}.") for name, reason in manifest["left_out"].items()]
+    colour = manifest["usefulness"]["colour"]
+    is_green = colour == "green"
+    first, *others_told = usefulness_told(manifest)
+    judged: list[Any] = [Box(first, {"green": True, "red": False}.get(colour), warns=True), *others_told]
+    # Green is for what is worth using: a file that answers as a useless student does is a fact, not a success.
+    verdicts: list[Any] = [Box(_told(name, each), is_green or None) for name, each in manifest["artifacts"].items()]
+    verdicts += [Box(f"{name} is left out. {reason}.") for name, reason in manifest["left_out"].items()]
     sections = [
+        Section("Is it good enough?", judged),
         Section("What ships", verdicts),
         Section(
             "Side by side",
@@ -302,7 +338,7 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
             "–" if entry["p50_ms"] is None else f"{entry['p50_ms']:.4f}",
             "–" if entry["accuracy_drop"] is None else f"{entry['accuracy_drop']:+.2%}",
             "–" if entry["logit_rmse"] is None else f"{entry['logit_rmse']:.2g}",
-            Verdict(entry["verdict"], entry["holds"]),
+            Box(entry["verdict"], entry["holds"]),
         ]
         for entry in manifest["tried"]
     ]
@@ -340,7 +376,8 @@ def _told(name: str, artifact: Mapping[str, Any]) -> str:
 
 
 def _by_class(compared: Figures, student: Figures, classes: Sequence[str]) -> Any:
-    from keras_distill.report.page import Section, Table, Verdict
+    from keras_distill.report.page import Section, Table
+    from keras_distill.report.page import Verdict as Box
 
     counts = np.bincount(student.labels, minlength=len(classes))
     before, after = (errors_by_class(model, len(classes)) for model in (compared, student))
@@ -350,7 +387,7 @@ def _by_class(compared: Figures, student: Figures, classes: Sequence[str]) -> An
     rows = []
     for index in shown:
         holds = None if change[index] == 0 else bool(change[index] < 0)
-        rows.append([classes[index], counts[index], before[index], after[index], Verdict(f"{change[index]:+d}", holds)])
+        rows.append([classes[index], counts[index], before[index], after[index], Box(f"{change[index]:+d}", holds)])
     header = ("class", "examples", f"errors of the {compared.name}", "errors of the student", "change")
     caption = "Sorted from gain to loss" + ("; the ten best and the ten worst" if len(order) > 20 else "")
     return Section(f"Gains and losses by class against the {compared.name}", [Table(header, rows, caption)])

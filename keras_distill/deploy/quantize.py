@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_distill.deploy.conversion import ConversionError
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import write_quantized
@@ -36,6 +38,8 @@ class Variant:
         latency: figures of the kit's `measure`, in ms; empty before it.
         failure: why it is out of the question; `None` where it is not.
         float_layers: operations of an int8 file that its runtime computes in float32 on this processor.
+        class_recalls: share of the test examples of each class that it recognises, `(num_classes,)`, NaN without any;
+            `None` where nobody asked.
         num_bytes: size of the file when it was made.
     """
 
@@ -47,6 +51,7 @@ class Variant:
     latency: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     float_layers: Sequence[str] = ()
+    class_recalls: np.ndarray | None = None
     num_bytes: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """The ship gate: a student becomes a bundle that was checked in the runtimes that will serve it, or it becomes nothing.
 
-convert → quantise → reload in the runtime → parity on real data → latency → budgets → bundle.
+is it any use? → convert → quantise → reload in the runtime → parity on real data → latency → budgets → bundle.
 """
 
 import platform
@@ -8,7 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from keras_distill.deploy.quantize import Variant, choose
 from keras_distill.deploy.reference import Reference, as_class_logits, known_facts, reference_of
 from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
 from keras_distill.deploy.trace import single_call
+from keras_distill.deploy.usefulness import Usefulness, class_recalls, usefulness_of
 from keras_distill.deploy.verify import open_artifact, run_in_batches, verify
 from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
 from keras_distill.report import metrics
@@ -40,6 +43,10 @@ TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web"
 # Without a wish, the float32 files must hold, and what is quantised comes along where it is worth it.
 DEFAULT_TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8")
 REQUIRED_BY_DEFAULT = ("onnx", "litert")
+BASELINE = "student on labels"
+_REMEDY_OF_RED = (
+    "Look at how the data is scaled, or train it; with a min_accuracy of your own (--min-accuracy 0) it ships as it is."
+)
 
 
 def ship(
@@ -65,16 +72,17 @@ def ship(
         provenance: where the student comes from.
         targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
             variants where they are faster and accurate. A quantisation-aware student's `onnx` and `litert` are int8.
-        budgets: limits for every artifact.
-        teacher: the student's teacher, for the report.
-        baseline: the same student trained on labels alone, for the report.
+        budgets: limits for every artifact. Without a `min_accuracy` a student that answers as luck would does not ship.
+        teacher: the student's teacher, which it is compared with.
+        baseline: the same student trained on labels alone, likewise.
         web_runtime_path: where the files of onnxruntime-web lie; `None` lets npm bring them.
         rounds: interleaved rounds of the latency measurement, about 80 ms each for each model.
         say: called with a sentence about each step.
 
     Raises:
         ConversionError: the float32 student cannot be converted for a wanted runtime.
-        ValueError: unknown targets, data that the student cannot take, or a `path` that holds something else.
+        ValueError: unknown targets, data that the student cannot take, a `path` that holds something else, or a budget
+            against a teacher that is not there.
     """
     budgets = budgets or Budgets()
     wanted = list(dict.fromkeys(targets or DEFAULT_TARGETS))
@@ -83,6 +91,9 @@ def ship(
         remedy = did_you_mean(unknown[0].replace("tflite", "litert"), TARGETS) if unknown else ""
         received = ", ".join(unknown) or "none"
         raise ValueError(error_message(f"targets must be among {', '.join(TARGETS)}", received, remedy))
+    if budgets.max_drop_from_teacher is not None and teacher is None:
+        expectation = "there must be a teacher where max_drop_from_teacher is a budget"
+        raise ValueError(error_message(expectation, "none", "Name it: --teacher T.keras, or teacher=."))
     is_int8 = _is_int8(student)
     if is_int8:
         wanted = _targets_of_int8(wanted, targets is not None)
@@ -93,6 +104,21 @@ def ship(
 
     say("the student's own answers")
     reference = reference_of(student, dataset)
+    say("whether they are worth shipping")
+    in_keras = _figures_in_keras(student, teacher, baseline, reference, dataset)
+    by_name = {figures.name: figures for figures in in_keras}
+    usefulness = usefulness_of(
+        reference.logits,
+        dataset.test.labels,
+        dataset.class_names,
+        teacher_logits=by_name["teacher"].logits if teacher is not None else None,
+        baseline_logits=by_name[BASELINE].logits if baseline is not None else None,
+        verdict=provenance.verdict,
+    )
+    if usefulness.colour == "red" and budgets.min_accuracy is None:
+        for outcome in outcomes:
+            outcome.reasons.append(f"{usefulness.reasons[0]} {_REMEDY_OF_RED}")
+        return Shipment(tuple(outcomes), (), tuple(in_keras), usefulness, None)
     calibration = choose_calibration(reference.validation_feed)
     facts = known_facts(provenance, dataset, reference)
     options: dict[str, Any] = {
@@ -113,19 +139,26 @@ def ship(
         for variant in variants:
             if variant.path is not None:
                 say(f"{variant.target} ({variant.name}): answers to {len(dataset.test):,} test examples")
-                _verify(variant, reference, dataset.test.labels, budgets)
+                _verify(variant, reference, dataset, budgets)
         say("latency, one thread, one example a call")
         keras_latency = _measure(variants, {"student": student, "teacher": teacher}, reference, rounds)
+        broken_by = partial(
+            budgets.broken_by, teacher_accuracy=usefulness.teacher_accuracy, class_names=dataset.class_names
+        )
         for outcome in outcomes:
-            _decide(outcome, variants, budgets)
+            _decide(outcome, variants, broken_by)
         held = all(outcome.holds for outcome in outcomes if outcome.required)
         say("figures of every model, side by side")
-        figures = _figures(student, teacher, baseline, reference, outcomes, dataset, keras_latency)
-        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), Path(path) if held else None)
+        figures = [replace(each, latency=keras_latency.get(each.name, {})) for each in in_keras]
+        figures += _figures_of_artifacts(figures, outcomes, reference, dataset)
+        out = Path(path) if held else None
+        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), usefulness, out)
         if held:
             say("the bundle")
             with whole_folder(path) as aside:
-                _write_bundle(aside, shipment, facts, dataset, reference, budgets, web_files)
+                _write_bundle(
+                    aside, shipment, facts | _judgement(usefulness, provenance), dataset, reference, budgets, web_files
+                )
     return shipment
 
 
@@ -206,8 +239,14 @@ def _make_variants(
     return [*onnx, *litert, *small_litert]
 
 
-def _verify(variant: Variant, reference: Reference, labels: np.ndarray, budgets: Budgets) -> None:
+def _judgement(usefulness: Usefulness, provenance: Provenance) -> dict[str, Any]:
+    verdict = provenance.verdict
+    return {"usefulness": usefulness.to_json(), "verdict": None if verdict is None else verdict.to_json()}
+
+
+def _verify(variant: Variant, reference: Reference, dataset: "Dataset", budgets: Budgets) -> None:
     assert variant.path is not None
+    labels = dataset.test.labels
     try:
         variant.verification = verify(
             reference.outputs,
@@ -218,6 +257,9 @@ def _verify(variant: Variant, reference: Reference, labels: np.ndarray, budgets:
             max_accuracy_drop=budgets.max_accuracy_drop,
             answers=reference.answers,
         )
+        if budgets.min_class_recall is not None:
+            logits = _class_logits(variant.path, reference)
+            variant.class_recalls = class_recalls(logits.argmax(axis=-1), labels, dataset.num_classes)
     except ValueError as error:
         variant.failure = str(error)
 
@@ -248,8 +290,8 @@ def _measure(
     return {name: latencies[name] for name in models if name in latencies}
 
 
-def _decide(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> None:
-    """Decides on one target."""
+def _decide(outcome: Outcome, variants: Sequence[Variant], broken_by: Callable[[Variant], list[str]]) -> None:
+    """Decides on one target; `broken_by` names the budgets that a variant is past."""
     wanted = "onnx" if outcome.target == "web" else outcome.target
     candidates = [variant for variant in variants if variant.target == wanted]
     if outcome.target.endswith(("-int8", "-float16")):
@@ -258,8 +300,8 @@ def _decide(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> 
         if float32.failure:
             outcome.reasons = [f"there is no float32 file to compare with: {float32.failure}"]
             return
-        within = [v for v in candidates if not v.usable or not budgets.broken_by(v)]
-        beyond = [f"{v.name} {reason}" for v in candidates if v.usable for reason in budgets.broken_by(v)]
+        within = [v for v in candidates if not v.usable or not broken_by(v)]
+        beyond = [f"{v.name} {reason}" for v in candidates if v.usable for reason in broken_by(v)]
         chosen, why_not = choose(within, float32, must_be_faster=outcome.target.endswith("-int8"))
         outcome.variant = chosen
         if chosen is None:
@@ -270,42 +312,58 @@ def _decide(outcome: Outcome, variants: Sequence[Variant], budgets: Budgets) -> 
         outcome.reasons.append(outcome.variant.failure)
     elif outcome.variant.verification is not None:
         outcome.reasons += outcome.variant.verification.problems
-        outcome.reasons += budgets.broken_by(outcome.variant)
+        outcome.reasons += broken_by(outcome.variant)
 
 
-def _figures(
+def _figures_in_keras(
     student: "keras.Model",
     teacher: "keras.Model | None",
     baseline: "keras.Model | None",
     reference: Reference,
-    outcomes: Sequence[Outcome],
     dataset: "Dataset",
-    latency: Mapping[str, Mapping[str, float]],
 ) -> list[Figures]:
-    """Every model's answers to the test set, with what it costs."""
+    """The Keras models' answers to the test set, the student's last; what a call costs is not known yet."""
     labels = dataset.test.labels
     rows: list[Figures] = []
-
-    def add(
-        name: str, logits: np.ndarray, temperature: float, num_parameters: int, latency: Mapping, size: Any
-    ) -> None:
-        agreement = metrics.agreement(rows[0].logits, logits) if rows and rows[0].name == "teacher" else None
-        rows.append(Figures(name, logits, labels, temperature, num_parameters, latency, size, agreement))
-
-    for name, model in (("teacher", teacher), ("student on labels", baseline)):
+    for name, model in (("teacher", teacher), (BASELINE, baseline), ("student", student)):
         if model is not None:
-            own = reference_of(model, dataset)
-            add(name, own.logits, own.temperature, model.count_params(), latency.get(name, {}), None)
-    temperature = reference.temperature
-    add("student", reference.logits, temperature, student.count_params(), latency.get("student", {}), None)
+            own = reference if model is student else reference_of(model, dataset)
+            agreement = metrics.agreement(rows[0].logits, own.logits) if teacher is not None and rows else None
+            num_parameters = model.count_params()
+            rows.append(Figures(name, own.logits, labels, own.temperature, num_parameters, {}, None, agreement))
+    return rows
+
+
+def _figures_of_artifacts(
+    in_keras: Sequence[Figures], outcomes: Sequence[Outcome], reference: Reference, dataset: "Dataset"
+) -> list[Figures]:
+    """What ships, each file once: its answers to the test set, with what it costs."""
+    student = in_keras[-1]
+    teacher = next((row for row in in_keras if row.name == "teacher"), None)
     shipped = {id(outcome.variant): outcome.variant for outcome in outcomes if outcome.holds}
+    rows = []
     for variant in shipped.values():
         assert variant is not None
         assert variant.path is not None
-        output = run_in_batches(open_artifact(variant.path), reference.feed)[reference.answer]
-        logits = as_class_logits(output)
-        add(variant.target, logits, temperature, student.count_params(), variant.latency, variant.num_bytes)
+        logits = _class_logits(variant.path, reference)
+        rows.append(
+            Figures(
+                variant.target,
+                logits,
+                dataset.test.labels,
+                student.temperature,
+                student.num_parameters,
+                variant.latency,
+                variant.num_bytes,
+                None if teacher is None else metrics.agreement(teacher.logits, logits),
+            )
+        )
     return rows
+
+
+def _class_logits(path: Path, reference: Reference) -> np.ndarray:
+    """An artifact's logits for the test set, `(num_items, num_classes)`."""
+    return as_class_logits(run_in_batches(open_artifact(path), reference.feed)[reference.answer])
 
 
 def _write_bundle(
@@ -366,6 +424,9 @@ def _write_bundle(
             "max_accuracy_drop": budgets.max_accuracy_drop,
             "max_size": budgets.max_size,
             "max_latency_ms": budgets.max_latency_ms,
+            "min_accuracy": budgets.min_accuracy,
+            "max_drop_from_teacher": budgets.max_drop_from_teacher,
+            "min_class_recall": budgets.min_class_recall,
         },
         "tried": [_tried(variant, shipment.outcomes) for variant in shipment.variants],
         "figures": [figures.to_json() for figures in shipment.figures],

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from keras_distill.deploy.card import Figures
 from keras_distill.deploy.quantize import Variant
-
-if TYPE_CHECKING:
-    pass
+from keras_distill.deploy.usefulness import Usefulness
+from keras_distill.report.verdict import Verdict
 
 
 @dataclass
@@ -41,12 +39,14 @@ class Shipment:
         outcomes: one a target.
         variants: everything that was made, shipped or not.
         figures: accuracy, calibration, size and latency of every model, side by side.
+        usefulness: whether the student is worth shipping.
         out: the bundle; `None` where a required target does not hold and there is none.
     """
 
     outcomes: tuple[Outcome, ...]
     variants: tuple[Variant, ...]
     figures: tuple[Figures, ...]
+    usefulness: Usefulness
     out: Path | None
 
 
@@ -60,6 +60,7 @@ class Provenance:
         source_sha256: its checksum.
         licence: the licence of the student, in words; `None` where nobody said.
         preprocessing: what happens to an example before the student sees it; `None` describes the data's own values.
+        verdict: what the run that distilled the student found; `None` where there was none.
     """
 
     name: str
@@ -67,3 +68,4 @@ class Provenance:
     source_sha256: str | None = None
     licence: str | None = None
     preprocessing: str | None = None
+    verdict: Verdict | None = None

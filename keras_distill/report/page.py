@@ -28,16 +28,18 @@ class Verdict:
     Attributes:
         text: the sentence.
         holds: `True` is shown as good, `False` as bad, `None` as a remark.
+        warns: whether a remark is one to look at.
     """
 
     kind: ClassVar[str] = "verdict"
     text: str
     holds: bool | None = None
+    warns: bool = False
 
     @property
     def state(self) -> str:
         """The style of the verdict."""
-        return {True: "good", False: "bad", None: "remark"}[self.holds]
+        return {True: "good", False: "bad", None: "warning" if self.warns else "remark"}[self.holds]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ What a model is and how it was trained is the caller's; here are logits, labels 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from keras_distill._checks import check_finite, check_fraction, check_labels, error_message
+from keras_distill._checks import check_choice, check_finite, check_fraction, check_labels, error_message
 from keras_distill._types import ArrayLike
 from keras_distill.report.metrics import log_softmax, softmax, wilson_interval
 
 Word = Literal["BETTER", "NO BETTER", "WORSE", "INCONCLUSIVE"]
+_OF_A_RATE, _OF_A_DIFFERENCE = ("rate", "low", "high"), ("mean", "low", "high", "p_value")
 # A gain worth having, as a share of the baseline's errors: who distils for less will not see it.
 MARGIN = 0.1
 # How seldom a difference of no meaning is called one, BETTER and WORSE together.
@@ -99,6 +100,35 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """All of it as dictionaries, lists and numbers."""
         return asdict(self) | {"reasons": list(self.reasons)}
+
+    @classmethod
+    def from_json(cls, contents: Mapping[str, Any]) -> "Verdict":
+        """A verdict from what `to_json` gave.
+
+        Raises:
+            ValueError: it is something else.
+
+        Example:
+            >>> verdict = compare_models([0, 1] * 50, np.eye(2)[[0, 1] * 50], np.eye(2)[[1, 0] * 50])
+            >>> Verdict.from_json(verdict.to_json()) == verdict
+            True
+        """
+        try:
+            verdict = cls(
+                contents["word"],
+                Rate(*(float(contents["candidate"][name]) for name in _OF_A_RATE)),
+                Rate(*(float(contents["baseline"][name]) for name in _OF_A_RATE)),
+                Difference(*(float(contents["errors"][name]) for name in _OF_A_DIFFERENCE)),
+                Difference(*(float(contents["nll"][name]) for name in _OF_A_DIFFERENCE)),
+                int(contents["num_items"]),
+                int(contents["num_seeds"]),
+                tuple(str(reason) for reason in contents["reasons"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            received = f"{contents!r:.100}" if not isinstance(error, KeyError) else f"one without {error}"
+            raise ValueError(error_message("a verdict must be as Verdict.to_json gives it", received)) from error
+        check_choice("the word of a verdict", verdict.word, get_args(Word))
+        return verdict
 
 
 @dataclass(frozen=True)

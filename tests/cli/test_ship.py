@@ -1,5 +1,6 @@
 """`keras-distill ship`, whole: a trained student of the digits to a bundle, and every way to be refused."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,9 +14,11 @@ from keras import layers
 
 from keras_distill import cli, data
 from keras_distill.cli.ship import SIZE_UNITS, TARGETS, TIME_UNITS, quantity
+from keras_distill.cli.student_file import verdict_beside
 from keras_distill.deploy import read_bundle
 from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.ship import TARGETS as SHIP_TARGETS
+from keras_distill.report.verdict import compare_models
 
 
 def train(width, seed, split):
@@ -35,12 +38,23 @@ def train(width, seed, split):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds teacher.keras, student.keras and baseline.keras, trained for seconds."""
+    """Holds teacher.keras, student.keras with its record, and baseline.keras, trained for seconds."""
     folder = tmp_path_factory.mktemp("models")
     split = data.load("digits").train
     for name, width, seed in (("teacher", 64, 0), ("student", 24, 1), ("baseline", 24, 2)):
         train(width, seed, split).save(folder / f"{name}.keras")
+    write_record(folder / "student.keras")
     return folder
+
+
+def write_record(student, **changes):
+    """Beside a student what `keras-distill distill` would have written; returns its verdict."""
+    labels = np.arange(100) % 10
+    verdict = compare_models(labels, np.eye(10)[labels], np.eye(10)[(labels + (np.arange(100) < 30)) % 10]).to_json()
+    model = {"sha256": hashlib.sha256(student.read_bytes()).hexdigest()}
+    record = {"format": "keras-distill distill", "version": 1, "model": model, "verdict": verdict} | changes
+    student.with_suffix(".json").write_text(json.dumps(record))
+    return verdict
 
 
 def ship(folder, *arguments):
@@ -89,6 +103,7 @@ def test_every_field_of_the_manifest_is_documented_and_every_documented_one_is_t
     manifest = json.loads((bundle / "manifest.json").read_text())
     objects = [manifest, manifest["artifacts"]["onnx"], manifest["tried"][0], manifest["figures"][0]]
     objects += [manifest["inputs"][0], manifest["machine"], manifest["provenance"], manifest["budgets"]]
+    objects += [manifest["usefulness"], manifest["verdict"]]
     objects += [manifest["artifacts"]["onnx"]["verification"], manifest["artifacts"]["onnx"]["latency"]]
     fields = {field for each in objects for field in each}
     undocumented = {field for field in fields if f"`{field}`" not in text and not field.endswith("_scaled")}
@@ -181,6 +196,94 @@ def test_a_student_of_one_unit_and_another_output_ships_with_both(folder, tmp_pa
         assert says in done.stdout
 
 
+@pytest.mark.slow
+def test_accuracy_against_the_teacher_and_the_verdict_are_in_manifest_card_and_report(bundle, folder):
+    manifest = read_bundle(bundle)
+    test = data.load("digits").test
+    right = {
+        name: np.mean(
+            keras.saving.load_model(folder / f"{name}.keras").predict(test.inputs, verbose=0).argmax(-1) == test.labels
+        )
+        for name in ("teacher", "student")
+    }
+    found = manifest["usefulness"]
+    assert found["accuracy"] == pytest.approx(right["student"])
+    assert found["teacher_accuracy"] == pytest.approx(right["teacher"])
+    assert found["drop_from_teacher"] == pytest.approx(right["teacher"] - right["student"])
+    assert found["colour"] in ("green", "amber")
+    assert manifest["verdict"]["word"] == "BETTER"
+    for text in ((bundle / "report.html").read_text(), (bundle / "model_card.md").read_text()):
+        assert f"{found['colour'].capitalize()}: the student is right on {right['student']:.2%}" in text
+        assert f"Its teacher is right on {right['teacher']:.2%}" in text
+        assert "labels alone, when it was trained: BETTER: -30.00 points of errors" in text.replace("&#39;", "'")
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A student that says the same of everything."""
+    path = tmp_path_factory.mktemp("untrained") / "untrained.keras"
+    model = keras.Sequential([keras.Input((8, 8, 1), name="image"), layers.Flatten(), layers.Dense(10)])
+    model.layers[-1].set_weights([1e-3 * np.ones((64, 10)), np.arange(10.0)])
+    model.save(path)
+    return path
+
+
+def test_a_student_near_chance_does_not_ship_and_says_why_before_anything_is_converted(untrained, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    assert cli.main(["ship", str(untrained), "--data", "digits", "--out", str(out), "--targets", "onnx"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    nines = np.mean(data.load("digits").test.labels == 9)
+    assert f"red: right on {nines:.2%} of" in printed
+    assert "onnx does not hold: The student answers as luck would" in printed
+    assert "--min-accuracy 0" in printed
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_whoever_names_a_limit_gets_a_bundle_that_says_red(untrained, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    limit = ["--targets", "onnx", "--min-accuracy", "0"]
+    assert cli.main(["ship", str(untrained), "--data", "digits", "--out", str(out), *limit]) == 0
+    assert read_bundle(out)["usefulness"]["colour"] == "red"
+    assert read_bundle(out)["verdict"] is None
+    page = (out / "report.html").read_text()
+    assert '<p class="verdict bad">Red: the student is right on' in page
+    assert '<p class="verdict good">' not in page
+    assert "Red: the student" in (out / "model_card.md").read_text()
+
+
+def test_a_record_counts_for_the_student_that_it_names_alone(folder, tmp_path):
+    student = tmp_path / "student.keras"
+    shutil.copyfile(folder / "student.keras", student)
+    assert verdict_beside(student) is None
+    verdict = write_record(student)
+    assert verdict_beside(student).to_json() == verdict
+    write_record(student, verdict=None)
+    assert verdict_beside(student) is None
+    write_record(student, format="something else")
+    assert verdict_beside(student) is None
+    write_record(student)
+    student.write_bytes(student.read_bytes() + b"changed")
+    assert verdict_beside(student) is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "says"),
+    [
+        ({"word": "BETTER"}, "a verdict must be as Verdict.to_json gives it; got one without 'candidate'"),
+        ("BETTER", "a verdict must be as Verdict.to_json gives it; got 'BETTER'"),
+    ],
+)
+def test_a_record_whose_verdict_is_none_is_refused_by_name(folder, tmp_path, verdict, says):
+    student = tmp_path / "student.keras"
+    shutil.copyfile(folder / "student.keras", student)
+    write_record(student, verdict=verdict)
+    with pytest.raises(ValueError, match=re.escape(says)) as refusal:
+        verdict_beside(student)
+    assert "student.json" in str(refusal.value)
+    assert "Distil again, or take the file away." in str(refusal.value)
+
+
 # Refusals after the work
 
 
@@ -190,6 +293,7 @@ def test_a_student_of_one_unit_and_another_output_ships_with_both(folder, tmp_pa
     [
         (("--max-size", "1kB"), "past the budget of 1,000"),
         (("--max-latency", "0.0001us"), "past the budget of 1e-07 ms"),
+        (("--min-accuracy", "0.999", "--min-class-recall", "1"), "short of the budget of 99.90%"),
     ],
 )
 def test_past_a_budget_it_exits_one_says_by_how_much_and_keeps_the_older_bundle(folder, tmp_path, capsys, budget, says):
@@ -253,6 +357,13 @@ def test_data_of_another_shape_or_other_classes_is_refused(capsys, tmp_path, tmp
         (("--max-latency", "0ms"), "--max-latency must be a number > 0 and a unit"),
         (("--max-accuracy-drop", "2"), "max_accuracy_drop must be between 0 and 1"),
         (("--targets", "web", "--web-runtime", "/nowhere"), "the web runtime's folder must contain"),
+        (("--min-accuracy", "95"), "min_accuracy must be between 0 and 1; got 95.0. It is a fraction"),
+        (("--max-drop-from-teacher", "-1"), "max_drop_from_teacher must be between 0 and 1; got -1.0"),
+        (("--min-class-recall", "nan"), "min_class_recall must be a number; got NaN"),
+        (
+            ("--max-drop-from-teacher", "0.1"),
+            "there must be a teacher where max_drop_from_teacher is a budget; got none. Name it: --teacher T.keras",
+        ),
     ],
 )
 def test_bad_switches_are_refused(folder, capsys, tmp_path, arguments, says):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from keras_distill.deploy import Budgets, Verification
@@ -21,7 +22,7 @@ def variant(target, name, p50_ms, *, drop=0.0, num_bytes=100, failure=None):
 
 def settled(target, variants, **budgets):
     outcome = Outcome(target, required=True)
-    _decide(outcome, variants, Budgets(**budgets))
+    _decide(outcome, variants, Budgets(**budgets).broken_by)
     return outcome
 
 
@@ -43,6 +44,35 @@ def test_past_a_budget_a_target_says_by_how_much(budgets, says):
     outcome = settled("onnx", [variant("onnx", "float32", 1.0, drop=0.03)], **{"max_accuracy_drop": 0.1, **budgets})
     assert not outcome.holds
     assert outcome.reasons == [says]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "says"),
+    [
+        ({"min_accuracy": 0.95}, "is right on 87.00%: 8.00% short of the budget of 95.00%"),
+        (
+            {"max_drop_from_teacher": 0.02},
+            "accuracy is 10.00% below the teacher's: 8.00% past the budget of 2.00%",
+        ),
+        (
+            {"min_class_recall": 0.6},
+            "recall by class (e 10.00%, b 20.00%, c 30.00% and 1 more) is below the budget of 60.00%",
+        ),
+        ({"min_accuracy": 0.87, "max_drop_from_teacher": 0.1, "min_class_recall": 0.1}, None),
+    ],
+)
+def test_usefulness_is_a_budget_of_every_artifact(budgets, says):
+    made = variant("onnx", "float32", 1.0, drop=0.03)
+    made.class_recalls = np.array([0.9, 0.2, 0.3, 0.5, 0.1, np.nan])
+    budget = Budgets(max_accuracy_drop=0.1, **budgets)
+    broken = budget.broken_by(made, teacher_accuracy=0.97, class_names="abcdef")
+    assert broken == ([] if says is None else [says])
+
+
+@pytest.mark.parametrize("name", ["min_accuracy", "max_drop_from_teacher", "min_class_recall"])
+def test_a_budget_in_per_cent_is_refused_and_the_fraction_named(name):
+    with pytest.raises(ValueError, match=rf"{name} must be between 0 and 1; got 90\.0\. It is a fraction: 0\.05 is"):
+        Budgets(**{name: 90.0})
 
 
 def test_of_int8_variants_the_fastest_within_the_budgets_ships():
