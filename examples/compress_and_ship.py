@@ -11,8 +11,9 @@ data; all figures are of the test set, after the last epoch.
 
 Machine and minutes: 2 cores of an AMD EPYC, 13 minutes, 10 of one core. Expect 233 errors of the ensemble, 558 ± 23 of
 the student on labels and 280 ± 5 of it distilled, 200 times smaller and 9 to 11 times faster than the ensemble. Goals,
-printed with the table: fewer errors than on labels in every seed, and each file within its budgets. Where every image has its label the same student gains nothing: it is as
-wrong on its training images as on others, and soft targets mend only what is overfitted.
+printed with the table: fewer errors than on labels in every seed, and each file within its budgets. Where every
+image has its label the same student gains nothing: it is as wrong on its training images as on others, and soft targets
+mend only what is overfitted.
 
 Writes to `--out`: `results.json`, `trade_off.svg`, `store/`, `student.keras`, `bundle/` (open its report.html) and
 `teacher-bundle/`, the ensemble through the same gate, so that both are compared in the runtimes that serve them.
