@@ -268,15 +268,36 @@ def _nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _rate(wrong: np.ndarray) -> Rate:
-    return Rate(float(wrong.mean()), *wilson_interval(int(wrong.sum()), wrong.size))
+    """Of wrong answers, bool, `(num_seeds, num_items)`.
+
+    The answers of several seeds to one example are not as many examples: Wilson's interval is that of as many
+    independent answers as would have the variance which the mean has.
+    """
+    num_seeds, num_items = wrong.shape
+    rate = float(wrong.mean())
+    if num_seeds == 1:
+        return Rate(rate, *wilson_interval(int(wrong.sum()), num_items))
+    from scipy.stats import t
+
+    parts, effective = _contributions(wrong.astype("float64"))
+    variance = sum(parts)
+    # Seeds that all err alike, or never, are no more than one of them.
+    independent = rate * (1.0 - rate) / variance if variance > 0.0 else float(num_items)
+    quantile = float(t.ppf(1.0 - SIGNIFICANCE / 2, effective))
+    shrunk = 1.0 + quantile**2 / independent
+    centre = (rate + quantile**2 / (2 * independent)) / shrunk
+    reach = quantile * math.sqrt(rate * (1.0 - rate) / independent + (quantile / (2 * independent)) ** 2) / shrunk
+    return Rate(rate, max(centre - reach, 0.0), min(centre + reach, 1.0))
 
 
 def _difference_of_errors(candidate: np.ndarray, baseline: np.ndarray) -> Difference:
     """Of wrong answers, bool, `(num_seeds, num_items)` each."""
     from scipy.stats import binomtest
 
-    if len(candidate) > 1:
+    if len(candidate) > 1 and not np.array_equal(candidate, baseline):
         return _difference(candidate.astype("float64") - baseline)
+    # Several pairs that never differ are one: that none was seen does not say that there is none.
+    candidate, baseline = candidate[:1], baseline[:1]
     only_candidate = int(np.count_nonzero(candidate & ~baseline))
     only_baseline = int(np.count_nonzero(baseline & ~candidate))
     differing = only_candidate + only_baseline
@@ -321,14 +342,29 @@ def _difference(values: np.ndarray) -> Difference:
     """Of values that differ by example, and by seed where there are several, `(num_seeds, num_items)`."""
     from scipy import stats
 
-    num_seeds, num_items = values.shape
     mean = float(values.mean())
     if not np.any(values - mean):
         return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
-    if num_seeds == 1:
+    if len(values) == 1:
         return _bootstrapped(values[0])
-    # Mean squares of a two-way table without repetition; each effect's share of the variance of the mean.
-    by_seed, by_item = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
+    parts, effective = _contributions(values)
+    variance = sum(parts)
+    reach = stats.t.ppf(1.0 - SIGNIFICANCE / 2, effective) * math.sqrt(variance)
+    p_value = 2.0 * stats.t.sf(abs(mean) / math.sqrt(variance), effective)
+    return Difference(mean, mean - float(reach), mean + float(reach), float(p_value))
+
+
+def _contributions(values: np.ndarray) -> tuple[tuple[float, float, float], float]:
+    """What seeds, examples and their interplay contribute to the variance of the mean of `(num_seeds, num_items)`.
+
+    Mean squares of a two-way table without repetition. What the interplay explains by itself is in both effects and
+    counts once, so that it is subtracted; an effect below it is none.
+
+    Returns:
+        The three contributions, and Satterthwaite's degrees of freedom of their sum.
+    """
+    num_seeds, num_items = values.shape
+    mean, by_seed, by_item = values.mean(), values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
     freedom = np.array([num_seeds - 1, max(num_items - 1, 1), (num_seeds - 1) * max(num_items - 1, 1)], "float64")
     squares = np.array(
         [
@@ -337,14 +373,16 @@ def _difference(values: np.ndarray) -> Difference:
             np.square(values - by_seed - by_item + mean).sum(),
         ]
     )
-    seed, item, rest = squares / freedom / values.size
-    # What the rest explains by itself is in both effects: it counts once. Below it an effect is none.
-    parts = np.array([max(seed, rest), max(item, rest), -rest])
-    variance = parts.sum()
-    effective = variance**2 / np.sum(parts**2 / freedom)
-    reach = stats.t.ppf(1.0 - SIGNIFICANCE / 2, effective) * math.sqrt(variance)
-    p_value = 2.0 * stats.t.sf(abs(mean) / math.sqrt(variance), effective)
-    return Difference(mean, mean - float(reach), mean + float(reach), float(p_value))
+    seed, item, rest = (float(square) for square in squares / freedom / values.size)
+    parts = (max(seed, rest), max(item, rest), -rest)
+    # Where the rest stands for an effect, it is as well known as the rest is: with the few degrees of freedom of three
+    # seeds that differ by nothing the interval would be twice as wide as it must. Two seeds that seem alike say less:
+    # there they would hide what they differ by in a tenth of cases.
+    of_seed = freedom[0] if seed > rest or num_seeds == 2 else freedom[2]
+    squares_over_freedom = np.square(parts) / [of_seed, freedom[1] if item > rest else freedom[2], freedom[2]]
+    variance = sum(parts)
+    effective = variance**2 / float(squares_over_freedom.sum()) if variance > 0.0 else float(num_items - 1)
+    return parts, effective
 
 
 def _bootstrapped(values: np.ndarray) -> Difference:
@@ -368,7 +406,7 @@ def _word(errors: Difference, wrong: Sequence[np.ndarray], margin: float) -> Wor
         return "WORSE"
     # One-sided, as a test of equivalence is: does the interval of 90 % leave room for a gain worth having?
     worth_having = -margin * float(wrong[1].mean())
-    if len(wrong[0]) == 1:
+    if len(wrong[0]) == 1 or np.array_equal(wrong[0], wrong[1]):
         lowest, _ = _newcombe(wrong[0][0], wrong[1][0], 1.0 - 2 * SIGNIFICANCE)
     else:
         from scipy.stats import norm
@@ -383,11 +421,17 @@ def _size_that_decides(errors: Difference, wrong: Sequence[np.ndarray], margin: 
     """How large a test set would have to be for a difference such as the one seen, or such as would be worth having."""
     from scipy.stats import norm
 
-    num_items = wrong[0].shape[1]
+    num_seeds, num_items = wrong[0].shape
     # Two models that never differ on few examples may still do so once.
     differing = max(float(np.mean(wrong[0] != wrong[1])), 1.0 / num_items)
     gain = max(abs(errors.mean), margin * float(wrong[1].mean()), 1.0 / num_items)
     quantiles = norm.ppf(1.0 - SIGNIFICANCE / 2) + norm.ppf(_POWER)
+    if num_seeds > 1:
+        (seed, item, rest), _ = _contributions(wrong[0].astype("float64") - wrong[1])
+        if seed > item:
+            # Then more examples would not do: the trainings are what there is too little of.
+            seeds = max(math.ceil(num_seeds * (seed + item + rest) * quantiles**2 / gain**2), num_seeds + 1)
+            return f"{num_seeds} trainings of each are too few to tell: about {seeds:,} would decide."
     needed = max(math.ceil(quantiles**2 * differing / gain**2), num_items + 1)
     rounded = round(needed, 1 - int(math.log10(needed)))
     return f"{num_items:,} test examples are too few to tell: about {max(rounded, num_items + 1):,} would decide."

@@ -105,6 +105,76 @@ def test_over_seeds_the_interval_covers_what_other_seeds_would_give():
     assert covered >= stats.binom(300, 0.95).ppf(0.001)
 
 
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_over_seeds_that_differ_by_nothing_equal_models_are_seldom_told_apart(num_seeds):
+    generator = np.random.default_rng(num_seeds)
+    num_items, rate = 200, 0.2
+    found = []
+    for _ in range(500):
+        # Some examples are hard for both models and every seed.
+        hardness = generator.beta(rate / 3, (1 - rate) / 3, num_items)
+        wrong = generator.random((2, num_seeds, num_items)) < hardness
+        labels = generator.integers(0, 2, num_items)
+        found.append(compare_models(labels, *(np.stack([answers(row, labels) for row in rows]) for rows in wrong)))
+    differ = sum(each.word in ("BETTER", "WORSE") for each in found)
+    assert differ <= stats.binom(500, 0.05).ppf(0.999)
+    assert sum(each.errors.low <= 0.0 <= each.errors.high for each in found) >= stats.binom(500, 0.95).ppf(0.001)
+    # The rate's own interval is as wide as the examples make it: as independent answers it would cover seldom.
+    assert sum(each.candidate.low <= rate <= each.candidate.high for each in found) >= stats.binom(500, 0.95).ppf(0.001)
+    pooled = np.median([each.candidate.high - each.candidate.low for each in found])
+    independent = stats.binomtest(round(rate * num_items * num_seeds), num_items * num_seeds).proportion_ci(
+        method="wilson"
+    )
+    assert pooled > 1.1 * (independent.high - independent.low)
+
+
+def test_pairs_that_never_differ_on_few_examples_decide_nothing_over_seeds_either():
+    labels = np.arange(40) % 2
+    logits = np.stack([answers(np.arange(40) < 8, labels)] * 3)
+    found = compare_models(labels, logits, logits)
+    assert found.word == "INCONCLUSIVE"
+    assert found.errors.low < 0.0 < found.errors.high
+    alone = compare_models(labels, logits[0], logits[0]).candidate
+    assert (found.candidate.low, found.candidate.high) == pytest.approx((alone.low, alone.high), abs=0.01)
+
+
+def test_where_trainings_differ_most_more_of_them_are_asked_for():
+    labels = np.zeros(1000, int)
+    wrong, base = np.zeros((3, 1000), bool), np.zeros((3, 1000), bool)
+    wrong[0, :300], wrong[1, :100], wrong[2, :20], base[:, :200] = True, True, True, True
+    found = compare_models(labels, *(np.stack([answers(row, labels) for row in rows]) for rows in (wrong, base)))
+    (sentence,) = found.reasons
+    assert sentence.startswith("3 trainings of each are too few to tell: about ")
+    # The variance of three seeds' mean is 0.0072, which 2.8 standard errors of 0.06 allow a sixteenth of.
+    seeds = np.array([0.1, -0.1, -0.18])
+    needed = int(re.search(r"about ([\d,]+) would", sentence)[1])
+    assert needed == pytest.approx(seeds.var(ddof=1) * (1.96 + 0.8416) ** 2 / 0.06**2, rel=0.1)
+
+
+def test_a_gain_worth_having_is_seldom_denied():
+    generator = np.random.default_rng(5)
+    # 20 % wrong and a tenth of that less.
+    words = [compare_models(*draw_pair(generator, 500, 0.02, 0.04, 0.16)).word for _ in range(400)]
+    assert words.count("NO BETTER") <= stats.binom(400, 0.05).ppf(0.999)
+
+
+def test_power_is_that_of_the_exact_test():
+    generator = np.random.default_rng(6)
+    num_items, only_candidate, only_baseline = 300, 0.05, 0.12
+    differing = np.arange(num_items + 1)
+    # Of so many answers that differ, the most that may be the candidate's: both tails of a coin are below 5 % there.
+    limits = stats.binom.ppf(0.025, differing, 0.5)
+    limits = np.where(stats.binom.cdf(limits, differing, 0.5) < 0.025, limits, limits - 1)
+    share = only_candidate / (only_candidate + only_baseline)
+    power = float(
+        stats.binom.pmf(differing, num_items, only_candidate + only_baseline)
+        @ stats.binom.cdf(limits, differing, share)
+    )
+    words = [compare_models(*draw_pair(generator, num_items, only_candidate, only_baseline)).word for _ in range(600)]
+    allowed = stats.binom(600, power)
+    assert allowed.ppf(0.0005) <= words.count("BETTER") <= allowed.ppf(0.9995)
+
+
 def test_a_large_difference_of_seeds_keeps_three_of_them_from_deciding():
     # Each pair differs clearly, but now in one direction and now in the other.
     labels = np.zeros(1000, int)
