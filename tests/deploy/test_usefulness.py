@@ -85,7 +85,7 @@ def test_amber_names_a_teacher_near_chance_a_better_twin_and_a_class_never_recog
     of_class = usefulness_of(lost, LABELS, NAMES)
     assert [found.colour for found in (of_teacher, of_twin, of_class)] == ["amber"] * 3
     assert "The teacher answers as luck would: it is right on 25.00%" in of_teacher.reasons[0]
-    assert "labels alone is better. WORSE: +9.00 points" in of_twin.reasons[0]
+    assert "labels alone is better. WORSE: 10.00 % errors against 1.00 %, +9.00 points" in of_twin.reasons[0]
     assert of_class.reasons == ("Never recognised: 'cat' (of 100 examples).",)
 
 
