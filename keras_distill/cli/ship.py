@@ -145,7 +145,7 @@ def _table(shipment: "Shipment", title: str) -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE)
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     # Eighty columns hold them whole; the 90th percentile is in the manifest.
     for column in ("artifact", "bytes", "drop", "as Keras", "p50 ms", "p99 ms", "ships"):
         table.add_column(column, justify="left" if column in ("artifact", "ships") else "right", no_wrap=True)
