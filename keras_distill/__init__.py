@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         report,
         scale,
         schedules,
+        search,
         specialists,
         targets,
         teachers,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from keras_distill.backup import Backup
     from keras_distill.distillation import DeepMutualLearning, Distiller
     from keras_distill.models.saving import load_model
+    from keras_distill.search import tune
     from keras_distill.teachers import Ensemble, OnnxTeacher
 else:
     __getattr__ = lazy_names(
@@ -47,9 +49,11 @@ else:
             "report": "",
             "scale": "",
             "schedules": "",
+            "search": "",
             "specialists": "",
             "targets": "",
             "teachers": "",
+            "tune": "search",
         },
     )
 
@@ -69,9 +73,11 @@ __all__ = [
     "report",
     "scale",
     "schedules",
+    "search",
     "specialists",
     "targets",
     "teachers",
+    "tune",
 ]
 
 

@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="Adam's, with cosine decay to zero (default: %(default)s)")
     add("--no-twin", dest="twin", action="store_false", help="spare the twin on labels; then there is no verdict")
+    add("--tune", action="store_true", help="choose temperature, weight of the labels (labels alone too) and learning "
+        "rate on validation data, for the steps of four trainings; OUT.tune keeps the study")  # fmt: skip
     add("--any-teacher", action="store_true", help="train even where the teacher answers no better than chance")
     add("--distribute", choices=("mirrored", "data-parallel"), help="train on all devices: of TensorFlow, of JAX")
     add("--coordinator", metavar="HOST:PORT", help="with data-parallel on several hosts: where process 0 listens")
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from keras_distill.cli import distill_in_parallel, distill_report, distill_training
+    from keras_distill.cli import distill_in_parallel, distill_report, distill_training, distill_tuned
     from keras_distill.cli.engine_options import share_of
     from keras_distill.cli.student_file import student_file
     from keras_distill.cli.training_length import default_epochs
@@ -95,8 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
         if teacher is not None:
             models[distill_report.TEACHER] = distill_report.judged(teacher, dataset)
         models[distill_report.GIVEN] = distill_report.judged(given, dataset)
-        trainings = {distill_report.DISTILLED: train(settings, dataset, epochs, teacher, store)}
-        if settings.twin:
+        tuned = distill_tuned.tune(settings, dataset, epochs, teacher, store) if settings.tune else None
+        if tuned is not None:
+            trainings = distill_report.tuned_trainings(tuned)
+        else:
+            trainings = {distill_report.DISTILLED: train(settings, dataset, epochs, teacher, store)}
+        if settings.twin and tuned is None:
             trainings[distill_report.TWIN] = train(settings, dataset, epochs, teacher, store, on_labels=True)
         for name in (distill_report.TWIN, distill_report.DISTILLED):
             if name in trainings:
@@ -105,10 +111,15 @@ def run(arguments: argparse.Namespace) -> int:
         verdict = distill_report.verdict(settings, dataset, models, distilled, teacher) if settings.twin else None
         distilled.student.save(out.model_aside)
         seconds = time.monotonic() - began
-        out.write_record(distill_report.record(settings, dataset, epochs, models, known, trainings, verdict, seconds))
+        record = distill_report.record(settings, dataset, epochs, models, known, trainings, verdict, seconds)
+        if tuned is not None:
+            record["tuning"] = distill_tuned.tuning_record(tuned)
+        out.write_record(record)
 
     for note in distilled.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if tuned is not None:
+        console.print(distill_tuned.chosen_text(tuned), markup=False, soft_wrap=True)
     console.print(distill_report.table(models, dataset, as_int8=settings.quantize_aware))
     length = distill_report.length_note(distilled, epochs, was_chosen=settings.epochs is None)
     if length:

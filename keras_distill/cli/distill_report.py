@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keras_distill.cli.teacher_check import Knowledge
     from keras_distill.data import Dataset
     from keras_distill.report.verdict import Verdict
+    from keras_distill.search import Tuned
 
 # So many training examples are looked at for reasons.
 _NUM_SEEN = 4096
@@ -58,9 +59,19 @@ def length_note(training: "Training", epochs: int, *, was_chosen: bool) -> str:
     )
 
 
+def tuned_trainings(tuned: "Tuned") -> "dict[str, Training]":
+    """What `tune` chose, and the best on labels alone; how they came about the study tells, not a history."""
+    from keras_distill.cli.distill_training import Training
+
+    return {
+        name: Training(student, {}, tuned.steps_of_one, 0.0)
+        for name, student in ((DISTILLED, tuned.student), (TWIN, tuned.labels_student))
+    }
+
+
 def validation_losses(training: "Training") -> list[float]:
     """The loss on validation data by epoch; that of training where nothing was validated."""
-    return training.history.get("val_loss") or training.history["loss"]
+    return training.history.get("val_loss") or training.history.get("loss", [])
 
 
 def verdict(
@@ -134,7 +145,7 @@ def record(
         "training": {
             names[name]: {
                 "steps": training.num_steps,
-                "epochs": len(training.history["loss"]),
+                "epochs": len(training.history["loss"]) if training.history else epochs,
                 "validated_every_epochs": validated_every(settings, epochs),
                 "seconds": round(training.seconds, 3),
                 "loss_fell_by": training_length.fall(validation_losses(training)),

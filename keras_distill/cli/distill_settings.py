@@ -21,6 +21,7 @@ class DistillSettings:
     early_stopping: int | None
     seed: int
     twin: bool
+    tune: bool
     any_teacher: bool
     quantize_aware: bool
     distribute: str | None
@@ -49,6 +50,16 @@ class DistillSettings:
             remedy = "The last epoch freezes the ranges: say how many with --epochs."
             received = "--early-stopping beside it"
             raise ValueError(error_message("--quantize-aware must train all its epochs", received, remedy))
+        for option, is_given in {
+            "--no-twin": not self.twin,
+            "--early-stopping": self.early_stopping is not None,
+            "--quantize-aware": self.quantize_aware,
+            "--distribute": self.distribute is not None,
+            "--log-dir": self.log_dir is not None,
+        }.items():
+            if self.tune and is_given:
+                remedy = "Tune first; then train with what it chose, which OUT.json names."
+                raise ValueError(error_message("--tune must be given alone", f"{option} beside it", remedy))
         if self.verbose and self.quiet:
             raise ValueError(
                 error_message("at most one of --verbose and --quiet must be given", "both", "Leave one out.")

@@ -183,6 +183,26 @@ def test_a_store_is_asked_too(folder, tmp_path, capsys):
     assert not (tmp_path / "other.keras").exists()
 
 
+def test_tuning_says_what_it_chose_and_keeps_its_study(folder, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    assert distill(folder, tmp_path / "out.keras", "--tune", epochs="2") == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    tuning, printed = record["tuning"], capsys.readouterr().out
+    rate = f"learning rate {tuning['chosen']['learning_rate']:.3g}"
+    assert re.search(
+        rf"chosen on validation data: (labels alone|temperature \S+, weight of the labels \S+), {rate}", printed
+    )
+    assert tuning["cost_in_trainings"] == sum(trial["steps"] for trial in tuning["trials"]) / (2 * 20) <= 4
+    assert record["verdict"]["word"] in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.keras", "out.tune"]
+    with np.load(folder / "data.npz") as data:
+        answers = np.asarray(keras.saving.load_model(tmp_path / "out.keras")(data["x_test"])).argmax(-1)
+        assert int(np.sum(answers != data["y_test"])) == record["test"]["distilled"]["errors"]
+    # The study is there: nothing is trained again.
+    assert distill(folder, tmp_path / "out.keras", "--tune", epochs="2") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["tuning"] == tuning
+
+
 @pytest.mark.tensorflow
 def test_int8_student_is_saved_for_any_other_process_to_load(folder, tmp_path, capsys):
     out = tmp_path / "int8.keras"
@@ -222,6 +242,7 @@ def test_int8_student_is_saved_for_any_other_process_to_load(folder, tmp_path, c
         ({"early_stopping": "0"}, "--early-stopping must be >= 1; got 0"),
         ({"pixel_range": "0-256"}, "--pixel-range must be one of '0-1', '0-255', .*; got '0-256'"),
         ({"verbose": "", "quiet": ""}, "at most one of --verbose and --quiet must be given; got both"),
+        ({"tune": "", "early_stopping": "3"}, "--tune must be given alone; got --early-stopping beside it"),
         ({"early_stopping": "3", "quantize_aware": ""}, "--quantize-aware must train all its epochs; got --early-stop"),
         ({"teacher": "wrong.keras"}, r"wrong.keras must know the validation data of data; got \d+ of 60 right, where"),
         ({"teacher": "four.keras"}, r"the teacher's output must have 3 classes, as data has \(0, 1, 2\); got 4"),

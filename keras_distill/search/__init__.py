@@ -1,0 +1,16 @@
+"""Searches whose trials read one store: nothing is labelled twice. The public names load on first use."""
+
+from typing import TYPE_CHECKING
+
+from keras_distill._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from keras_distill.search.tuning import Candidate, Tuned, tune
+else:
+    __getattr__ = lazy_names(__name__, {"Candidate": "tuning", "Tuned": "tuning", "tune": "tuning"})
+
+__all__ = ["Candidate", "Tuned", "tune"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,432 @@
+"""`tune`: temperature, weight of the labels and learning rate, chosen on validation data by successive halving.
+
+All trials read one store. Two studies lie side by side in one SQLite file: labels alone, and distilled. They are halved
+apart, because soft targets want more steps than labels do: a distilled student that ends ahead is behind for the first
+half of its training, and would be given up.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_distill._checks import check_count, check_fraction, check_number, check_positive, error_message
+from keras_distill._files import whole_file
+from keras_distill._types import ArrayLike
+from keras_distill.distillation import Distiller
+from keras_distill.losses import SoftTargets
+from keras_distill.models.forward_pass import logits_model
+from keras_distill.models.heads import head_activation
+from keras_distill.report import metrics
+from keras_distill.targets import SoftTargetStore, attach
+
+if TYPE_CHECKING:
+    import optuna
+
+LABELS, DISTILLED = "labels", "distilled"
+# How many candidates each study begins with, the most that the steps allow: at an eighth, a quarter and half of a
+# training the better half goes on. The first costs 1.5 + 2.5 trainings.
+_SIZES = ((4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (1, 1))
+NUM_CANDIDATES = sum(_SIZES[0])
+_RUNGS = (8, 4, 2)
+# Of the learning rate, on labels alone; what they find is where distilled candidates look.
+_FACTORS = (1.0, 3.0, 10.0, 0.3)
+# Distilled candidates beside the given one, as (temperature, weight of the labels, factor of the labels' best rate).
+_FIRST = ((4.0, 0.1, 1.0), (2.0, 0.5, 1.0), (4.0, 0.5, 2.0))
+# The score of a training that diverged: finite, since a study in SQLite keeps no NaN.
+_DIVERGED = 1e9
+_SCORES = "scores"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a trial trains with.
+
+    Attributes:
+        temperature: of the soft targets.
+        student_loss_weight: of the labels; 1.0 is labels alone.
+        learning_rate: Adam's, at the beginning of a cosine to zero.
+    """
+
+    temperature: float
+    student_loss_weight: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` chose.
+
+    Attributes:
+        candidate: the best on validation data, labels alone among them.
+        score: its negative log-likelihood on validation data at its best temperature, in nats.
+        student: trained with it.
+        labels_candidate: the best of those on labels alone.
+        labels_score: its score.
+        labels_student: trained with it; `student` itself where labels alone were best.
+        num_steps: of all trials together.
+        steps_of_one: of one whole training.
+        trials: what was tried, one dict each: `study`, `state`, `score`, `steps` and the candidate's fields.
+    """
+
+    candidate: Candidate
+    score: float
+    student: keras.Model
+    labels_candidate: Candidate
+    labels_score: float
+    labels_student: keras.Model
+    num_steps: int
+    steps_of_one: int
+    trials: list[dict[str, Any]]
+
+
+def tune(
+    make_student: Callable[[], keras.Model],
+    train: tuple[ArrayLike, ArrayLike],
+    validation: tuple[ArrayLike, ArrayLike],
+    store: SoftTargetStore | str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    temperature: float = 4.0,
+    student_loss_weight: float = 0.1,
+    learning_rate: float = 1e-3,
+    max_cost: float = 4.0,
+    seed: int = 0,
+    on_trial: Callable[[dict[str, Any]], None] | None = None,
+) -> Tuned:
+    """Chooses temperature, weight of the labels and learning rate on validation data; gives the student trained so.
+
+    Labels alone are tried first, at four learning rates; around the best of these, eight distilled candidates, the
+    given settings among them and half of them drawn by Optuna's sampler. Every candidate begins a whole
+    training; at an eighth, a quarter and half of it the better half of each study goes on. Optuna's own pruner
+    cannot do that: it pauses no trial, so that the first one of a study goes to its end whatever it is.
+
+    What is compared is the negative log-likelihood of the validation labels at the temperature that suits each student
+    best: on few examples it tells two students apart where their errors do not.
+
+    Killed and called again with the same arguments it ends in the same students: what was given up stays so, and what
+    was in training begins again.
+
+    Args:
+        make_student: makes the student with the weights to begin from, compiled or not; the same at each call.
+        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with.
+        validation: inputs and integer labels, to choose on.
+        store: the teacher's soft targets for `train`, or the store's folder.
+        out: a folder for the study (`study.sqlite3`) and the best students so far.
+        epochs: of a whole training.
+        batch_size: items a step.
+        temperature: of the first distilled candidate; others have 1 to 8.
+        student_loss_weight: of the first distilled candidate; others have 0 to 0.9.
+        learning_rate: in the middle of what is tried.
+        max_cost: steps of all trials together, in whole trainings; 2 at least. Less than 4 tries fewer candidates.
+        seed: of the order of the examples, of dropout and of what is drawn.
+        on_trial: called with each trial that has ended, as `Tuned.trials` has it.
+
+    Raises:
+        ValueError: a setting out of its range; a folder that holds the study of other settings or other data.
+        ImportError: Optuna is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from keras_distill.targets import label
+        >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+        >>> y = (x[:, 0] > x[:, 1]).astype("int32")
+        >>> folder = tempfile.mkdtemp()
+        >>> store = label(lambda x: 3 * x, x, folder + "/targets", teacher_fingerprint="three times")
+        >>> make = lambda: keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        >>> tuned = tune(make, (x, y), (x, y), store, folder + "/study", epochs=3, batch_size=32)
+        >>> tuned.num_steps <= 4 * 3 * 2
+        True
+
+    Reference:
+        Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+        arXiv:1502.07943, section 3.
+    """
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    first = Candidate(
+        check_positive("temperature", temperature),
+        check_fraction("student_loss_weight", student_loss_weight),
+        check_positive("learning_rate", learning_rate),
+    )
+    if check_number("max_cost", max_cost) < 2.0:
+        remedy = "One training on labels alone and one with the given settings are whole in any case."
+        raise ValueError(error_message("max_cost must be >= 2 trainings", max_cost, remedy))
+    store = store if isinstance(store, SoftTargetStore) else SoftTargetStore.open(store)
+    training = _Training(make_student, train, validation, store, epochs, batch_size, seed)
+    folder = Path(out)
+    num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
+    with _optuna_quiet():
+        studies = _open_studies(folder, training, first)
+        found = {LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], training, folder, on_trial)}
+        best_rate = found[LABELS][0].learning_rate
+        candidates = _distilled(studies[DISTILLED], first, best_rate, num_distilled, seed)
+        found[DISTILLED] = _halved(studies[DISTILLED], candidates, training, folder, on_trial)
+        trials = [trial for study in studies.values() for trial in _described(study, training)]
+    chosen = min(found, key=lambda name: found[name][1])
+    students = {name: keras.saving.load_model(_student_path(folder, name), compile=False) for name in {chosen, LABELS}}
+    num_steps = sum(trial["steps"] for trial in trials)
+    (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
+    return Tuned(
+        best,
+        score,
+        students[chosen],
+        labels_best,
+        labels_score,
+        students[LABELS],
+        num_steps,
+        training.num_steps,
+        trials,
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What is the same for all trials."""
+
+    make_student: Callable[[], keras.Model]
+    train: tuple[ArrayLike, ArrayLike]
+    validation: tuple[ArrayLike, ArrayLike]
+    store: SoftTargetStore
+    epochs: int
+    batch_size: int
+    seed: int
+
+    @property
+    def num_steps(self) -> int:
+        """Of a whole training."""
+        return self.epochs * -(-len(np.asarray(self.train[1])) // self.batch_size)
+
+    def cost(self, *sizes: int) -> float:
+        """What studies of so many candidates cost, in whole trainings."""
+        epochs = 0
+        for size in sizes:
+            before = 0
+            for rung, left in self.rungs(size):
+                epochs += left * (rung - before)
+                before = rung
+        return epochs / self.epochs
+
+    def rungs(self, size: int) -> list[tuple[int, int]]:
+        """Up to which epochs how many candidates of a study are trained, the last of them to the end.
+
+        Halved once at each rung, until one is left.
+        """
+        rungs = []
+        for divisor in _RUNGS:
+            if size > 1:
+                rungs.append((max(1, self.epochs // divisor), size))
+                size = max(1, size // 2)
+        return [*rungs, (self.epochs, size)]
+
+    def begin(self, candidate: Candidate) -> Distiller:
+        """A student with the weights to begin from, and the optimizer of a whole training."""
+        keras.utils.set_random_seed(self.seed)
+        student = self.make_student()
+        distiller = Distiller(
+            None, student, SoftTargets(candidate.temperature), student_loss_weight=candidate.student_loss_weight
+        )
+        schedule = keras.optimizers.schedules.CosineDecay(candidate.learning_rate, self.num_steps)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
+        distiller.compile(keras.optimizers.Adam(schedule), loss=loss)
+        return distiller
+
+    def go_on(self, distiller: Distiller, start: int, stop: int) -> float:
+        """Trains from one epoch to another, and scores."""
+        if stop > start:
+            # Each part of a training has an order of its own, the same for all candidates and after a kill.
+            keras.utils.set_random_seed(self.seed + start)
+            batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed + start)
+            distiller.fit(batches, initial_epoch=start, epochs=stop, shuffle=False, verbose=0)
+        return self.score(distiller.student)
+
+    def score(self, student: keras.Model) -> float:
+        """The negative log-likelihood of the validation labels at the student's best temperature, in nats."""
+        inputs, labels = (np.asarray(part) for part in self.validation)
+        run = logits_model(student)
+        portions = [run(inputs[start : start + 512], training=False) for start in range(0, len(inputs), 512)]
+        logits = np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
+        if not np.isfinite(logits).all():
+            return _DIVERGED
+        return metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels))
+
+
+@contextmanager
+def _optuna_quiet() -> Iterator[None]:
+    """Without a line of Optuna's for each trial."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("tune needs Optuna: pip install keras-distill[tune]") from error
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _open_studies(folder: Path, training: _Training, first: Candidate) -> "dict[str, optuna.Study]":
+    """The two studies of a folder, new ones or those of the same settings; what was running is to be begun again."""
+    import optuna
+
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = training.store.manifest
+    settings = asdict(first) | {
+        "epochs": training.epochs,
+        "batch_size": training.batch_size,
+        "seed": training.seed,
+        "teacher": manifest.teacher_fingerprint,
+        "data": manifest.dataset_fingerprint,
+    }
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder.resolve()}/study.sqlite3")
+    studies = {}
+    for name in (LABELS, DISTILLED):
+        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        known = study.user_attrs.get("settings", settings)
+        if known != settings:
+            different = sorted(key for key in settings if settings[key] != known.get(key))
+            remedy = "Name another folder, or remove it to begin anew."
+            expectation = f"{folder} must be the study of these settings"
+            raise ValueError(error_message(expectation, f"one of another {', '.join(different)}", remedy))
+        study.set_user_attr("settings", settings)
+        studies[name] = study
+    return studies
+
+
+def _on_labels(first: Candidate) -> list[Candidate]:
+    return [Candidate(first.temperature, 1.0, factor * first.learning_rate) for factor in _FACTORS]
+
+
+def _distilled(
+    study: "optuna.Study", first: Candidate, best_rate: float, num_candidates: int, seed: int
+) -> list[Candidate]:
+    """The given settings at the labels' best rate, some that are often good, and what Optuna draws."""
+    import optuna
+
+    candidates = [Candidate(first.temperature, first.student_loss_weight, best_rate)]
+    for temperature, weight, factor in _FIRST:
+        candidate = Candidate(temperature, weight, factor * best_rate)
+        if candidate not in candidates:
+            candidates.append(candidate)
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        "temperature": optuna.distributions.FloatDistribution(1.0, 8.0, log=True),
+        "student_loss_weight": optuna.distributions.FloatDistribution(0.0, 0.9),
+        "learning_rate": optuna.distributions.FloatDistribution(best_rate / 2, 4 * best_rate, log=True),
+    }
+    # In a study of its own, in memory: one that was killed draws the same again.
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    while len(candidates) < num_candidates:
+        candidates.append(Candidate(**drawn.ask(space).params))
+    return candidates[:num_candidates]
+
+
+def _halved(
+    study: "optuna.Study",
+    candidates: Sequence[Candidate],
+    training: _Training,
+    folder: Path,
+    on_trial: Callable[[dict[str, Any]], None] | None,
+) -> tuple[Candidate, float]:
+    """The best of some candidates by successive halving, and its score; its student is saved.
+
+    Trial i of the study is candidate i. What each scored at each rung the study keeps as it comes.
+    """
+    from optuna.trial import TrialState
+
+    _enter(study, candidates)
+    scores: dict[str, dict[str, float]] = study.user_attrs.get(_SCORES, {str(i): {} for i in range(len(candidates))})
+    running: dict[int, tuple[Distiller, int]] = {}
+
+    def end(index: int, state: TrialState, score: float | None = None) -> None:
+        running.pop(index, None)
+        if study.trials[index].state.is_finished():
+            return
+        study.tell(index, score, state=state)
+        if on_trial is not None:
+            on_trial(_described(study, training)[index])
+
+    left = list(range(len(candidates)))
+    rungs = training.rungs(len(candidates))
+    before = ""
+    for rung, num_left in rungs:
+        if before:
+            left.sort(key=lambda index: scores[str(index)][before])
+        before = str(rung)
+        for index in left[num_left:]:
+            end(index, TrialState.PRUNED)
+        left = left[:num_left]
+        for index in left:
+            if str(rung) in scores[str(index)]:
+                continue
+            if index not in running:
+                running[index] = training.begin(candidates[index]), 0
+            distiller, start = running[index]
+            # One that was killed goes through the same parts again.
+            for stop in [stop for stop, _ in rungs if start < stop <= rung]:
+                score = training.go_on(distiller, start, stop)
+                start = stop
+            running[index] = distiller, start
+            scores[str(index)][str(rung)] = score
+            if rung == training.epochs:
+                # Before the study knows of it: killed in between, it is trained and written again.
+                with whole_file(_student_path(folder, study.study_name)) as aside:
+                    distiller.student.save(aside)
+            study.set_user_attr(_SCORES, scores)
+    (best,) = left
+    score = scores[str(best)][str(training.epochs)]
+    if score == _DIVERGED:
+        remedy = "Begin with a smaller one, in a new folder."
+        received = f"{candidates[best].learning_rate:g}, at which the logits are NaN or infinite"
+        raise ValueError(error_message("the learning rate must be one that trains", received, remedy))
+    end(best, TrialState.COMPLETE, score)
+    return candidates[best], score
+
+
+def _enter(study: "optuna.Study", candidates: Sequence[Candidate]) -> None:
+    """Begins a trial for each candidate that has none."""
+    import optuna
+
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        "temperature": optuna.distributions.FloatDistribution(1e-3, 1e3),
+        "student_loss_weight": optuna.distributions.FloatDistribution(0.0, 1.0),
+        "learning_rate": optuna.distributions.FloatDistribution(1e-12, 1e6),
+    }
+    states = [trial.state for trial in study.trials]
+    num_waiting = states.count(optuna.trial.TrialState.WAITING)
+    for candidate in candidates[len(states) :]:
+        study.enqueue_trial(asdict(candidate))
+        num_waiting += 1
+    for _ in range(num_waiting):
+        study.ask(distributions)
+
+
+def _described(study: "optuna.Study", training: _Training) -> list[dict[str, Any]]:
+    """The trials of a study as `Tuned.trials` has them."""
+    scores = study.user_attrs[_SCORES]
+    steps_per_epoch = training.num_steps // training.epochs
+    described = []
+    for trial in study.trials:
+        own = scores[str(trial.number)]
+        rungs = [int(rung) for rung in own]
+        described.append(
+            {
+                "study": study.study_name,
+                "state": trial.state.name.lower(),
+                "score": own[str(max(rungs))],
+                "steps": max(rungs) * steps_per_epoch,
+                **trial.params,
+            }
+        )
+    return described
+
+
+def _student_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.keras"

@@ -1,0 +1,156 @@
+"""`kd.tune`: what it costs, what it chooses, and that a kill changes nothing."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+import keras_distill as kd
+from keras_distill.report import metrics
+from keras_distill.search import tuning
+
+optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
+EPOCHS, BATCH, NUM_ITEMS = 8, 32, 96
+STEPS = EPOCHS * NUM_ITEMS // BATCH
+
+
+def noisy(num_items, seed, noise=0.35):
+    """A linear problem of three classes; of the training labels a third is wrong."""
+    generator = np.random.default_rng(seed)
+    kernel = np.random.default_rng(0).normal(size=(6, 3))
+    x = generator.normal(size=(num_items, 6)).astype("float32")
+    truth = (x @ kernel).argmax(-1)
+    wrong = generator.uniform(size=num_items) < noise
+    return x, np.where(wrong, generator.integers(0, 3, num_items), truth).astype("int32"), kernel
+
+
+def make():
+    keras.utils.set_random_seed(5)
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    x, y, kernel = noisy(NUM_ITEMS, 1)
+    store = kd.targets.label(
+        lambda x: x @ (4 * kernel).astype("float32"), x, folder / "t", teacher_fingerprint="kernel"
+    )
+    validation = noisy(200, 2, noise=0.0)[:2]
+    return (x, y), validation, store
+
+
+def tune(problem, out, **changes):
+    options = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": 0.01} | changes
+    return kd.tune(make, *problem, out, **options)
+
+
+@pytest.fixture(scope="module")
+def tuned(problem, tmp_path_factory):
+    """One tuning, its folder, and the steps that were really made."""
+    made = []
+    fit = tuning.Distiller.fit
+
+    def counting(self, *arguments, **options):
+        before = int(self.optimizer.iterations)
+        history = fit(self, *arguments, **options)
+        made.append(int(self.optimizer.iterations) - before)
+        return history
+
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning.Distiller, "fit", counting)
+        found = tune(problem, folder)
+    return found, folder, sum(made)
+
+
+def test_it_costs_no_more_than_four_trainings(tuned):
+    found, _, made = tuned
+    assert found.steps_of_one == STEPS
+    assert made == found.num_steps == sum(trial["steps"] for trial in found.trials) <= 4 * STEPS
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 7, 9, 20, 667])
+@pytest.mark.parametrize("max_cost", [2.0, 3.0, 4.0])
+def test_no_length_of_training_costs_more_than_was_allowed(epochs, max_cost):
+    training = tuning._Training(make, ((), np.zeros(10)), ((), ()), None, epochs, 5, 0)
+    sizes = next(sizes for sizes in tuning._SIZES if training.cost(*sizes) <= max_cost)
+    for size in sizes:
+        rungs = training.rungs(size)
+        assert rungs[-1] == (epochs, 1)
+        assert rungs[0][1] == size
+    if epochs >= 8 and max_cost == 4.0:
+        assert sizes == (4, 8)
+
+
+def test_what_is_chosen_is_the_best_that_was_trained_to_its_end(problem, tuned):
+    found, _, _ = tuned
+    whole = [trial for trial in found.trials if trial["state"] == "complete"]
+    assert sorted(trial["study"] for trial in whole) == ["distilled", "labels"]
+    assert all(trial["steps"] == STEPS for trial in whole)
+    assert found.score == min(trial["score"] for trial in whole)
+    # With a third of the labels wrong and a teacher that knows better, the teacher.
+    assert found.candidate.student_loss_weight < 1.0 == found.labels_candidate.student_loss_weight
+    inputs, labels = problem[1]
+    for student, score in ((found.student, found.score), (found.labels_student, found.labels_score)):
+        logits = np.asarray(student(inputs), "float64")
+        nll = min(metrics.negative_log_likelihood(logits, labels, t) for t in np.geomspace(0.05, 50, 400))
+        assert score == pytest.approx(nll, abs=1e-3)
+
+
+def test_half_of_each_study_goes_on_at_each_rung(tuned):
+    found, _, _ = tuned
+    for study, steps in (("labels", [1, 1, 2, 8]), ("distilled", [1, 1, 1, 1, 2, 2, 4, 8])):
+        of_study = [trial for trial in found.trials if trial["study"] == study]
+        assert sorted(trial["steps"] for trial in of_study) == [n * NUM_ITEMS // BATCH for n in steps]
+
+
+def test_labels_alone_win_where_the_teacher_knows_nothing(problem, tmp_path):
+    (x, _), validation, _ = problem
+    truth = noisy(NUM_ITEMS, 1, noise=0.0)[1]
+    store = kd.targets.label(lambda x: 0 * x[:, :3] + [[3.0, 0.0, 0.0]], x, tmp_path / "t", teacher_fingerprint="none")
+    found = tune(((x, truth), validation, store), tmp_path / "s", max_cost=2.0, student_loss_weight=0.0)
+    assert found.candidate == found.labels_candidate
+    assert found.candidate.student_loss_weight == 1.0
+    assert found.num_steps <= 2 * STEPS
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_tuning_that_is_killed_again_and_again_ends_in_the_same_student(problem, tuned, tmp_path, monkeypatch):
+    found, _, _ = tuned
+    go_on, calls = tuning._Training.go_on, []
+
+    def killed(self, *arguments):
+        calls.append(arguments)
+        if len(calls) in (3, 14):
+            raise Killed
+        return go_on(self, *arguments)
+
+    monkeypatch.setattr(tuning._Training, "go_on", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tune(problem, tmp_path / "s")
+    again = tune(problem, tmp_path / "s")
+    assert again.candidate == found.candidate
+    assert again.score == pytest.approx(found.score, rel=1e-5)
+    assert again.trials == [trial | {"score": pytest.approx(trial["score"], rel=1e-5)} for trial in found.trials]
+    for a, b in zip(again.student.get_weights(), found.student.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_finished_study_is_read_and_one_of_other_settings_refused(problem, tuned, tmp_path, monkeypatch):
+    found, folder, _ = tuned
+    shutil.copytree(folder, tmp_path / "copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning._Training, "begin", None)
+        assert tune(problem, tmp_path / "copy").candidate == found.candidate
+    with pytest.raises(
+        ValueError, match=r"copy must be the study of these settings; got one of another batch_size, seed"
+    ):
+        tune(problem, tmp_path / "copy", seed=1, batch_size=16)
+    with pytest.raises(ValueError, match=r"max_cost must be >= 2 trainings; got 1"):
+        tune(problem, tmp_path / "new", max_cost=1)
