@@ -10,6 +10,7 @@ With --quantize-aware it trains as the int8 network that it will be, best after 
 
 import argparse
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from keras_distill.cli import config_file, data_options, model_file
@@ -108,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
             if name in trainings:
                 models[name] = distill_report.judged(trainings[name].student, dataset)
         distilled = trainings[distill_report.DISTILLED]
-        verdict = distill_report.verdict(settings, dataset, models, distilled, teacher) if settings.twin else None
+        taught = settings if tuned is None else replace(settings, temperature=tuned.candidate.temperature)
+        verdict = distill_report.verdict(taught, dataset, models, distilled, teacher) if settings.twin else None
         distilled.student.save(out.model_aside)
         seconds = time.monotonic() - began
         record = distill_report.record(settings, dataset, epochs, models, known, trainings, verdict, seconds)

@@ -27,9 +27,13 @@ def run(teachers, tmp_path, *options, names=("a",)):
 
 
 def test_a_teacher_that_knows_nothing_is_refused_before_anything_is_labelled(teachers, tmp_path, capsys):
-    argv = ["--teacher", str(teachers / "a.keras"), "--data", "digits", "--out", str(tmp_path / "store")]
+    # One that was never trained may know a little by luck; this one always says the same.
+    model = keras.models.load_model(teachers / "a.keras")
+    model.set_weights([0 * weight for weight in model.get_weights()])
+    model.save(teachers / "nothing.keras")
+    argv = ["--teacher", str(teachers / "nothing.keras"), "--data", "digits", "--out", str(tmp_path / "store")]
     assert main(["label", *argv]) == 2
-    assert "a.keras must know the validation data of digits; got" in capsys.readouterr().err
+    assert "nothing.keras must know the validation data of digits; got" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
