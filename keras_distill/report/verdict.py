@@ -207,8 +207,9 @@ def compare_models(
     wrong = [logits.argmax(axis=-1) != truth for logits in (candidate, baseline)]
     errors = _difference_of_errors(*wrong)
     nll = _difference(_nll(candidate, truth) - _nll(baseline, truth))
-    word = _word(errors, wrong, margin)
-    reasons = []
+    is_same = np.array_equal(candidate, baseline)
+    word = "NO BETTER" if is_same else _word(errors, wrong, margin)
+    reasons = ["Both give the same logits for every example: they are the same model."] if is_same else []
     if teacher_logits is not None:
         reasons += _reasons_of_teacher(_stacked("teacher_logits", teacher_logits)[0][0], truth, wrong[1][0])
     # What a bad teacher has done to a student, or too few steps, is not the student's size.
@@ -375,11 +376,9 @@ def _contributions(values: np.ndarray) -> tuple[tuple[float, float, float], floa
     )
     seed, item, rest = (float(square) for square in squares / freedom / values.size)
     parts = (max(seed, rest), max(item, rest), -rest)
-    # Where the rest stands for an effect, it is as well known as the rest is: with the few degrees of freedom of three
-    # seeds that differ by nothing the interval would be twice as wide as it must. Two seeds that seem alike say less:
-    # there they would hide what they differ by in a tenth of cases.
-    of_seed = freedom[0] if seed > rest or num_seeds == 2 else freedom[2]
-    squares_over_freedom = np.square(parts) / [of_seed, freedom[1] if item > rest else freedom[2], freedom[2]]
+    # What seeds show, however little, is known to their few degrees of freedom. Where the interplay stands for them, it
+    # is known much better: to count it with theirs would make the interval of three equal seeds twice as wide.
+    squares_over_freedom = np.square([seed, max(item, rest)]) / freedom[:2]
     variance = sum(parts)
     effective = variance**2 / float(squares_over_freedom.sum()) if variance > 0.0 else float(num_items - 1)
     return parts, effective

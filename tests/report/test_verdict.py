@@ -75,18 +75,18 @@ def draw_pair(generator, num_items, only_candidate, only_baseline, both=0.1):
 
 def test_equal_models_are_seldom_called_better_or_worse():
     generator = np.random.default_rng(0)
-    words = [compare_models(*draw_pair(generator, 300, 0.08, 0.08)).word for _ in range(800)]
+    words = [compare_models(*draw_pair(generator, 300, 0.08, 0.08)).word for _ in range(400)]
     # At most 2.5 % each in the long run; the bound is what luck exceeds once in a thousand.
-    allowed = stats.binom(800, 0.025).ppf(0.999)
+    allowed = stats.binom(400, 0.025).ppf(0.999)
     assert words.count("BETTER") <= allowed
     assert words.count("WORSE") <= allowed
 
 
 def test_interval_covers_the_true_difference_as_often_as_it_says():
     generator = np.random.default_rng(1)
-    found = [compare_models(*draw_pair(generator, 200, 0.05, 0.12)).errors for _ in range(800)]
+    found = [compare_models(*draw_pair(generator, 200, 0.05, 0.12)).errors for _ in range(400)]
     covered = sum(each.low <= -0.07 <= each.high for each in found)
-    assert stats.binom(800, 0.95).ppf(0.001) <= covered <= stats.binom(800, 0.99).ppf(0.999)
+    assert stats.binom(400, 0.95).ppf(0.001) <= covered <= stats.binom(400, 0.99).ppf(0.999)
 
 
 def test_over_seeds_the_interval_covers_what_other_seeds_would_give():
@@ -131,11 +131,19 @@ def test_over_seeds_that_differ_by_nothing_equal_models_are_seldom_told_apart(nu
 def test_pairs_that_never_differ_on_few_examples_decide_nothing_over_seeds_either():
     labels = np.arange(40) % 2
     logits = np.stack([answers(np.arange(40) < 8, labels)] * 3)
-    found = compare_models(labels, logits, logits)
+    found = compare_models(labels, 1.1 * logits, logits)
     assert found.word == "INCONCLUSIVE"
     assert found.errors.low < 0.0 < found.errors.high
     alone = compare_models(labels, logits[0], logits[0]).candidate
     assert (found.candidate.low, found.candidate.high) == pytest.approx((alone.low, alone.high), abs=0.01)
+
+
+def test_the_same_model_is_no_better_however_few_examples_there_are():
+    labels = np.arange(6) % 2
+    logits = answers(np.arange(6) < 2, labels)
+    found = compare_models(labels, logits, logits)
+    assert found.word == "NO BETTER"
+    assert found.reasons == ("Both give the same logits for every example: they are the same model.",)
 
 
 def test_where_trainings_differ_most_more_of_them_are_asked_for():
@@ -154,8 +162,8 @@ def test_where_trainings_differ_most_more_of_them_are_asked_for():
 def test_a_gain_worth_having_is_seldom_denied():
     generator = np.random.default_rng(5)
     # 20 % wrong and a tenth of that less.
-    words = [compare_models(*draw_pair(generator, 500, 0.02, 0.04, 0.16)).word for _ in range(400)]
-    assert words.count("NO BETTER") <= stats.binom(400, 0.05).ppf(0.999)
+    words = [compare_models(*draw_pair(generator, 500, 0.02, 0.04, 0.16)).word for _ in range(250)]
+    assert words.count("NO BETTER") <= stats.binom(250, 0.05).ppf(0.999)
 
 
 def test_power_is_that_of_the_exact_test():
@@ -170,8 +178,8 @@ def test_power_is_that_of_the_exact_test():
         stats.binom.pmf(differing, num_items, only_candidate + only_baseline)
         @ stats.binom.cdf(limits, differing, share)
     )
-    words = [compare_models(*draw_pair(generator, num_items, only_candidate, only_baseline)).word for _ in range(600)]
-    allowed = stats.binom(600, power)
+    words = [compare_models(*draw_pair(generator, num_items, only_candidate, only_baseline)).word for _ in range(300)]
+    allowed = stats.binom(300, power)
     assert allowed.ppf(0.0005) <= words.count("BETTER") <= allowed.ppf(0.9995)
 
 
