@@ -1,0 +1,182 @@
+"""`prune`: a model with fewer channels and the teacher's own weights."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+
+from keras_distill._checks import check_count, check_number, error_message
+from keras_distill._types import Config
+from keras_distill.models.layer_roles import is_readable
+from keras_distill.pruning.channels import ChannelGroup, ChannelGroups, Rule, Widths, channel_groups
+from keras_distill.pruning.importance import norms
+
+# Of a group: the share of its channels (float), how many (int), or which, by their place in the group.
+Keep: TypeAlias = float | int | Sequence[int]
+
+
+def prune(
+    teacher: keras.Model,
+    keep: float | Mapping[str, Keep],
+    *,
+    importance: Mapping[str, np.ndarray] | None = None,
+    multiple_of: int = 1,
+    rules: Mapping[type, Rule] | None = None,
+) -> keras.Model:
+    """A plain Keras model of the teacher's layer classes with fewer channels and the teacher's weights.
+
+    It answers as the teacher would if everything that reads the dropped channels had zero weights. The teacher is not
+    changed. What no rule knows keeps its width: `channel_groups(teacher).kept_whole` names it.
+
+    Args:
+        teacher: a functional or Sequential model, built.
+        keep: the share of the channels of every free group, in (0, 1]; or for groups by name a share (float), a count
+            (int) or the places of the channels, where groups that are not named stay whole.
+        importance: for each group a score a channel; the highest stay. By default the norms of the weights that make
+            a channel times those of the weights that read it.
+        multiple_of: widths are rounded up to multiples of it, never beyond the teacher's.
+        rules: rules for layers of your own, by their class.
+
+    Raises:
+        ValueError: for a model without a graph, a group that is not there or is fixed, a share or count out of range.
+
+    Example:
+        >>> import keras
+        >>> layers = [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+        >>> prune(keras.Sequential(layers), 0.25).count_params()
+        19
+    """
+    groups = channel_groups(teacher, rules=rules)
+    mask = kept_channels(groups, keep, importance, check_count("multiple_of", multiple_of))
+    return _rebuilt(teacher, groups, mask)
+
+
+def kept_channels(
+    groups: ChannelGroups,
+    keep: float | Mapping[str, Keep],
+    importance: Mapping[str, np.ndarray] | None = None,
+    multiple_of: int = 1,
+) -> set[int]:
+    """The channels that stay, by number, as `ChannelGroups.root` gives it."""
+    wanted = _wanted(groups, keep)
+    scores = norms(groups) if importance is None else importance
+    kept: set[int] = set()
+    for group in groups.groups.values():
+        places = np.arange(group.size)
+        if group.name in wanted:
+            if group.name not in scores or np.shape(scores[group.name]) != (group.size,):
+                raise ValueError(
+                    error_message(
+                        f"importance must have {group.size} scores for group {group.name!r}",
+                        np.shape(scores.get(group.name, ())),
+                    )
+                )
+            places = _places(group, wanted[group.name], np.asarray(scores[group.name]), multiple_of)
+        kept.update(int(channel) for channel in group.channels[places])
+    return kept
+
+
+def _wanted(groups: ChannelGroups, keep: float | Mapping[str, Keep]) -> Mapping[str, Keep]:
+    free = [group.name for group in groups.groups.values() if group.is_free]
+    if not isinstance(keep, Mapping):
+        share = check_number("keep", keep)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(error_message("keep must be in (0, 1]", keep, "0.25 keeps a quarter of the channels."))
+        return dict.fromkeys(free, share)
+    for name in keep:
+        if name not in free:
+            expectation = "keep must name free groups"
+            raise ValueError(error_message(expectation, repr(name), f"There are: {', '.join(free) or 'none'}."))
+    return keep
+
+
+def _places(group: ChannelGroup, keep: Keep, scores: np.ndarray, multiple_of: int) -> np.ndarray:
+    """Which places of a group stay, in their order."""
+    if isinstance(keep, (Sequence, np.ndarray)):
+        places = np.unique(np.asarray(keep, dtype=int))
+        if not places.size or places[0] < 0 or places[-1] >= group.size:
+            expectation = f"group {group.name!r} must keep places between 0 and {group.size - 1}, at least one"
+            raise ValueError(error_message(expectation, list(keep)))
+        return places
+    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool):
+        count = int(keep)
+    else:
+        share = check_number(f"keep[{group.name!r}]", keep)
+        if not 0.0 < share <= 1.0:
+            raise ValueError(error_message(f"keep[{group.name!r}] must be a share in (0, 1]", keep))
+        count = max(1, round(share * group.size))
+    if not 1 <= count <= group.size:
+        expectation = f"group {group.name!r} must keep between 1 and {group.size} channels"
+        raise ValueError(error_message(expectation, count))
+    count = min(group.size, math.ceil(count / multiple_of) * multiple_of)
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def _rebuilt(teacher: keras.Model, groups: ChannelGroups, kept: set[int]) -> keras.Model:
+    clones: dict[int, Any] = {}
+
+    def stays(channels: np.ndarray) -> np.ndarray:
+        return np.array([int(root) in kept for root in groups.root(channels)], dtype=bool)
+
+    def clone(layer: Any) -> Any:
+        if id(layer) not in clones:
+            if is_readable(layer):
+                clones[id(layer)] = keras.models.clone_model(layer, clone_function=clone)
+            else:
+                known = groups.widths.get(id(layer))
+                clones[id(layer)] = _copy(layer, known[1] if known is not None else None, stays)
+        return clones[id(layer)]
+
+    pruned = keras.models.clone_model(teacher, clone_function=clone)
+    for layer in _layers_with_weights(teacher):
+        values = layer.get_weights()
+        known = groups.widths.get(id(layer))
+        for axis in known[1].axes if known is not None else ():
+            values[axis.weight] = np.compress(stays(axis.channels), values[axis.weight], axis=axis.axis)
+        clones[id(layer)].set_weights(values)
+    return pruned
+
+
+def _copy(layer: Any, widths: Widths | None, stays: Any) -> Any:
+    """A new layer of the same class and configuration, narrower; refused where Keras cannot rebuild it."""
+    try:
+        with warnings.catch_warnings():
+            # That a lambda in a file may do harm: this one is not read from a file.
+            warnings.filterwarnings("ignore", "(?s).*lambda", UserWarning)
+            config = layer.get_config()
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise _not_rebuilt(layer) from error
+    config = config if widths is None else _narrowed(config, widths, stays)
+    try:
+        return type(layer).from_config(config)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise _not_rebuilt(layer) from error
+
+
+def _not_rebuilt(layer: Any) -> ValueError:
+    return ValueError(
+        error_message(
+            "pruning rebuilds each layer from its configuration",
+            f"{layer.name!r} ({type(layer).__name__}), which Keras cannot rebuild",
+            "Use a named function in place of a lambda, and give your own layers get_config().",
+        )
+    )
+
+
+def _layers_with_weights(model: keras.Model) -> list[Any]:
+    """Every layer that was cloned by itself: of nested graphs their layers, of wrappers the whole."""
+    found: list[Any] = []
+    for layer in model.layers:
+        found.extend(_layers_with_weights(layer) if is_readable(layer) else [layer])
+    return [layer for layer in found if layer.weights]
+
+
+def _narrowed(config: Config, widths: Widths, stays: Any) -> Config:
+    for key, channels in widths.config.items():
+        count = int(stays(channels).sum())
+        # A shape ends in its width; everything else is the width.
+        config[key] = (*config[key][:-1], count) if isinstance(config[key], (tuple, list)) else count
+    return config
