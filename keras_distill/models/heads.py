@@ -253,8 +253,10 @@ class _Sample:
         activation = function_activation(inner.activation, after.shape if inner is layer else (None, *after.shape[2:]))
         if activation == LINEAR:
             # A layer of transition probabilities makes distributions of distributions: its output is watched.
+            # NumPy's softmax: Keras's warns of an axis of one place.
+            distributions = ops.cast(ops.convert_to_tensor(_softmax(_as_numpy(inputs))), inputs.dtype)
             is_stochastic = inner is layer and _are_distributions(
-                _as_numpy(_run(_with_attributes(layer), ops.softmax(inputs)))
+                _as_numpy(_run(_with_attributes(layer), distributions))
             )
             return _Values(output, output, frozenset([None if is_stochastic else LINEAR]), True)
         bare = _run(bare_layer(layer), inputs) if is_separable(layer) else None
