@@ -29,7 +29,7 @@ from keras_distill.deploy.quantize import Variant, choose
 from keras_distill.deploy.reference import Reference, as_class_logits, known_facts, reference_of
 from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
 from keras_distill.deploy.trace import single_call
-from keras_distill.deploy.usefulness import Usefulness, class_recalls, usefulness_of
+from keras_distill.deploy.usefulness import class_recalls, usefulness_of
 from keras_distill.deploy.verify import open_artifact, run_in_batches, verify
 from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
 from keras_distill.report import metrics
@@ -155,10 +155,10 @@ def ship(
         shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), usefulness, out)
         if held:
             say("the bundle")
+            verdict = None if provenance.verdict is None else provenance.verdict.to_json()
+            judged = {"usefulness": usefulness.to_json(), "verdict": verdict}
             with whole_folder(path) as aside:
-                _write_bundle(
-                    aside, shipment, facts | _judgement(usefulness, provenance), dataset, reference, budgets, web_files
-                )
+                _write_bundle(aside, shipment, facts | judged, dataset, reference, budgets, web_files)
     return shipment
 
 
@@ -237,11 +237,6 @@ def _make_variants(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [*onnx, *litert, *small_litert]
-
-
-def _judgement(usefulness: Usefulness, provenance: Provenance) -> dict[str, Any]:
-    verdict = provenance.verdict
-    return {"usefulness": usefulness.to_json(), "verdict": None if verdict is None else verdict.to_json()}
 
 
 def _verify(variant: Variant, reference: Reference, dataset: "Dataset", budgets: Budgets) -> None:

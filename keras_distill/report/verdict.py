@@ -12,58 +12,30 @@ import numpy as np
 
 from keras_distill._checks import check_choice, check_finite, check_fraction, check_labels, error_message
 from keras_distill._types import ArrayLike
-from keras_distill.report.metrics import log_softmax, softmax, wilson_interval
+from keras_distill.report.metrics import log_softmax, softmax
+from keras_distill.report.paired import (
+    SIGNIFICANCE,
+    Difference,
+    Rate,
+    contributions,
+    difference_of,
+    difference_of_errors,
+    newcombe,
+    rate_of,
+)
 
 Word = Literal["BETTER", "NO BETTER", "WORSE", "INCONCLUSIVE"]
 _OF_A_RATE, _OF_A_DIFFERENCE = ("rate", "low", "high"), ("mean", "low", "high", "p_value")
 # A gain worth having, as a share of the baseline's errors: who distils for less will not see it.
 MARGIN = 0.1
-# How seldom a difference of no meaning is called one, BETTER and WORSE together.
-SIGNIFICANCE = 0.05
 # A student is short of room where it is at least so wrong on its training examples as on others, as a share.
 _AS_WRONG = 0.75
 # A teacher knows examples by heart where its targets for them have less than this share of the entropy of others.
 _BY_HEART = 0.5
 # The odds at which a reason is taken for one: reasons are looked for in numbers that were not made for it.
 _CERTAIN = 1e-3
-_NUM_RESAMPLES = 2000
 # How often a test set of the size that `examples_to_decide` names does decide.
 _POWER = 0.8
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Candidate less baseline, per example: below zero the candidate is better.
-
-    Attributes:
-        mean: of errors a share in [−1, 1], of negative log likelihood nats.
-        low: of the 95 % interval.
-        high: of the 95 % interval.
-        p_value: how often two models of no difference differ so much; two-sided.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of wrong answers with its 95 % interval (Wilson), over all seeds.
-
-    Attributes:
-        rate: in [0, 1].
-        low: of the interval.
-        high: of the interval.
-    """
-
-    rate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.rate:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -205,8 +177,8 @@ def compare_models(
         expectation = f"there must be {candidate.shape[1]} labels, one for each row of the logits"
         raise ValueError(error_message(expectation, len(truth)))
     wrong = [logits.argmax(axis=-1) != truth for logits in (candidate, baseline)]
-    errors = _difference_of_errors(*wrong)
-    nll = _difference(_nll(candidate, truth) - _nll(baseline, truth))
+    errors = difference_of_errors(*wrong)
+    nll = difference_of(_nll(candidate, truth) - _nll(baseline, truth))
     is_same = np.array_equal(candidate, baseline)
     word = "NO BETTER" if is_same else _word(errors, wrong, margin)
     reasons = ["Both give the same logits for every example: they are the same model."] if is_same else []
@@ -220,7 +192,7 @@ def compare_models(
             reasons += _reasons_of_training(seen, teacher_logits, wrong[0], temperature)
     if word == "INCONCLUSIVE":
         reasons.append(_size_that_decides(errors, wrong, margin))
-    return Verdict(word, _rate(wrong[0]), _rate(wrong[1]), errors, nll, len(truth), len(candidate), tuple(reasons))
+    return Verdict(word, rate_of(wrong[0]), rate_of(wrong[1]), errors, nll, len(truth), len(candidate), tuple(reasons))
 
 
 def chance_of(answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -268,136 +240,6 @@ def _nll(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -np.take_along_axis(log_softmax(logits), labels[None, :, None], axis=-1)[..., 0]
 
 
-def _rate(wrong: np.ndarray) -> Rate:
-    """Of wrong answers, bool, `(num_seeds, num_items)`.
-
-    The answers of several seeds to one example are not as many examples: Wilson's interval is that of as many
-    independent answers as would have the variance which the mean has.
-    """
-    num_seeds, num_items = wrong.shape
-    rate = float(wrong.mean())
-    if num_seeds == 1:
-        return Rate(rate, *wilson_interval(int(wrong.sum()), num_items))
-    from scipy.stats import t
-
-    parts, effective = _contributions(wrong.astype("float64"))
-    variance = sum(parts)
-    # Seeds that all err alike, or never, are no more than one of them.
-    independent = rate * (1.0 - rate) / variance if variance > 0.0 else float(num_items)
-    quantile = float(t.ppf(1.0 - SIGNIFICANCE / 2, effective))
-    shrunk = 1.0 + quantile**2 / independent
-    centre = (rate + quantile**2 / (2 * independent)) / shrunk
-    reach = quantile * math.sqrt(rate * (1.0 - rate) / independent + (quantile / (2 * independent)) ** 2) / shrunk
-    return Rate(rate, max(centre - reach, 0.0), min(centre + reach, 1.0))
-
-
-def _difference_of_errors(candidate: np.ndarray, baseline: np.ndarray) -> Difference:
-    """Of wrong answers, bool, `(num_seeds, num_items)` each."""
-    from scipy.stats import binomtest
-
-    if len(candidate) > 1 and not np.array_equal(candidate, baseline):
-        return _difference(candidate.astype("float64") - baseline)
-    # Several pairs that never differ are one: that none was seen does not say that there is none.
-    candidate, baseline = candidate[:1], baseline[:1]
-    only_candidate = int(np.count_nonzero(candidate & ~baseline))
-    only_baseline = int(np.count_nonzero(baseline & ~candidate))
-    differing = only_candidate + only_baseline
-    p_value = float(binomtest(only_candidate, differing).pvalue) if differing else 1.0
-    num_items = candidate.shape[1]
-    return Difference((only_candidate - only_baseline) / num_items, *_newcombe(candidate[0], baseline[0]), p_value)
-
-
-def _newcombe(
-    candidate: np.ndarray, baseline: np.ndarray, confidence: float = 1.0 - SIGNIFICANCE
-) -> tuple[float, float]:
-    """Newcombe's interval for the difference of two shares of the same items: Wilson's of each, squared and added.
-
-    The covariance of the two answers takes back what adding the squares of their errors counts twice.
-    """
-    num_items = len(candidate)
-    both, neither = int((candidate & baseline).sum()), int((~candidate & ~baseline).sum())
-    only = int((candidate & ~baseline).sum()), int((baseline & ~candidate).sum())
-    sides = [
-        (int(each.sum()), *wilson_interval(int(each.sum()), num_items, confidence)) for each in (candidate, baseline)
-    ]
-    (wrong, low, high), (other_wrong, other_low, other_high) = sides
-    product = wrong * (num_items - wrong) * other_wrong * (num_items - other_wrong)
-    covariance = float(both * neither - only[0] * only[1])
-    if covariance > 0:
-        # Newcombe's correction for continuity.
-        covariance = max(covariance - num_items / 2, 0.0)
-    phi = covariance / math.sqrt(product) if product else 0.0
-    share, other_share = wrong / num_items, other_wrong / num_items
-
-    def reach(down: float, up: float) -> float:
-        return math.sqrt(max(down**2 - 2 * phi * down * up + up**2, 0.0))
-
-    difference = share - other_share
-    return (
-        difference - reach(share - low, other_high - other_share),
-        difference + reach(high - share, other_share - other_low),
-    )
-
-
-def _difference(values: np.ndarray) -> Difference:
-    """Of values that differ by example, and by seed where there are several, `(num_seeds, num_items)`."""
-    from scipy import stats
-
-    mean = float(values.mean())
-    if not np.any(values - mean):
-        return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
-    if len(values) == 1:
-        return _bootstrapped(values[0])
-    parts, effective = _contributions(values)
-    variance = sum(parts)
-    reach = stats.t.ppf(1.0 - SIGNIFICANCE / 2, effective) * math.sqrt(variance)
-    p_value = 2.0 * stats.t.sf(abs(mean) / math.sqrt(variance), effective)
-    return Difference(mean, mean - float(reach), mean + float(reach), float(p_value))
-
-
-def _contributions(values: np.ndarray) -> tuple[tuple[float, float, float], float]:
-    """What seeds, examples and their interplay contribute to the variance of the mean of `(num_seeds, num_items)`.
-
-    Mean squares of a two-way table without repetition. What the interplay explains by itself is in both effects and
-    counts once, so that it is subtracted; an effect below it is none.
-
-    Returns:
-        The three contributions, and Satterthwaite's degrees of freedom of their sum.
-    """
-    num_seeds, num_items = values.shape
-    mean, by_seed, by_item = values.mean(), values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
-    freedom = np.array([num_seeds - 1, max(num_items - 1, 1), (num_seeds - 1) * max(num_items - 1, 1)], "float64")
-    squares = np.array(
-        [
-            num_items * np.square(by_seed - mean).sum(),
-            num_seeds * np.square(by_item - mean).sum(),
-            np.square(values - by_seed - by_item + mean).sum(),
-        ]
-    )
-    seed, item, rest = (float(square) for square in squares / freedom / values.size)
-    parts = (max(seed, rest), max(item, rest), -rest)
-    # What seeds show, however little, is known to their few degrees of freedom. Where the interplay stands for them, it
-    # is known much better: to count it with theirs would make the interval of three equal seeds twice as wide.
-    squares_over_freedom = np.square([seed, max(item, rest)]) / freedom[:2]
-    variance = sum(parts)
-    effective = variance**2 / float(squares_over_freedom.sum()) if variance > 0.0 else float(num_items - 1)
-    return parts, effective
-
-
-def _bootstrapped(values: np.ndarray) -> Difference:
-    """The mean of differences of one training each, over examples drawn again and again."""
-    generator = np.random.default_rng(0)
-    num_items = len(values)
-    # In portions that fit into memory.
-    portion = max(1, 4_000_000 // num_items)
-    sizes = [min(portion, _NUM_RESAMPLES - start) for start in range(0, _NUM_RESAMPLES, portion)]
-    means = np.concatenate([values[generator.integers(0, num_items, (size, num_items))].mean(axis=1) for size in sizes])
-    low, high = np.quantile(means, [SIGNIFICANCE / 2, 1.0 - SIGNIFICANCE / 2])
-    # The share of means on the other side of zero, of which there is always the one that was seen.
-    beyond = min(np.count_nonzero(means <= 0.0), np.count_nonzero(means >= 0.0))
-    return Difference(float(values.mean()), float(low), float(high), min(1.0, 2 * (beyond + 1) / (_NUM_RESAMPLES + 1)))
-
-
 def _word(errors: Difference, wrong: Sequence[np.ndarray], margin: float) -> Word:
     if errors.p_value < SIGNIFICANCE and errors.high < 0.0:
         return "BETTER"
@@ -406,7 +248,7 @@ def _word(errors: Difference, wrong: Sequence[np.ndarray], margin: float) -> Wor
     # One-sided, as a test of equivalence is: does the interval of 90 % leave room for a gain worth having?
     worth_having = -margin * float(wrong[1].mean())
     if len(wrong[0]) == 1 or np.array_equal(wrong[0], wrong[1]):
-        lowest, _ = _newcombe(wrong[0][0], wrong[1][0], 1.0 - 2 * SIGNIFICANCE)
+        lowest, _ = newcombe(wrong[0][0], wrong[1][0], 1.0 - 2 * SIGNIFICANCE)
     else:
         from scipy.stats import norm
 
@@ -426,7 +268,7 @@ def _size_that_decides(errors: Difference, wrong: Sequence[np.ndarray], margin: 
     gain = max(abs(errors.mean), margin * float(wrong[1].mean()), 1.0 / num_items)
     quantiles = norm.ppf(1.0 - SIGNIFICANCE / 2) + norm.ppf(_POWER)
     if num_seeds > 1:
-        (seed, item, rest), _ = _contributions(wrong[0].astype("float64") - wrong[1])
+        (seed, item, rest), _ = contributions(wrong[0].astype("float64") - wrong[1])
         if seed > item:
             # Then more examples would not do: the trainings are what there is too little of.
             seeds = max(math.ceil(num_seeds * (seed + item + rest) * quantiles**2 / gain**2), num_seeds + 1)
@@ -442,7 +284,7 @@ def _reasons_of_teacher(teacher: np.ndarray, labels: np.ndarray, baseline_wrong:
     rate = f"{100 * wrong.mean():.1f} %"
     if chance_of(answers, labels)[1] > 0.01:
         return [f"The teacher answers as luck would ({rate} wrong): look at how its inputs are scaled."]
-    against = _difference_of_errors(wrong[None], baseline_wrong[None])
+    against = difference_of_errors(wrong[None], baseline_wrong[None])
     if against.p_value < SIGNIFICANCE and against.low > 0.0:
         other = f"{100 * baseline_wrong.mean():.1f} %"
         return [f"The teacher is worse ({rate} wrong) than the student that learned from labels alone ({other})."]
