@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -22,6 +23,9 @@ _KNOWN = re.compile(
     rb"|INFO: Created TensorFlow Lite XNNPACK delegate"
 )
 
+# The descriptor is the process's: of two that redirected it at once, the second would leave it at the first one's file.
+_ONE_AT_A_TIME = threading.Lock()
+
 
 @contextmanager
 def quiet_start() -> Iterator[TextIO | None]:
@@ -32,6 +36,19 @@ def quiet_start() -> Iterator[TextIO | None]:
     Yields:
         Standard error as it was, for what shall be seen meanwhile; `None` where there is none, as under pythonw.
     """
+    if not _ONE_AT_A_TIME.acquire(blocking=False):
+        # Somebody else's start is quiet already; what this one says may be heard.
+        yield sys.stderr
+        return
+    try:
+        with _redirected() as stderr:
+            yield stderr
+    finally:
+        _ONE_AT_A_TIME.release()
+
+
+@contextmanager
+def _redirected() -> Iterator[TextIO | None]:
     try:
         sys.stderr.flush()
         place = os.dup(2)

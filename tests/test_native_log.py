@@ -42,6 +42,17 @@ def test_what_was_held_back_is_told_when_the_start_fails(capfd):
     assert capfd.readouterr().err == KEPT
 
 
+def test_two_starts_at_once_leave_standard_error_as_it_was(capfd):
+    first, second = quiet_start(), quiet_start()
+    first.__enter__()
+    second.__enter__()
+    # Not the other way round, as one thread would have it.
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    os.write(2, b"still here\n")
+    assert capfd.readouterr().err == "still here\n"
+
+
 def test_a_program_without_standard_error_starts_too():
     code = (
         "import os; os.close(2)\nfrom keras_distill._native_log import quiet_start\nwith quiet_start() as e: print(e)"
