@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from keras_distill._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from keras_distill.search.tuning import Candidate, Tuned, tune
+    from keras_distill.search.training import Recipe
+    from keras_distill.search.tuning import Tuned, tune
 else:
-    __getattr__ = lazy_names(__name__, {"Candidate": "tuning", "Tuned": "tuning", "tune": "tuning"})
+    __getattr__ = lazy_names(__name__, {"Recipe": "training", "Tuned": "tuning", "tune": "tuning"})
 
-__all__ = ["Candidate", "Tuned", "tune"]
+__all__ = ["Recipe", "Tuned", "tune"]
 
 
 def __dir__() -> list[str]:

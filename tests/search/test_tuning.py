@@ -74,7 +74,7 @@ def test_it_costs_no_more_than_four_trainings(tuned):
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 7, 9, 20, 667])
 @pytest.mark.parametrize("max_cost", [2.0, 3.0, 4.0])
 def test_no_length_of_training_costs_more_than_was_allowed(epochs, max_cost):
-    training = tuning._Training(make, ((), np.zeros(10)), ((), ()), None, epochs, 5, 0)
+    training = tuning.Training(((), np.zeros(10)), ((), ()), None, epochs, 5, 0)
     sizes = next(sizes for sizes in tuning._SIZES if training.cost(*sizes) <= max_cost)
     for size in sizes:
         rungs = training.rungs(size)
@@ -122,7 +122,7 @@ class Killed(BaseException):
 
 def test_a_tuning_that_is_killed_again_and_again_ends_in_the_same_student(problem, tuned, tmp_path, monkeypatch):
     found, _, _ = tuned
-    go_on, calls = tuning._Training.go_on, []
+    go_on, calls = tuning.Training.go_on, []
 
     def killed(self, *arguments):
         calls.append(arguments)
@@ -130,7 +130,7 @@ def test_a_tuning_that_is_killed_again_and_again_ends_in_the_same_student(proble
             raise Killed
         return go_on(self, *arguments)
 
-    monkeypatch.setattr(tuning._Training, "go_on", killed)
+    monkeypatch.setattr(tuning.Training, "go_on", killed)
     for _ in range(2):
         with pytest.raises(Killed):
             tune(problem, tmp_path / "s")
@@ -146,7 +146,7 @@ def test_a_finished_study_is_read_and_one_of_other_settings_refused(problem, tun
     found, folder, _ = tuned
     shutil.copytree(folder, tmp_path / "copy")
     with monkeypatch.context() as patch:
-        patch.setattr(tuning._Training, "begin", None)
+        patch.setattr(tuning.Training, "begin", None)
         assert tune(problem, tmp_path / "copy").candidate == found.candidate
     with pytest.raises(
         ValueError, match=r"copy must be the study of these settings; got one of another batch_size, seed"

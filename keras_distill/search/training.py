@@ -1,0 +1,178 @@
+"""Students trained in parts from one store, and the score that tells them apart.
+
+How many are trained and which of them go on is the search's own affair.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from keras_distill._types import ArrayLike
+from keras_distill.distillation import Distiller
+from keras_distill.losses import SoftTargets
+from keras_distill.models.forward_pass import logits_model
+from keras_distill.models.heads import head_activation
+from keras_distill.report import metrics
+from keras_distill.targets import SoftTargetStore, attach
+
+if TYPE_CHECKING:
+    import optuna
+
+# The score of a training that diverged: finite, since a study in SQLite keeps no NaN.
+DIVERGED = 1e9
+_RUNGS = (8, 4, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a student is trained with.
+
+    Attributes:
+        temperature: of the soft targets.
+        student_loss_weight: of the labels; 1.0 is labels alone.
+        learning_rate: Adam's, at the beginning of a cosine to zero.
+    """
+
+    temperature: float
+    student_loss_weight: float
+    learning_rate: float
+
+    @property
+    def is_on_labels(self) -> bool:
+        """Whether labels are all that it learns from."""
+        return self.student_loss_weight == 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is the same for all students of a search.
+
+    Attributes:
+        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with.
+        validation: inputs and integer labels, to score on.
+        store: the teacher's soft targets for `train`.
+        epochs: of a whole training.
+        batch_size: items a step.
+        seed: of the order of the examples and of dropout.
+    """
+
+    train: tuple[ArrayLike, ArrayLike]
+    validation: tuple[ArrayLike, ArrayLike]
+    store: SoftTargetStore
+    epochs: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the training split."""
+        return -(-len(np.asarray(self.train[1])) // self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Of a whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    def rungs(self, size: int) -> list[tuple[int, int]]:
+        """Successive halving: up to which epochs how many of `size` students are trained, the last of them to the end.
+
+        Reference:
+            Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+            arXiv:1502.07943, section 3.
+        """
+        rungs = []
+        for divisor in _RUNGS:
+            if size > 1:
+                rungs.append((max(1, self.epochs // divisor), size))
+                size = max(1, size // 2)
+        return [*rungs, (self.epochs, size)]
+
+    def cost(self, *sizes: int) -> float:
+        """What halvings of so many students cost, in whole trainings."""
+        epochs = 0
+        for size in sizes:
+            before = 0
+            for rung, left in self.rungs(size):
+                epochs += left * (rung - before)
+                before = rung
+        return epochs / self.epochs
+
+    def begin(self, student: keras.Model, recipe: Recipe) -> Distiller:
+        """A student with the optimizer of a whole training."""
+        distiller = Distiller(
+            None, student, SoftTargets(recipe.temperature), student_loss_weight=recipe.student_loss_weight
+        )
+        schedule = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, self.num_steps)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
+        distiller.compile(keras.optimizers.Adam(schedule), loss=loss)
+        return distiller
+
+    def go_on(self, distiller: Distiller, start: int, stop: int) -> None:
+        """Trains from one epoch to another."""
+        if stop > start:
+            # Each part of a training has an order of its own, the same for all students and after a kill.
+            keras.utils.set_random_seed(self.seed + start)
+            batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed + start)
+            distiller.fit(batches, initial_epoch=start, epochs=stop, shuffle=False, verbose=0)
+
+    def score(self, student: keras.Model) -> float:
+        """The negative log-likelihood of the validation labels at the student's best temperature, in nats."""
+        inputs, labels = (np.asarray(part) for part in self.validation)
+        return score_of(logits_of(student, inputs), labels)
+
+
+def logits_of(student: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """A model's logits for some inputs, `(num_items, num_classes)`, in batches of 512."""
+    run = logits_model(student)
+    portions = [run(inputs[start : start + 512], training=False) for start in range(0, len(inputs), 512)]
+    return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
+
+
+def score_of(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The negative log-likelihood of labels at the temperature that suits the logits best, in nats.
+
+    On few examples it tells two students apart where their errors do not.
+    """
+    if not np.isfinite(logits).all():
+        return DIVERGED
+    return metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels))
+
+
+@contextmanager
+def optuna_quiet(command: str) -> Iterator[None]:
+    """Without a line of Optuna's for each trial.
+
+    Raises:
+        ImportError: it is not installed; `command` says who needs it.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(f"{command} needs Optuna: pip install keras-distill[tune]") from error
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def start_again(study: "optuna.Study", settings: dict, folder: str) -> None:
+    """Notes what a study is of, or checks that it is of the same.
+
+    Raises:
+        ValueError: it is of other settings, another teacher or other data.
+    """
+    from keras_distill._checks import error_message
+
+    known = study.user_attrs.get("settings", settings)
+    if known != settings:
+        different = sorted(key for key in settings if settings[key] != known.get(key))
+        remedy = "Name another folder, or remove it to begin anew."
+        expectation = f"{folder} must be the study of these settings"
+        raise ValueError(error_message(expectation, f"one of another {', '.join(different)}", remedy))
+    study.set_user_attr("settings", settings)
