@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from keras_distill.cli import evaluation, training_length
+from keras_distill.cli import evaluation
 from keras_distill.cli.distill_settings import DistillSettings
+from keras_distill.distillation import training_length
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,15 +3,16 @@
 How many are trained and which of them go on is the search's own affair.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
-from keras_distill._types import ArrayLike
+from keras_distill._types import ArrayLike, Teacher, Tensor
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
 from keras_distill.models.forward_pass import logits_model
@@ -77,6 +78,11 @@ class Training:
         """Of a whole training."""
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def _steps_per_execution(self) -> int:
+        """The most steps, up to 32, that an epoch is a multiple of: a call from Python costs as much as a step."""
+        return max(steps for steps in range(1, 33) if self.steps_per_epoch % steps == 0)
+
     def rungs(self, size: int) -> list[tuple[int, int]]:
         """Successive halving: up to which epochs how many of `size` students are trained, the last of them to the end.
 
@@ -108,7 +114,7 @@ class Training:
         )
         schedule = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, self.num_steps)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
-        distiller.compile(keras.optimizers.Adam(schedule), loss=loss)
+        distiller.compile(keras.optimizers.Adam(schedule), loss=loss, steps_per_execution=self._steps_per_execution)
         return distiller
 
     def go_on(self, distiller: Distiller, start: int, stop: int) -> None:
@@ -117,7 +123,12 @@ class Training:
             # Each part of a training has an order of its own, the same for all students and after a kill.
             keras.utils.set_random_seed(self.seed + start)
             batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed + start)
-            distiller.fit(batches, initial_epoch=start, epochs=stop, shuffle=False, verbose=0)
+            if keras.config.backend() == "tensorflow":
+                # One long epoch: to begin an epoch costs as much as ten steps of a small student.
+                steps = (stop - start) * self.steps_per_epoch
+                distiller.fit(batches.repeat(), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
+            else:
+                distiller.fit(batches, initial_epoch=start, epochs=stop, shuffle=False, verbose=0)
 
     def score(self, student: keras.Model) -> float:
         """The negative log-likelihood of the validation labels at the student's best temperature, in nats."""
@@ -125,10 +136,12 @@ class Training:
         return score_of(logits_of(student, inputs), labels)
 
 
-def logits_of(student: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """A model's logits for some inputs, `(num_items, num_classes)`, in batches of 512."""
-    run = logits_model(student)
-    portions = [run(inputs[start : start + 512], training=False) for start in range(0, len(inputs), 512)]
+def logits_of(model: Teacher, inputs: np.ndarray) -> np.ndarray:
+    """The logits of a model or of a teacher of any kind, `(num_items, num_classes)`, in batches of 512."""
+    run: Callable[[np.ndarray], Tensor] = model
+    if isinstance(model, keras.Model):
+        run = partial(logits_model(model), training=False)
+    portions = [run(inputs[start : start + 512]) for start in range(0, len(inputs), 512)]
     return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
 
 

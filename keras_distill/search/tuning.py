@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
 from keras_distill._checks import check_count, check_fraction, check_number, check_positive, error_message
 from keras_distill._files import whole_file
@@ -47,6 +46,8 @@ class Tuned:
         labels_candidate: the best of those on labels alone.
         labels_score: its score.
         labels_student: trained with it; `student` itself where labels alone were best.
+        distilled_candidate: the best of those that were taught.
+        distilled_student: trained with it; `student` itself where it was best.
         num_steps: of all trials together.
         steps_of_one: of one whole training.
         trials: what was tried, one dict each: `study`, `state`, `score`, `steps` and the candidate's fields.
@@ -58,6 +59,8 @@ class Tuned:
     labels_candidate: Recipe
     labels_score: float
     labels_student: keras.Model
+    distilled_candidate: Recipe
+    distilled_student: keras.Model
     num_steps: int
     steps_of_one: int
     trials: list[dict[str, Any]]
@@ -113,6 +116,7 @@ def tune(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from keras_distill.targets import label
         >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
         >>> y = (x[:, 0] > x[:, 1]).astype("int32")
@@ -143,13 +147,15 @@ def tune(
     num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
     with optuna_quiet("tune"):
         studies = _open_studies(folder, training, first)
-        found = {LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], make_student, training, folder, on_trial)}
+        found = {
+            LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], make_student, training, folder, on_trial)
+        }
         best_rate = found[LABELS][0].learning_rate
         candidates = _distilled(studies[DISTILLED], first, best_rate, num_distilled, seed)
         found[DISTILLED] = _halved(studies[DISTILLED], candidates, make_student, training, folder, on_trial)
         trials = [trial for study in studies.values() for trial in _described(study, training)]
     chosen = min(found, key=lambda name: found[name][1])
-    students = {name: keras.saving.load_model(_student_path(folder, name), compile=False) for name in {chosen, LABELS}}
+    students = {name: _trained_student(make_student, _student_path(folder, name)) for name in found}
     num_steps = sum(trial["steps"] for trial in trials)
     (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
     return Tuned(
@@ -159,6 +165,8 @@ def tune(
         labels_best,
         labels_score,
         students[LABELS],
+        found[DISTILLED][0],
+        students[DISTILLED],
         num_steps,
         training.num_steps,
         trials,
@@ -191,9 +199,7 @@ def _on_labels(first: Recipe) -> list[Recipe]:
     return [Recipe(first.temperature, 1.0, factor * first.learning_rate) for factor in _FACTORS]
 
 
-def _distilled(
-    study: "optuna.Study", first: Recipe, best_rate: float, num_candidates: int, seed: int
-) -> list[Recipe]:
+def _distilled(study: "optuna.Study", first: Recipe, best_rate: float, num_candidates: int, seed: int) -> list[Recipe]:
     """The given settings at the labels' best rate, some that are often good, and what Optuna draws."""
     import optuna
 
@@ -313,6 +319,13 @@ def _described(study: "optuna.Study", training: Training) -> list[dict[str, Any]
             }
         )
     return described
+
+
+def _trained_student(make_student: Callable[[], keras.Model], path: Path) -> keras.Model:
+    """A student with the weights of a file: its class and layers are the caller's, and need not be registered."""
+    student = make_student()
+    student.load_weights(path)
+    return student
 
 
 def _student_path(folder: Path, name: str) -> Path:
