@@ -33,6 +33,7 @@ from keras_distill.search.training import Training, logits_of, optuna_quiet
 from keras_distill.search.trials import Trial, Trials, pareto_front
 from keras_distill.search.tuning import Tuned, tune
 from keras_distill.targets import SoftTargetStore, label
+from keras_distill.teachers import Ensemble
 
 if TYPE_CHECKING:
     from keras_distill.data import Dataset
@@ -131,7 +132,8 @@ def compress(
     out.mkdir(parents=True, exist_ok=True)
     with optuna_quiet("compress"):
         on_progress(Progress("labelling the training data once", 0, num_trials, None, None))
-        store = label(teacher, dataset.train.inputs, out / "targets", progress=False)
+        members = isinstance(teacher, Ensemble)
+        store = label(teacher, dataset.train.inputs, out / "targets", members=members, progress=False)
         assert isinstance(store, SoftTargetStore)  # one process labels all of it
         training = Training(
             (dataset.train.inputs, dataset.train.labels),
