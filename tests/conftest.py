@@ -28,6 +28,7 @@ LONGEST = [
     "tests/random_heads/test_second_thousand.py",
     "tests/test_readme.py",
     "tests/reliability/test_faults.py",
+    "tests/specialists/test_combiner.py",
     "tests/test_structured_outputs.py",
     "tests/pruning/test_prune.py",
     "tests/examples/test_experiments.py",
@@ -37,6 +38,7 @@ LONGEST = [
     "tests/random_heads/test_a_hundred.py",
     "tests/cli/test_specialists.py",
     "tests/test_distiller_features.py",
+    "tests/specialists/test_as_teacher.py",
 ]
 
 ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
