@@ -239,3 +239,17 @@ def all_operations(model: keras.Model) -> list[Any]:
 
 def _is_quantized(operation: Any) -> bool:
     return getattr(operation, "quantization_mode", None) is not None
+
+
+def call_arguments(tensor: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """What the call that gave a symbolic tensor was given, by position and by name; tensors among it are symbolic."""
+    arguments = producer(tensor)[1].arguments
+    return list(arguments.args), dict(arguments.kwargs)
+
+
+def class_path(operation: Any) -> str:
+    """Where the class of an operation or layer lives, without the private part: `"keras.ops.Relu"`."""
+    kind = type(operation)
+    if is_operation(operation):
+        return f"keras.ops.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}".replace(".src.", ".")

@@ -80,7 +80,7 @@ def test_random_models_answer_as_with_zeroed_readers(start):
         num_smaller += pruned.count_params() < drawn.model.count_params()
     # Lambdas are in one of nine drawn models; many others end where a layer without a rule begins.
     assert num_refused <= 10
-    assert num_smaller >= 5
+    assert num_smaller >= 10
 
 
 @pytest.mark.slow
@@ -94,8 +94,7 @@ def test_networks_of_keras_answer_as_with_zeroed_readers(name):
     groups = channel_groups(teacher)
     inputs = np.random.default_rng(2).normal(size=(1, size, size, 3)).astype("float32")
     pruned = assert_exact(teacher, inputs, groups, 0.5, random_scores(groups, 3))
-    if name != "ConvNeXtTiny":
-        assert pruned.count_params() < 0.6 * teacher.count_params()
+    assert pruned.count_params() < 0.6 * teacher.count_params()
     assert np.std(outputs_of(pruned, inputs)[0]) > 1e-4
 
 
