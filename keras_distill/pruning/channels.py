@@ -132,7 +132,7 @@ class ChannelGroups:
         if is_readable(operation):
             # A shared model is built once: its inputs have one width, whoever calls it.
             for first, again in zip(self.inputs_of.setdefault(id(operation), inputs), inputs, strict=True):
-                self._channels.tie(first, again)
+                self._tie(first, again)
             return self._walk(operation, inputs)
         # A mask has no channels.
         is_layer = isinstance(operation, keras.layers.Layer)
@@ -190,12 +190,16 @@ class ChannelGroups:
                 if (axis.weight, axis.axis) == (other.weight, other.axis):
                     self._channels.tie(axis.channels, other.channels)
         for entry, channels in widths.config.items():
-            if len(merged.config[entry]) == len(channels):
-                self._channels.tie(merged.config[entry], channels)
-            else:
-                self._channels.fix(merged.config[entry])
-                self._channels.fix(channels)
+            self._tie(merged.config[entry], channels)
         self.widths[id(operation)] = (operation, merged)
+
+    def _tie(self, first: np.ndarray, again: np.ndarray) -> None:
+        """Widths of two calls, where what is called has one width; on inputs of several widths, that is fixed."""
+        if len(first) == len(again):
+            self._channels.tie(first, again)
+        else:
+            self._channels.fix(first)
+            self._channels.fix(again)
 
     def _keep_whole(self, operation: Any, inputs: list[np.ndarray], outputs: list[Tensor]) -> list[np.ndarray]:
         self._unknown.add(id(operation))

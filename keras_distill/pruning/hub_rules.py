@@ -4,6 +4,7 @@ The width of a head is no entry of their configurations (it is the width of the 
 heads stay. The stream is normalised over its channels, and stays as wide as it is.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,12 @@ def vit_encoder(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) 
 
 
 def inverted_residual(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    """A block of MobileNet: the channels between its two convolutions of one pixel.
+    """A block of MobileNet: the channels between its two convolutions of one pixel, eight by eight.
 
-    With squeeze and excitation their number sets another width as well, which no entry of the configuration does alone.
+    The block rounds their number to a multiple of 8. With squeeze and excitation it sets another width as well, which
+    is then no entry of its own.
     """
-    if layer.squeeze_excite_ratio:
+    if layer.squeeze_excite_ratio or layer.expansion % 8:
         return None
     places, name = weights_of(layer), layer.name
     hidden = new(layer.expansion, "expansion")
@@ -51,7 +53,8 @@ def inverted_residual(layer: Any, inputs: list[np.ndarray], output: Tensor, new:
         for path, place in places.items()
         if path.startswith((f"{name}_bn1/", f"{name}_bn2/"))
     ]
-    return _with_fixed_ends(tuple(axes), {"expansion": hidden}, inputs, output, new, ("filters",))
+    widths = _with_fixed_ends(tuple(axes), {"expansion": hidden}, inputs, output, new, ("filters",))
+    return replace(widths, ties=(tuple(hidden.reshape(-1, 8).T),))
 
 
 def _feed_forward(places: dict[str, int], first: str, second: str, hidden: np.ndarray) -> tuple[Axis, ...]:

@@ -1,5 +1,6 @@
 """`prune`: a model with fewer channels and the teacher's own weights."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -175,10 +176,19 @@ def _copy(layer: Any, widths: Widths | None, stays: Any) -> Any:
         if isinstance(config.get(entry), dict):
             config[entry].pop("build_config", None)
     config = config if widths is None else _narrowed(config, widths, stays)
-    try:
-        return type(layer).from_config(config)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise _not_rebuilt(layer) from error
+    # Some layers (KerasHub's ViTPatchingAndEmbedding) write down more than their constructor takes.
+    for entries in (config, _taken(config, layer)):
+        try:
+            return type(layer).from_config(entries)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            refusal = error
+    raise _not_rebuilt(layer) from refusal
+
+
+def _taken(config: Config, layer: Any) -> Config:
+    constructors = [vars(kind)["__init__"] for kind in type(layer).__mro__[:-1] if "__init__" in vars(kind)]
+    names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    return {entry: value for entry, value in config.items() if entry in names | {"name", "trainable", "dtype"}}
 
 
 def _not_rebuilt(layer: Any) -> ValueError:

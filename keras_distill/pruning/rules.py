@@ -8,8 +8,8 @@ A rule of your own takes five lines::
 
     prune(teacher, 0.5, rules={Gain: gain_rule})
 
-LayerNormalization, RMSNormalization and softmax have none: their statistics run over the channels, so that a channel
-whose readers are zero still counts, and cutting it would change the others.
+LayerNormalization, RMSNormalization and a softmax over the channels have none: their statistics run over the channels,
+so that a channel whose readers are zero still counts, and cutting it would change the others.
 """
 
 from collections.abc import Mapping
@@ -45,6 +45,7 @@ _SCALES: dict[type | str, Rule] = {
     layers.PReLU: scale_rules.prelu,
     layers.Rescaling: scale_rules.rescaling,
     layers.Activation: scale_rules.activation,
+    layers.Softmax: scale_rules.softmax,
     "keras.applications.convnext.LayerScale": scale_rules.layer_scale,
 }
 # Each channel by itself, without weights.

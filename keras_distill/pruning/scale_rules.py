@@ -18,8 +18,11 @@ def is_channelwise(activation: Any, output: Tensor) -> bool:
     if isinstance(activation, keras.Layer) and activation.weights:
         return False
     try:
-        together = keras.ops.convert_to_numpy(activation(values))
-        apart = [keras.ops.convert_to_numpy(activation(part)) for part in (values[..., :3], values[..., 3:])]
+        together = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(values)))
+        apart = [
+            keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(part)))
+            for part in (values[..., :3], values[..., 3:])
+        ]
     # A user's function may raise anything; it is then none that we know.
     except Exception:
         return False
@@ -31,6 +34,12 @@ def is_channelwise(activation: Any, output: Tensor) -> bool:
 def activation(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
     """A function of each channel by itself."""
     return Widths(inputs[0]) if is_channelwise(layer.activation, output) else None
+
+
+def softmax(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
+    """Over any one axis but the channels'."""
+    is_elsewhere = isinstance(layer.axis, int) and layer.axis not in (-1, len(output.shape) - 1)
+    return Widths(inputs[0]) if is_elsewhere and len(inputs) == 1 else None
 
 
 def batch_normalization(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:

@@ -34,10 +34,9 @@ def reversible_embedding(layer: Any, inputs: list[np.ndarray], output: Tensor, n
 
 def recurrent(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
     """A kernel (in, gates · units), a recurrent one (units, gates · units), biases (…, gates · units)."""
-    activations = [layer.activation, getattr(layer, "recurrent_activation", None)]
-    if not all(is_channelwise(activation, output) for activation in activations):
-        return None
     made = new(layer.units)
+    activations = [layer.activation, getattr(layer, "recurrent_activation", None)]
+    mixed = made[:0] if all(is_channelwise(activation, output) for activation in activations) else made
     gates = np.tile(made, _NUM_GATES[type(layer)])
     axes = [Axis(0, 0, inputs[0], "reads"), Axis(0, 1, gates, "makes")]
     axes += [Axis(1, 0, made, "reads"), Axis(1, 1, gates, "makes")]
@@ -46,7 +45,7 @@ def recurrent(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) ->
     # States that are given, as a decoder is given its encoder's, are as wide as those that are left.
     if any(len(state) != len(made) for state in inputs[1:]):
         return None
-    return Widths(made, tuple(axes), {"units": made}, ((made, *inputs[1:]),))
+    return Widths(made, tuple(axes), {"units": made}, ((made, *inputs[1:]),), mixed)
 
 
 def bidirectional(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
@@ -62,7 +61,7 @@ def bidirectional(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New
     axes = forward.axes + tuple(replace(axis, weight=axis.weight + num_forward) for axis in backward.axes)
     config = {"layer.config.units": first, "backward_layer.config.units": second}
     made = np.concatenate([first, second]) if layer.merge_mode == "concat" else first
-    return Widths(made, axes, config, ((first, second),))
+    return Widths(made, axes, config, ((first, second),), np.concatenate([forward.fixed, backward.fixed]))
 
 
 def multi_head_attention(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:

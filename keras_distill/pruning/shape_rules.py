@@ -74,11 +74,11 @@ def get_item(operation: Any, inputs: list[np.ndarray], output: Tensor, new: New)
     parts = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(part, (int, slice)) or part is Ellipsis for part in parts):
         return None
-    front, _, back = _around_ellipsis(parts)
+    front, back = _around_ellipsis(parts)
     reaches_channels = back[-1:] if back else front[len(given[0].shape) - 1 :]
     return Widths(inputs[0]) if all(part == slice(None) for part in reaches_channels) else None
 
 
-def _around_ellipsis(parts: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool, tuple[Any, ...]]:
+def _around_ellipsis(parts: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     place = next((place for place, part in enumerate(parts) if part is Ellipsis), None)
-    return (parts, False, ()) if place is None else (parts[:place], True, parts[place + 1 :])
+    return (parts, ()) if place is None else (parts[:place], parts[place + 1 :])

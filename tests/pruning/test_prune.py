@@ -69,18 +69,17 @@ def test_random_models_answer_as_with_zeroed_readers(start):
         drawn = draw(seed)
         groups = channel_groups(drawn.model)
         try:
-            prune(drawn.model, 0.5)
+            pruned = assert_exact(drawn.model, drawn.inputs, groups, 0.5, random_scores(groups, seed))
         except ValueError as error:
             # Lambdas and layers that Keras cannot rebuild are refused, and nothing else is.
             if "rebuilds each layer" not in str(error):
                 raise
             num_refused += 1
             continue
-        pruned = assert_exact(drawn.model, drawn.inputs, groups, 0.5, random_scores(groups, seed))
         num_smaller += pruned.count_params() < drawn.model.count_params()
-    # Lambdas are in one of nine drawn models; many others end where a layer without a rule begins.
+    # Lambdas are in one of nine drawn models; a few others end where a layer without a rule begins.
     assert num_refused <= 10
-    assert num_smaller >= 10
+    assert num_smaller >= 20
 
 
 @pytest.mark.slow
