@@ -21,8 +21,6 @@ from keras_distill.models.multiply_adds import multiply_adds_of_weights
 from keras_distill.pruning.partition import Partition
 from keras_distill.pruning.widths import Rule, Widths
 
-_NONE = np.zeros(0, dtype=int)
-
 
 @dataclass(frozen=True)
 class ChannelGroup:
@@ -66,6 +64,10 @@ class ChannelGroups:
         for output in self._walk(model, inputs):
             self._channels.fix(output)
         self._roots = self._channels.roots()
+        self._named = self._named_roots()
+        self._group_of = np.zeros(len(self._roots), dtype=int)
+        for place, roots in enumerate(self._named.values()):
+            self._group_of[roots] = place
         self.groups = {group.name: group for group in self._grouped()}
 
     def root(self, channels: np.ndarray) -> np.ndarray:
@@ -83,12 +85,11 @@ class ChannelGroups:
             costs = multiply_adds_of_weights(self._model)
         except ValueError:
             costs = None
-        group_of = self._group_of_root()
         weights: dict[str, dict[int, Any]] = {name: {} for name in self.groups}
         for layer, widths in self.widths.values():
             for axis in widths.axes:
                 weight = layer.weights[axis.weight]
-                for name in self._names(axis.channels, group_of):
+                for name in self._names(axis.channels):
                     weights[name][id(weight)] = weight
         return {
             name: (
@@ -136,14 +137,14 @@ class ChannelGroups:
             return self._walk(operation, inputs)
         # A mask has no channels.
         is_layer = isinstance(operation, keras.layers.Layer)
-        masks = [is_layer and tensor.dtype == "bool" for tensor in node.input_tensors]
-        features = [part for part, is_mask in zip(inputs, masks, strict=True) if not is_mask]
-        self._channels.fix(
-            np.concatenate([_NONE, *(part for part, is_mask in zip(inputs, masks, strict=True) if is_mask)])
-        )
-        widths = (
-            None if id(operation) in self._unknown or _has_arrays(node) else self._rule(operation, features, outputs)
-        )
+        features = []
+        for tensor, part in zip(node.input_tensors, inputs, strict=True):
+            if is_layer and tensor.dtype == "bool":
+                self._channels.fix(part)
+            else:
+                features.append(part)
+        is_unknown = id(operation) in self._unknown or _has_arrays(node)
+        widths = None if is_unknown else self._rule(operation, features, outputs)
         if widths is None:
             return self._keep_whole(operation, inputs, outputs)
         for tied in widths.ties:
@@ -165,18 +166,19 @@ class ChannelGroups:
         if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):
             return None
 
+        made: list[np.ndarray] = []
+
         def new(size: int, name: str = "") -> np.ndarray:
-            return self._new(size, f"{operation.name}/{name}" if name else operation.name)
+            made.append(self._new(size, f"{operation.name}/{name}" if name else operation.name))
+            return made[-1]
 
         widths = rule(operation, inputs, outputs[0], new)
-        if widths is None:
-            return None
-        weights = getattr(operation, "weights", [])
-        if any(weights[axis.weight].shape[axis.axis] != len(axis.channels) for axis in widths.axes):
-            return None
-        found = widths.output if isinstance(widths.output, tuple) else (widths.output,) * len(outputs)
-        is_whole = [len(part) == tensor.shape[-1] for part, tensor in zip(found, outputs, strict=True)]
-        return widths if all(is_whole) else None
+        if widths is not None and _fits(widths, operation, outputs):
+            return widths
+        for part in made:
+            # Channels of nothing: not to be cut.
+            self._channels.fix(part)
+        return None
 
     def _record(self, operation: Any, widths: Widths) -> None:
         """What a layer's weights and configuration are; called again, they are what they were."""
@@ -215,49 +217,40 @@ class ChannelGroups:
         if kept not in self.kept_whole:
             self.kept_whole.append(kept)
 
-    def _grouped(self) -> list[ChannelGroup]:
+    def _named_roots(self) -> dict[str, np.ndarray]:
         """Channels of one root are cut together; roots with the same makers are channels of one group."""
         makers_of: dict[int, list[int]] = defaultdict(list)
-        spaces = self._channels.spaces()
-        if len(spaces):
-            for root, space in np.unique(np.stack([self._roots, spaces], axis=1), axis=0).tolist():
-                makers_of[root].append(space)
+        for root, maker in np.unique(np.stack([self._roots, self._channels.spaces()], axis=1), axis=0).tolist():
+            makers_of[root].append(maker)
         roots_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for root in sorted(makers_of):
             roots_of[tuple(makers_of[root])].append(root)
-        is_fixed = np.zeros(len(self._roots), dtype=bool)
-        is_fixed[self._roots[self._channels.fixed()]] = True
-        names: list[str] = []
-        for makers in roots_of:
-            first, number = self._makers[makers[0]], 1
-            name = first
-            while name in names:
+        named: dict[str, np.ndarray] = {}
+        for makers, roots in roots_of.items():
+            name, number = self._makers[makers[0]], 1
+            while name in named:
                 number += 1
-                name = f"{first}/{number}"
-            names.append(name)
-        found = [np.array(roots) for roots in roots_of.values()]
-        group_of = np.zeros(len(self._roots), dtype=int)
-        for place, roots in enumerate(found):
-            group_of[roots] = place
-        layers: dict[str, dict[str, None]] = {name: {} for name in names}
+                name = f"{self._makers[makers[0]]}/{number}"
+            named[name] = np.array(roots)
+        return named
+
+    def _grouped(self) -> list[ChannelGroup]:
+        is_fixed = np.zeros(len(self._roots), dtype=bool)
+        is_fixed[self.root(self._channels.fixed())] = True
+        layers: dict[str, dict[str, None]] = {name: {} for name in self._named}
         for layer, widths in self.widths.values():
             for axis in widths.axes:
-                for place in np.unique(group_of[self.root(axis.channels)]):
-                    layers[names[place]][layer.name] = None
+                for name in self._names(axis.channels):
+                    layers[name][layer.name] = None
         return [
             ChannelGroup(name, len(roots), tuple(layers[name]), roots, not is_fixed[roots].any())
-            for name, roots in zip(names, found, strict=True)
+            for name, roots in self._named.items()
         ]
 
-    def _group_of_root(self) -> np.ndarray:
-        group_of = np.zeros(len(self._roots), dtype=int)
-        for place, group in enumerate(self.groups.values()):
-            group_of[group.channels] = place
-        return group_of
-
-    def _names(self, channels: np.ndarray, group_of: np.ndarray) -> list[str]:
-        names = list(self.groups)
-        return [names[place] for place in np.unique(group_of[self.root(channels)])]
+    def _names(self, channels: np.ndarray) -> list[str]:
+        """The groups that have some of the channels."""
+        names = list(self._named)
+        return [names[place] for place in np.unique(self._group_of[self.root(channels)])]
 
 
 def channel_groups(model: keras.Model, *, rules: Mapping[type | str, Rule] | None = None) -> ChannelGroups:
@@ -304,4 +297,13 @@ def _has_arrays(node: Any) -> bool:
         not isinstance(value, keras.KerasTensor) and len(np.shape(value)) > 0 and np.shape(value)[-1] != 1
         for value in given
         if hasattr(value, "shape")
+    )
+
+
+def _fits(widths: Widths, operation: Any, outputs: list[Tensor]) -> bool:
+    """Whether weights and outputs are as wide as a rule says."""
+    weights = getattr(operation, "weights", [])
+    found = widths.output if isinstance(widths.output, tuple) else (widths.output,) * len(outputs)
+    return all(weights[axis.weight].shape[axis.axis] == len(axis.channels) for axis in widths.axes) and all(
+        len(part) == tensor.shape[-1] for part, tensor in zip(found, outputs, strict=True)
     )

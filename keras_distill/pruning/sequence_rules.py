@@ -71,10 +71,8 @@ def multi_head_attention(layer: Any, inputs: list[np.ndarray], output: Tensor, n
     heads, made = new(layer.num_heads, "heads"), new(output.shape[-1])
     query, value, key = (*inputs, inputs[1])[:3]
     axes = _heads(layer, {"query": query, "key": key, "value": value}, heads, heads, made)
-    # Without an `output_shape` of its own the output is as wide as the query.
-    is_own = layer.get_config()["output_shape"] is not None
-    config = {"num_heads": heads} | ({"output_shape": made} if is_own else {})
-    return Widths(made, axes, config, () if is_own else ((inputs[0], made),))
+    # Written down, the output's width is free of the query's, which it is by default.
+    return Widths(made, axes, {"num_heads": heads, "output_shape": made})
 
 
 def grouped_query_attention(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:

@@ -111,6 +111,14 @@ def test_heads_are_cut_whole(attention):
     assert getattr(layer, "num_heads", None) == 2 or layer.num_query_heads == 4
 
 
+def test_what_attention_reads_is_free_of_what_it_makes():
+    attention = layers.MultiHeadAttention(4, 3, name="attention")
+    _, groups = cut(
+        network(SEQUENCE, layers.Dense(6, name="a"), lambda x: attention(x, x), layers.LayerNormalization())
+    )
+    assert sizes(groups) == {"a": 6, "attention/heads": 4}
+
+
 def transformer_block(x, name):
     y = layers.LayerNormalization(name=f"{name}_norm")(x)
     x = x + layers.MultiHeadAttention(2, 4, name=f"{name}_attention")(y, y)
