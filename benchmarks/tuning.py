@@ -1,6 +1,6 @@
 """Does `kd.tune` keep its word: never worse than labels alone, nearly as good as a full grid, for four trainings?
 
-    python -m benchmarks.tuning [--json] [--write] [--seeds 2] [--kept FOLDER] [ROW …]
+    python -m benchmarks.tuning [--json] [--write] [--seeds 2] [--data-set-seeds 3] [--kept FOLDER] [ROW …]
 
 The ten situations of the verdict's benchmark from a few seeds each, and MNIST, digits and spoken digits from as many;
 the student has one hidden layer. Beside the tuned one: the same student on labels alone at the given rate, trained as
@@ -374,7 +374,8 @@ def page_part(result: dict[str, Any]) -> str:
             f"was tried: {worse['tuned_on_labels']} (goal: none). Cost: at most {cost:.2f} trainings (goal: "
             f"{COST_LIMIT:g}).",
             "",
-            f"Seeds a row: {result['num_seeds']}; {result['minutes']:.0f} minutes in all; {where}.",
+            f"Seeds of a situation: {result['num_seeds']}, of a data set: {result['num_data_set_seeds']}, one verdict "
+            f"on all of them; {result['minutes']:.0f} minutes in all; {where}.",
         ]
     )
 
@@ -401,7 +402,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="ROW", help="only these situations and data sets")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--write", action="store_true", help="write docs/results/tuning.json and docs/distill.md")
-    parser.add_argument("--seeds", type=int, default=2, help="of each row (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="of each situation (default: %(default)s)")
+    parser.add_argument("--data-set-seeds", type=int, default=3, help="of each data set (default: %(default)s)")
     parser.add_argument("--kept", metavar="FOLDER", help="where runs are kept, and read from if they are there")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - {*SITUATIONS, *DATA_SETS}:
@@ -411,10 +413,13 @@ def main() -> int:
         parser.error("--write must be given without ROW: the page has all of them")
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(arguments.kept or folder)
-        rows = [row_of(name, arguments.seeds, kept) for name in arguments.names or SITUATIONS + DATA_SETS]
+        num_seeds = dict.fromkeys(SITUATIONS, arguments.seeds) | dict.fromkeys(DATA_SETS, arguments.data_set_seeds)
+        rows = [row_of(name, num_seeds[name], kept) for name in arguments.names or num_seeds]
     result: dict[str, Any] = {
-        "command": f"python -m benchmarks.tuning --write --seeds {arguments.seeds}",
+        "command": "python -m benchmarks.tuning --write "
+        f"--seeds {arguments.seeds} --data-set-seeds {arguments.data_set_seeds}",
         "num_seeds": arguments.seeds,
+        "num_data_set_seeds": arguments.data_set_seeds,
         "machine": machine(),
         "rows": rows,
         "minutes": round(sum(each["minutes"] for row in rows for each in row["seeds"]), 2),
