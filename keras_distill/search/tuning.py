@@ -5,6 +5,8 @@ apart, because soft targets want more steps than labels do: a distilled student 
 half of its training, and would be given up.
 """
 
+import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import numpy as np
 
 from keras_distill._checks import check_count, check_fraction, check_number, check_positive, error_message
 from keras_distill._files import whole_file
-from keras_distill._types import ArrayLike
+from keras_distill._types import ArrayLike, Logs
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
 from keras_distill.models.forward_pass import logits_model
@@ -69,6 +71,8 @@ class Tuned:
         labels_candidate: the best of those on labels alone.
         labels_score: its score.
         labels_student: trained with it; `student` itself where labels alone were best.
+        history: of `student` by epoch, as `fit` reports it; what is validated, every `validated_every(epochs)`.
+        labels_history: of `labels_student`.
         num_steps: of all trials together.
         steps_of_one: of one whole training.
         trials: what was tried, one dict each: `study`, `state`, `score`, `steps` and the candidate's fields.
@@ -80,9 +84,21 @@ class Tuned:
     labels_candidate: Candidate
     labels_score: float
     labels_student: keras.Model
+    history: dict[str, list[float]]
+    labels_history: dict[str, list[float]]
     num_steps: int
     steps_of_one: int
     trials: list[dict[str, Any]]
+
+
+def validated_every(epochs: int) -> int:
+    """Epochs from one validation to the next in a candidate's history: some twenty in all, for they cost time.
+
+    Example:
+        >>> validated_every(12), validated_every(667)
+        (1, 34)
+    """
+    return -(-epochs // 20)
 
 
 def tune(
@@ -116,7 +132,8 @@ def tune(
 
     Args:
         make_student: makes the student with the weights to begin from, compiled or not; the same at each call.
-        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with.
+        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with. −1 is
+            no label: labels alone then train on the others, as many steps.
         validation: inputs and integer labels, to choose on.
         store: the teacher's soft targets for `train`, or the store's folder.
         out: a folder for the study (`study.sqlite3`) and the best students so far.
@@ -151,6 +168,9 @@ def tune(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
+    if not (np.asarray(train[1]) >= 0).any():
+        remedy = "Labels alone are tried too; without them distil with settings of your choice."
+        raise ValueError(error_message("some of the training examples must have a label", "−1 for all", remedy))
     first = Candidate(
         check_positive("temperature", temperature),
         check_fraction("student_loss_weight", student_loss_weight),
@@ -172,6 +192,7 @@ def tune(
         trials = [trial for study in studies.values() for trial in _described(study, training)]
     chosen = min(found, key=lambda name: found[name][1])
     students = {name: keras.saving.load_model(_student_path(folder, name), compile=False) for name in {chosen, LABELS}}
+    histories = {name: json.loads(_history_path(folder, name).read_text()) for name in students}
     num_steps = sum(trial["steps"] for trial in trials)
     (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
     return Tuned(
@@ -181,6 +202,8 @@ def tune(
         labels_best,
         labels_score,
         students[LABELS],
+        histories[chosen],
+        histories[LABELS],
         num_steps,
         training.num_steps,
         trials,
@@ -234,28 +257,69 @@ class _Training:
             None, student, SoftTargets(candidate.temperature), student_loss_weight=candidate.student_loss_weight
         )
         schedule = keras.optimizers.schedules.CosineDecay(candidate.learning_rate, self.num_steps)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
-        distiller.compile(keras.optimizers.Adam(schedule), loss=loss)
+        loss = keras.losses.SparseCategoricalCrossentropy(head_activation(student) != "softmax", ignore_class=-1)
+        distiller.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
         return distiller
 
-    def go_on(self, distiller: Distiller, start: int, stop: int) -> float:
-        """Trains from one epoch to another, and scores."""
+    def go_on(self, distiller: Distiller, start: int, stop: int) -> tuple[float, dict[str, list[float]]]:
+        """Trains from one epoch to another; the score, and these epochs' history."""
+        figures: dict[str, list[float]] = {}
         if stop > start:
             # Each part of a training has an order of its own, the same for all candidates and after a kill.
             keras.utils.set_random_seed(self.seed + start)
-            batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed + start)
-            distiller.fit(batches, initial_epoch=start, epochs=stop, shuffle=False, verbose=0)
-        return self.score(distiller.student)
+            examples, ids = self.examples(on_labels=distiller.student_loss_weight == 1.0)
+            batches = attach(examples, self.store, batch_size=self.batch_size, seed=self.seed + start, ids=ids)
+            validated: dict[str, list[float]] = {}
 
-    def score(self, student: keras.Model) -> float:
-        """The negative log-likelihood of the validation labels at the student's best temperature, in nats."""
-        inputs, labels = (np.asarray(part) for part in self.validation)
-        run = logits_model(student)
+            def validate(epoch: int, logs: Logs = None) -> None:
+                # Keras's own validation would compile a second step for each candidate, which costs half a second.
+                if (epoch + 1) % validated_every(self.epochs) == 0:
+                    for metric, value in self.validation_figures(self.logits(distiller.student)).items():
+                        validated.setdefault(metric, []).append(value)
+
+            history = distiller.fit(
+                batches,
+                initial_epoch=start,
+                epochs=stop,
+                shuffle=False,
+                verbose=0,
+                callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)],
+            )
+            figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
+            figures |= validated
+        return self.score(self.logits(distiller.student)), figures
+
+    def examples(self, *, on_labels: bool) -> tuple[tuple[ArrayLike, ArrayLike], np.ndarray | None]:
+        """What a candidate trains on, and the ids where they are not all items in their order.
+
+        Where some items have no label, those that have one come as often as makes an epoch of as many steps.
+        """
+        inputs, labels = (np.asarray(part) for part in self.train)
+        if not on_labels or labels.min() >= 0:
+            return self.train, None
+        ids = np.resize(np.flatnonzero(labels >= 0), len(labels))
+        return (inputs[ids], labels[ids]), ids
+
+    def logits(self, student: keras.Model) -> np.ndarray:
+        """A student's logits for the validation data."""
+        inputs, run = np.asarray(self.validation[0]), logits_model(student)
         portions = [run(inputs[start : start + 512], training=False) for start in range(0, len(inputs), 512)]
-        logits = np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
+        return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
+
+    def score(self, logits: np.ndarray) -> float:
+        """The negative log-likelihood of the validation labels at the logits' best temperature, in nats."""
         if not np.isfinite(logits).all():
             return _DIVERGED
+        labels = np.asarray(self.validation[1])
         return metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels))
+
+    def validation_figures(self, logits: np.ndarray) -> dict[str, float]:
+        """What `fit` would report of the validation data."""
+        if not np.isfinite(logits).all():
+            return {"val_loss": math.nan, "val_accuracy": math.nan}
+        labels = np.asarray(self.validation[1])
+        loss, errors = metrics.negative_log_likelihood(logits, labels), metrics.error_rate(logits, labels)
+        return {"val_loss": loss, "val_accuracy": 1.0 - errors}
 
 
 @contextmanager
@@ -344,6 +408,7 @@ def _halved(
     _enter(study, candidates)
     scores: dict[str, dict[str, float]] = study.user_attrs.get(_SCORES, {str(i): {} for i in range(len(candidates))})
     running: dict[int, tuple[Distiller, int]] = {}
+    histories: dict[int, dict[str, list[float]]] = {}
 
     def end(index: int, state: TrialState, score: float | None = None) -> None:
         running.pop(index, None)
@@ -367,16 +432,20 @@ def _halved(
             if str(rung) in scores[str(index)]:
                 continue
             if index not in running:
-                running[index] = training.begin(candidates[index]), 0
+                running[index], histories[index] = (training.begin(candidates[index]), 0), {}
             distiller, start = running[index]
             # One that was killed goes through the same parts again.
             for stop in [stop for stop, _ in rungs if start < stop <= rung]:
-                score = training.go_on(distiller, start, stop)
+                score, figures = training.go_on(distiller, start, stop)
+                for metric, values in figures.items():
+                    histories[index].setdefault(metric, []).extend(values)
                 start = stop
             running[index] = distiller, start
             scores[str(index)][str(rung)] = score
             if rung == training.epochs:
                 # Before the study knows of it: killed in between, it is trained and written again.
+                with whole_file(_history_path(folder, study.study_name)) as aside:
+                    aside.write_text(json.dumps(histories[index]))
                 with whole_file(_student_path(folder, study.study_name)) as aside:
                     distiller.student.save(aside)
             study.set_user_attr(_SCORES, scores)
@@ -430,3 +499,7 @@ def _described(study: "optuna.Study", training: _Training) -> list[dict[str, Any
 
 def _student_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.keras"
+
+
+def _history_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.history.json"
