@@ -1,28 +1,30 @@
 # Every target does its own set-up: a machine needs Python 3.11 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two workers of one thread each: TensorFlow starts twice, and both cores stay busy.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two workers of one thread each: TensorFlow starts twice, and both cores stay busy. Files keep the order that
+# tests/conftest.py gives them, the longest first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ON_JAX := tests/contract tests/losses tests/teachers/test_ensemble.py tests/teachers/test_moving_average.py \
 	tests/specialists/test_combiner.py tests/specialists/test_training.py tests/targets/test_store.py \
 	tests/targets/test_batches.py tests/test_distiller.py \
 	tests/test_distiller_features.py tests/test_logits.py tests/test_structured_outputs.py tests/cli/test_distill.py \
 	tests/cli/test_label.py tests/deploy/test_other_backends.py
 
-.PHONY: demo test test-fast test-jax lint bench results reliability clean
+.PHONY: demo test test-slow test-jax lint bench results reliability clean
 
 demo: .venv/installed
 	$(BIN)/keras-distill demo
 
 test: .venv/installed
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
+
+# What takes long: thousands of random models, whole journeys, other processes and environments.
+test-slow: .venv/installed
+	$(PYTEST) -m slow
 
 # What must run on JAX, once more on JAX, where TensorFlow is as if it were not installed.
 test-jax: .venv/installed
 	KERAS_BACKEND=jax $(PYTEST) -m "not slow" $(ON_JAX)
-
-test-fast: .venv/installed
-	$(PYTEST) -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

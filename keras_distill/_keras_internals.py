@@ -6,8 +6,8 @@ function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -209,3 +209,47 @@ def sync_variables(model: keras.Model) -> None:
     """Gives a model's variables their present values, which JAX's compiled step holds until then."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
+
+
+# Calls
+
+
+@contextmanager
+def watched_calls(
+    operations: Iterable[Any], watch: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """While it is open, each of the layers and operations runs `watch(operation, call)` in place of its `call`."""
+    watched = [(operation, "quantized_call" if _is_quantized(operation) else "call") for operation in operations]
+    for operation, name in watched:
+        # Beside `Layer.__setattr__`, which tracks what it is given.
+        vars(operation)[name] = watch(operation, getattr(operation, name))
+    try:
+        yield
+    finally:
+        for operation, name in watched:
+            vars(operation).pop(name, None)
+
+
+def all_operations(model: keras.Model) -> list[Any]:
+    """Every operation of `keras.ops` in the graph of a functional model and of the models inside it."""
+    graphs = [functional_graph(layer) for layer in all_layers(model) if hasattr(functional_graph(layer), "operations")]
+    found = {id(part): part for graph in graphs for part in graph.operations if is_operation(part)}
+    return list(found.values())
+
+
+def _is_quantized(operation: Any) -> bool:
+    return getattr(operation, "quantization_mode", None) is not None
+
+
+def call_arguments(tensor: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """What the call that gave a symbolic tensor was given, by position and by name; tensors among it are symbolic."""
+    arguments = producer(tensor)[1].arguments
+    return list(arguments.args), dict(arguments.kwargs)
+
+
+def class_path(operation: Any) -> str:
+    """Where the class of an operation or layer lives, without the private part: `"keras.ops.Relu"`."""
+    kind = type(operation)
+    if is_operation(operation):
+        return f"keras.ops.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}".replace(".src.", ".")

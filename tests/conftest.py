@@ -20,6 +20,27 @@ gc.set_threshold(50_000, 20, 20)
 # For type checkers alone; doctest would run it.
 collect_ignore = ["client.py"]
 
+# Each worker takes a whole file at a time: the longest come first, so that no worker waits for the other's last one.
+LONGEST = [
+    "tests/scale/test_engines.py",
+    "tests/scale/test_scale_page.py",
+    "tests/random_heads/test_first_thousand.py",
+    "tests/random_heads/test_second_thousand.py",
+    "tests/test_readme.py",
+    "tests/reliability/test_faults.py",
+    "tests/specialists/test_combiner.py",
+    "tests/test_structured_outputs.py",
+    "tests/pruning/test_prune.py",
+    "tests/examples/test_experiments.py",
+    "tests/deploy/test_matrix.py",
+    "tests/reliability/test_every_public_class.py",
+    "tests/examples/test_specialists_example.py",
+    "tests/random_heads/test_a_hundred.py",
+    "tests/cli/test_specialists.py",
+    "tests/test_distiller_features.py",
+    "tests/specialists/test_as_teacher.py",
+]
+
 ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 
 
@@ -47,8 +68,10 @@ def pytest_configure(config):
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """Skips the tests that need TensorFlow on another backend, and those that need real data where there is none."""
+def pytest_collection_modifyitems(config, items):
+    """Puts the longest files first; skips what needs TensorFlow on another backend, or real data that is not there."""
+    ranks = {config.rootpath / file: rank for rank, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
     elsewhere = pytest.mark.skip(reason="is about TensorFlow itself")
     for item in items:
         if "tensorflow" in item.keywords and not ON_TENSORFLOW:

@@ -61,12 +61,15 @@ def length_note(training: "Training", epochs: int, *, was_chosen: bool) -> str:
 
 
 def tuned_trainings(tuned: "Tuned") -> "dict[str, Training]":
-    """What `tune` chose, and the best on labels alone; how they came about the study tells, not a history."""
+    """What `tune` chose, and the best on labels alone."""
     from keras_distill.cli.distill_training import Training
 
     return {
-        name: Training(student, {}, tuned.steps_of_one, 0.0)
-        for name, student in ((DISTILLED, tuned.student), (TWIN, tuned.labels_student))
+        name: Training(student, history, tuned.steps_of_one, 0.0)
+        for name, student, history in (
+            (DISTILLED, tuned.student, tuned.history),
+            (TWIN, tuned.labels_student, tuned.labels_history),
+        )
     }
 
 
@@ -126,7 +129,9 @@ def record(
 ) -> dict[str, Any]:
     """What `OUT.json` holds beside the student's hash; the page docs/distill.md lists it."""
     from keras_distill.cli.distill_training import validated_every
+    from keras_distill.search import training
 
+    every = training.validated_every(epochs) if settings.tune else validated_every(settings, epochs)
     names = {TEACHER: "teacher", GIVEN: "as_given", TWIN: "twin", DISTILLED: "distilled"}
     return {
         "settings": asdict(settings) | {"epochs": epochs, "epochs_chosen_for_the_data": settings.epochs is None},
@@ -146,8 +151,8 @@ def record(
         "training": {
             names[name]: {
                 "steps": training.num_steps,
-                "epochs": len(training.history["loss"]) if training.history else epochs,
-                "validated_every_epochs": validated_every(settings, epochs),
+                "epochs": len(training.history["loss"]),
+                "validated_every_epochs": every,
                 "seconds": round(training.seconds, 3),
                 "loss_fell_by": training_length.fall(validation_losses(training)),
                 "too_few_steps": training_length.was_too_short(validation_losses(training)),

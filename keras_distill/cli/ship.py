@@ -10,7 +10,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING
 
-from keras_distill.cli import model_file
+from keras_distill.cli import data_options, model_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
     add("student", metavar="STUDENT.keras", help="the model to ship")
-    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    data_options.add_data_arguments(parser)
     add("--out", required=True, metavar="BUNDLE", help="folder of the bundle; appears whole or not at all")
     why = "all of them must hold (default: onnx and litert must; their int8 variants come along where they are faster)"
     # LiteRT was TensorFlow Lite, and people know it by that name.
@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     from rich.console import Console
 
-    from keras_distill import data
     from keras_distill._files import check_writable
     from keras_distill.cli.student_file import verdict_beside
     from keras_distill.deploy.budgets import Budgets
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     student = model_file.load(arguments.student, arguments)
     teacher = model_file.load(arguments.teacher, arguments) if arguments.teacher else None
     baseline = model_file.load(arguments.baseline, arguments) if arguments.baseline else None
-    dataset = data.load(arguments.data)
+    dataset = data_options.load(arguments)
     path = Path(arguments.student)
     provenance = Provenance(
         name=arguments.name or path.stem,
@@ -86,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         licence=arguments.licence,
         preprocessing=arguments.preprocessing,
+        pixel_range=arguments.pixel_range,
         verdict=verdict_beside(path),
     )
     console = Console()

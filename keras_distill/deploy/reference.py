@@ -129,9 +129,10 @@ def known_facts(provenance: Provenance, dataset: "Dataset", reference: Reference
         )
     first = inputs[0]
     low, high = first["value_range"]
+    in_range = f", pixel_range={provenance.pixel_range!r}" if provenance.pixel_range else ""
     described = (
         f"{first['dtype']} of shape {tuple(first['shape'][1:])} per example, values from {low:g} to {high:g}, "
-        f"as keras_distill.data.load({dataset.name!r}) gives them"
+        f"as keras_distill.data.load({dataset.name!r}{in_range}) gives them"
     )
     return {
         "name": provenance.name,

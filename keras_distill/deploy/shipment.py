@@ -61,6 +61,7 @@ class Provenance:
         licence: the licence of the student, in words; `None` where nobody said.
         preprocessing: what happens to an example before the student sees it; `None` describes the data's own values.
         verdict: what the run that distilled the student found; `None` where there was none.
+        pixel_range: what `keras_distill.data.load` brought the data into; `None` leaves them as they were read.
     """
 
     name: str
@@ -69,3 +70,4 @@ class Provenance:
     licence: str | None = None
     preprocessing: str | None = None
     verdict: Verdict | None = None
+    pixel_range: str | None = None

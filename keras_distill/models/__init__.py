@@ -1,6 +1,7 @@
-"""What is known of a user's model: its logits and features, how it ends, how it is compiled and loaded."""
+"""What is known of a user's model: logits and features, how it ends, what it costs, how it is compiled and loaded."""
 
 from keras_distill.models.forward_pass import ForwardPass, Outputs, forward_pass, logits_model
 from keras_distill.models.heads import head_activation
+from keras_distill.models.multiply_adds import multiply_adds
 
-__all__ = ["ForwardPass", "Outputs", "forward_pass", "head_activation", "logits_model"]
+__all__ = ["ForwardPass", "Outputs", "forward_pass", "head_activation", "logits_model", "multiply_adds"]

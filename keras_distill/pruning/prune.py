@@ -1,5 +1,6 @@
 """`prune`: a model with fewer channels and the teacher's own weights."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,12 @@ import keras
 import numpy as np
 
 from keras_distill._checks import check_count, check_number, error_message
-from keras_distill._types import Config
+from keras_distill._keras_internals import functional_graph, input_structure
+from keras_distill._types import Config, TensorTree
 from keras_distill.models.layer_roles import is_readable
-from keras_distill.pruning.channels import ChannelGroup, ChannelGroups, Rule, Widths, channel_groups
+from keras_distill.pruning.channels import ChannelGroup, ChannelGroups, channel_groups
 from keras_distill.pruning.importance import norms
+from keras_distill.pruning.widths import Rule, Widths
 
 # Of a group: the share of its channels (float), how many (int), or which, by their place in the group.
 Keep: TypeAlias = float | int | Sequence[int]
@@ -24,7 +27,7 @@ def prune(
     *,
     importance: Mapping[str, np.ndarray] | None = None,
     multiple_of: int = 1,
-    rules: Mapping[type, Rule] | None = None,
+    rules: Mapping[type | str, Rule] | None = None,
 ) -> keras.Model:
     """A plain Keras model of the teacher's layer classes with fewer channels and the teacher's weights.
 
@@ -117,14 +120,16 @@ def _places(group: ChannelGroup, keep: Keep, scores: np.ndarray, multiple_of: in
 
 def _rebuilt(teacher: keras.Model, groups: ChannelGroups, kept: set[int]) -> keras.Model:
     clones: dict[int, Any] = {}
+    staying = np.fromiter(kept, dtype=int, count=len(kept))
 
     def stays(channels: np.ndarray) -> np.ndarray:
-        return np.array([int(root) in kept for root in groups.root(channels)], dtype=bool)
+        return np.isin(groups.root(channels), staying)
 
     def clone(layer: Any) -> Any:
         if id(layer) not in clones:
             if is_readable(layer):
-                clones[id(layer)] = keras.models.clone_model(layer, clone_function=clone)
+                inputs = _narrower_inputs(layer, [int(stays(part).sum()) for part in groups.inputs_of[id(layer)]])
+                clones[id(layer)] = keras.models.clone_model(layer, inputs, clone_function=clone)
             else:
                 known = groups.widths.get(id(layer))
                 clones[id(layer)] = _copy(layer, known[1] if known is not None else None, stays)
@@ -134,10 +139,27 @@ def _rebuilt(teacher: keras.Model, groups: ChannelGroups, kept: set[int]) -> ker
     for layer in _layers_with_weights(teacher):
         values = layer.get_weights()
         known = groups.widths.get(id(layer))
-        for axis in known[1].axes if known is not None else ():
-            values[axis.weight] = np.compress(stays(axis.channels), values[axis.weight], axis=axis.axis)
+        # A weight that is made and read along one axis (a tied table) is cut once.
+        axes = {(axis.weight, axis.axis): axis.channels for axis in known[1].axes} if known is not None else {}
+        for (weight, axis), channels in axes.items():
+            values[weight] = np.compress(stays(channels), values[weight], axis=axis)
         clones[id(layer)].set_weights(values)
     return pruned
+
+
+def _narrower_inputs(model: keras.Model, widths: Sequence[int]) -> TensorTree:
+    """New symbolic inputs for a model inside a model, as many channels wide as what it is given."""
+    inputs = [
+        keras.Input(batch_shape=(*tensor.shape[:-1], width), dtype=tensor.dtype, name=tensor.name)
+        if len(tensor.shape) > 1 and tensor.shape[-1] is not None
+        else keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+        for tensor, width in zip(functional_graph(model).inputs, widths, strict=True)
+    ]
+    return (
+        inputs[0]
+        if isinstance(model, keras.Sequential)
+        else keras.tree.pack_sequence_as(input_structure(model), inputs)
+    )
 
 
 def _copy(layer: Any, widths: Widths | None, stays: Any) -> Any:
@@ -149,11 +171,24 @@ def _copy(layer: Any, widths: Widths | None, stays: Any) -> Any:
             config = layer.get_config()
     except (TypeError, ValueError, NotImplementedError) as error:
         raise _not_rebuilt(layer) from error
+    for entry in ("layer", "backward_layer"):
+        # Wrappers keep the shapes that what they wrap was built on; it is built anew.
+        if isinstance(config.get(entry), dict):
+            config[entry].pop("build_config", None)
     config = config if widths is None else _narrowed(config, widths, stays)
-    try:
-        return type(layer).from_config(config)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise _not_rebuilt(layer) from error
+    # Some layers (KerasHub's ViTPatchingAndEmbedding) write down more than their constructor takes.
+    for entries in (config, _taken(config, layer)):
+        try:
+            return type(layer).from_config(entries)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            refusal = error
+    raise _not_rebuilt(layer) from refusal
+
+
+def _taken(config: Config, layer: Any) -> Config:
+    constructors = [vars(kind)["__init__"] for kind in type(layer).__mro__[:-1] if "__init__" in vars(kind)]
+    names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    return {entry: value for entry, value in config.items() if entry in names | {"name", "trainable", "dtype"}}
 
 
 def _not_rebuilt(layer: Any) -> ValueError:
@@ -175,8 +210,12 @@ def _layers_with_weights(model: keras.Model) -> list[Any]:
 
 
 def _narrowed(config: Config, widths: Widths, stays: Any) -> Config:
-    for key, channels in widths.config.items():
+    for path, channels in widths.config.items():
+        *outer, entry = path.split(".")
+        place = config
+        for part in outer:
+            place = place[part]
         count = int(stays(channels).sum())
         # A shape ends in its width; everything else is the width.
-        config[key] = (*config[key][:-1], count) if isinstance(config[key], (tuple, list)) else count
+        place[entry] = (*place[entry][:-1], count) if isinstance(place[entry], (tuple, list)) else count
     return config

@@ -1,4 +1,4 @@
-"""What each of Keras's layers does with channels, one small rule a kind of layer.
+"""What each layer does with channels: the list of all rules. Each is one small function, in the file of its kind.
 
 A rule of your own takes five lines::
 
@@ -8,45 +8,56 @@ A rule of your own takes five lines::
 
     prune(teacher, 0.5, rules={Gain: gain_rule})
 
-LayerNormalization, GroupNormalization and softmax have none: their statistics run over the channels, so that a channel
-whose readers are zero still counts, and cutting it would change the others.
+LayerNormalization, RMSNormalization and a softmax over the channels have none: their statistics run over the channels,
+so that a channel whose readers are zero still counts, and cutting it would change the others.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
-import keras
-import numpy as np
 from keras import layers
 
-from keras_distill._types import Tensor
-from keras_distill.pruning.channels import Axis, Rule, Widths
-
-New = Callable[[int], np.ndarray]
+from keras_distill.pruning import hub_rules, kernel_rules, scale_rules, sequence_rules, shape_rules
+from keras_distill.pruning.widths import Rule
 
 
-def built_in_rules() -> dict[type, Rule]:
-    """The rules for Keras's own layers, by class."""
-    rules: dict[type, Rule] = {layers.Dense: _kernel, layers.Embedding: _embedding, layers.Flatten: _flatten}
-    rules |= dict.fromkeys([layers.Conv1D, layers.Conv2D, layers.Conv3D], _kernel)
-    rules |= dict.fromkeys([layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose], _transposed)
-    rules |= dict.fromkeys([layers.DepthwiseConv1D, layers.DepthwiseConv2D], _depthwise)
-    rules |= dict.fromkeys([layers.SeparableConv1D, layers.SeparableConv2D], _separable)
-    rules |= {layers.BatchNormalization: _batch_normalization, layers.PReLU: _prelu, layers.Activation: _activation}
-    rules |= {layers.Concatenate: _concatenate, layers.Reshape: _reshape, layers.Rescaling: _rescaling}
-    merging = [layers.Add, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum, layers.Subtract]
-    rules |= dict.fromkeys(merging, _elementwise)
-    return rules | dict.fromkeys(_CHANNELWISE, _channelwise)
+def built_in_rules(own: Mapping[type | str, Rule] = MappingProxyType({})) -> dict[type | str, Rule]:
+    """The rules for Keras's own layers by class, for `keras.ops` and KerasHub by path; `own` go before them."""
+    rules: dict[type | str, Rule] = {**_KERNELS, **_SCALES, **_SHAPES, **_SEQUENCES, **_OPERATIONS, **_HUB, **own}
+    # A wrapper asks the rule of what it wraps.
+    rules[layers.TimeDistributed] = sequence_rules.time_distributed(rules)
+    return {**rules, **own}
 
 
+_KERNELS: dict[type | str, Rule] = {
+    layers.Dense: kernel_rules.kernel,
+    layers.EinsumDense: kernel_rules.einsum_dense,
+    **dict.fromkeys([layers.Conv1D, layers.Conv2D, layers.Conv3D], kernel_rules.convolution),
+    **dict.fromkeys(
+        [layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose], kernel_rules.transposed_convolution
+    ),
+    **dict.fromkeys([layers.DepthwiseConv1D, layers.DepthwiseConv2D], kernel_rules.depthwise_convolution),
+    **dict.fromkeys([layers.SeparableConv1D, layers.SeparableConv2D], kernel_rules.separable_convolution),
+}
+_SCALES: dict[type | str, Rule] = {
+    layers.BatchNormalization: scale_rules.batch_normalization,
+    layers.GroupNormalization: scale_rules.group_normalization,
+    layers.PReLU: scale_rules.prelu,
+    layers.Rescaling: scale_rules.rescaling,
+    layers.Activation: scale_rules.activation,
+    layers.Softmax: scale_rules.softmax,
+    "keras.applications.convnext.LayerScale": scale_rules.layer_scale,
+}
 # Each channel by itself, without weights.
-_CHANNELWISE = (
+_CHANNELWISE = [
     layers.ReLU,
     layers.LeakyReLU,
     layers.ELU,
     layers.Dropout,
+    layers.AlphaDropout,
     layers.SpatialDropout1D,
     layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
     layers.GaussianNoise,
     layers.GaussianDropout,
     layers.Identity,
@@ -59,135 +70,58 @@ _CHANNELWISE = (
     layers.AveragePooling3D,
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
     layers.GlobalMaxPooling1D,
     layers.GlobalMaxPooling2D,
+    layers.GlobalMaxPooling3D,
     layers.ZeroPadding1D,
     layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
     layers.Cropping1D,
     layers.Cropping2D,
+    layers.Cropping3D,
     layers.UpSampling1D,
     layers.UpSampling2D,
-)
-_ELEMENTWISE_ACTIVATIONS = frozenset(
-    {
-        "linear",
-        "relu",
-        "relu6",
-        "elu",
-        "selu",
-        "gelu",
-        "silu",
-        "hard_silu",
-        "sigmoid",
-        "hard_sigmoid",
-        "tanh",
-        "softplus",
-        "softsign",
-        "leaky_relu",
-        "exponential",
-        "mish",
-        "celu",
-    }
-)
-
-
-def _is_elementwise(layer: Any) -> bool:
-    activation = getattr(layer, "activation", None)
-    name = getattr(activation, "__name__", None)
-    # By value: a user's function may have any name.
-    return activation is None or (name in _ELEMENTWISE_ACTIVATIONS and activation is keras.activations.get(name))
-
-
-def _kernel(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    """A kernel (…, in, out) and a bias (out)."""
-    if len(inputs) != 1 or not _is_elementwise(layer) or getattr(layer, "groups", 1) != 1:
-        return None
-    made, rank = new(output.shape[-1]), len(layer.kernel.shape)
-    axes = [Axis(0, rank - 2, inputs[0], "reads"), Axis(0, rank - 1, made, "makes")]
-    if layer.use_bias:
-        axes.append(Axis(1, 0, made, "makes"))
-    return Widths(made, tuple(axes), {"filters" if hasattr(layer, "filters") else "units": made})
-
-
-def _transposed(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    """A kernel (…, out, in) and a bias (out)."""
-    if len(inputs) != 1 or not _is_elementwise(layer):
-        return None
-    made, rank = new(output.shape[-1]), len(layer.kernel.shape)
-    axes = [Axis(0, rank - 1, inputs[0], "reads"), Axis(0, rank - 2, made, "makes")]
-    if layer.use_bias:
-        axes.append(Axis(1, 0, made, "makes"))
-    return Widths(made, tuple(axes), {"filters": made})
-
-
-def _depthwise(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    """A kernel (…, in, multiplier): each channel becomes `multiplier` neighbours."""
-    if not _is_elementwise(layer):
-        return None
-    rank, repeated = len(layer.kernel.shape), np.repeat(inputs[0], layer.depth_multiplier)
-    axes = [Axis(0, rank - 2, inputs[0], "keeps")] + ([Axis(1, 0, repeated, "keeps")] if layer.use_bias else [])
-    return Widths(repeated, tuple(axes))
-
-
-def _separable(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    if not _is_elementwise(layer):
-        return None
-    made, rank = new(output.shape[-1]), len(layer.depthwise_kernel.shape)
-    axes = [
-        Axis(0, rank - 2, inputs[0], "keeps"),
-        Axis(1, rank - 2, np.repeat(inputs[0], layer.depth_multiplier), "reads"),
-        Axis(1, rank - 1, made, "makes"),
-    ]
-    if layer.use_bias:
-        axes.append(Axis(2, 0, made, "makes"))
-    return Widths(made, tuple(axes), {"filters": made})
-
-
-def _embedding(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    made = new(output.shape[-1])
-    return Widths(made, (Axis(0, 1, made, "makes"),), {"output_dim": made})
-
-
-def _batch_normalization(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    if len(inputs) != 1 or layer.axis not in (-1, len(output.shape) - 1):
-        return None
-    return Widths(inputs[0], tuple(Axis(place, 0, inputs[0], "keeps") for place in range(len(layer.weights))))
-
-
-def _prelu(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    rank = len(layer.alpha.shape)
-    return Widths(inputs[0], (Axis(0, rank - 1, inputs[0], "keeps"),))
-
-
-def _activation(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    return Widths(inputs[0]) if _is_elementwise(layer) else None
-
-
-def _rescaling(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    is_scalar = np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0
-    return Widths(inputs[0]) if is_scalar else None
-
-
-def _channelwise(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    return Widths(inputs[0]) if len(inputs) == 1 else None
-
-
-def _elementwise(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    widest = [part for part in inputs if len(part) == output.shape[-1]]
-    return Widths(widest[0]) if widest else None
-
-
-def _concatenate(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    return Widths(np.concatenate(inputs)) if layer.axis in (-1, len(output.shape) - 1) else None
-
-
-def _flatten(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    places, rest = divmod(output.shape[-1], max(len(inputs[0]), 1))
-    return None if rest else Widths(np.tile(inputs[0], places))
-
-
-def _reshape(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
-    """Row-major: where the last axis has as many places as before, its channels stay where they are."""
-    if len(inputs[0]) != output.shape[-1] or layer.target_shape[-1] == -1:
-        return None
-    return Widths(inputs[0], config={"target_shape": inputs[0]})
+    layers.UpSampling3D,
+    layers.RepeatVector,
+    "keras.applications.convnext.StochasticDepth",
+]
+_MERGING = [layers.Add, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum, layers.Subtract]
+_SHAPES: dict[type | str, Rule] = {
+    **dict.fromkeys(_CHANNELWISE, shape_rules.channelwise),
+    **dict.fromkeys(_MERGING, shape_rules.elementwise),
+    layers.Concatenate: shape_rules.concatenate,
+    layers.Flatten: shape_rules.flatten,
+    layers.Reshape: shape_rules.reshape,
+    layers.Permute: shape_rules.permute,
+}
+_SEQUENCES: dict[type | str, Rule] = {
+    layers.Embedding: sequence_rules.embedding,
+    layers.ReversibleEmbedding: sequence_rules.reversible_embedding,
+    layers.SimpleRNN: sequence_rules.recurrent,
+    layers.GRU: sequence_rules.recurrent,
+    layers.LSTM: sequence_rules.recurrent,
+    layers.Bidirectional: sequence_rules.bidirectional,
+    layers.MultiHeadAttention: sequence_rules.multi_head_attention,
+    layers.GroupQueryAttention: sequence_rules.grouped_query_attention,
+}
+_ELEMENTWISE_OPERATIONS = [
+    "Absolute", "Add", "Cast", "Celu", "Clip", "Cos", "Divide", "Elu", "Erf", "Exp", "Expm1", "Gelu",
+    "HardSigmoid", "HardSilu", "HardTanh", "Identity", "LeakyRelu", "Log", "Log1p", "LogSigmoid", "Maximum",
+    "Minimum", "Mod", "Multiply", "Negative", "Power", "Reciprocal", "Relu", "Relu6", "Rsqrt", "Selu", "Sigmoid",
+    "Sign", "Silu", "Sin", "Softplus", "Softsign", "Sqrt", "Square", "Subtract", "Tanh", "TrueDivide", "Where",
+]  # fmt: skip
+_OPERATIONS: dict[type | str, Rule] = {
+    **{f"keras.ops.{name}": shape_rules.elementwise for name in _ELEMENTWISE_OPERATIONS},
+    **{f"keras.ops.{name}": shape_rules.reduction for name in ("Max", "Mean", "Min", "Prod", "Std", "Sum", "Var")},
+    "keras.ops.Concatenate": shape_rules.concatenate,
+    "keras.ops.Flip": shape_rules.flip,
+    "keras.ops.GetItem": shape_rules.get_item,
+}
+_HUB: dict[type | str, Rule] = {
+    "keras_hub.layers.modeling.reversible_embedding.ReversibleEmbedding": sequence_rules.reversible_embedding,
+    "keras_hub.layers.modeling.transformer_encoder.TransformerEncoder": hub_rules.transformer,
+    "keras_hub.layers.modeling.transformer_decoder.TransformerDecoder": hub_rules.transformer,
+    "keras_hub.models.vit.vit_layers.ViTEncoder": hub_rules.vit_encoder,
+    "keras_hub.models.mobilenet.mobilenet_backbone.InvertedResidualBlock": hub_rules.inverted_residual,
+}

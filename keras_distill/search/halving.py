@@ -17,7 +17,7 @@ from keras_distill.deploy.verify import open_artifact, run_in_batches
 from keras_distill.distillation import Distiller
 from keras_distill.search.cost import Meter
 from keras_distill.search.fitting import Fitter
-from keras_distill.search.training import DIVERGED, Recipe, Training, logits_of, score_of
+from keras_distill.search.training import DIVERGED, Recipe, Training
 from keras_distill.search.trials import Trial, Trials, first_parameters
 
 if TYPE_CHECKING:
@@ -172,12 +172,12 @@ class Halving:
     def _judged(self, trial: Trial, student: "keras.Model", *, is_whole: bool) -> tuple[float, float]:
         """Score and share of errors on validation data; of the int8 file, where the student was trained to its end."""
         inputs, labels = (np.asarray(part) for part in self._training.validation)
-        logits = logits_of(student, inputs)
+        logits = self._training.validation_logits(student)
         if is_whole and trial.precision == "int8" and np.isfinite(logits).all():
             with tempfile.TemporaryDirectory(prefix="keras-distill-compress-") as folder:
                 artifact = open_artifact(self._meter.write(student, Path(folder), trial.precision))
                 (logits,) = run_in_batches(artifact, {artifact.input_names[0]: inputs}).values()
-        score = score_of(logits, labels)
+        score = self._training.score(logits)
         return score, 1.0 if score == DIVERGED else float(np.mean(logits.argmax(axis=-1) != labels))
 
 

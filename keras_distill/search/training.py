@@ -3,16 +3,17 @@
 How many are trained and which of them go on is the search's own affair.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from keras_distill._types import ArrayLike, Teacher, Tensor
+from keras_distill._types import ArrayLike, Logs, Teacher, Tensor
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
 from keras_distill.models.forward_pass import logits_model
@@ -113,27 +114,79 @@ class Training:
             None, student, SoftTargets(recipe.temperature), student_loss_weight=recipe.student_loss_weight
         )
         schedule = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, self.num_steps)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
-        distiller.compile(keras.optimizers.Adam(schedule), loss=loss, steps_per_execution=self._steps_per_execution)
+        loss = keras.losses.SparseCategoricalCrossentropy(head_activation(student) != "softmax", ignore_class=-1)
+        distiller.compile(
+            keras.optimizers.Adam(schedule),
+            loss=loss,
+            metrics=["accuracy"],
+            steps_per_execution=self._steps_per_execution,
+        )
         return distiller
 
-    def go_on(self, distiller: Distiller, start: int, stop: int) -> None:
-        """Trains from one epoch to another."""
-        if stop > start:
-            # Each part of a training has an order of its own, the same for all students and after a kill.
-            keras.utils.set_random_seed(self.seed + start)
-            batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed + start)
-            if keras.config.backend() == "tensorflow":
-                # One long epoch: to begin an epoch costs as much as ten steps of a small student.
-                steps = (stop - start) * self.steps_per_epoch
-                distiller.fit(batches.repeat(), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0)
-            else:
-                distiller.fit(batches, initial_epoch=start, epochs=stop, shuffle=False, verbose=0)
+    def go_on(self, distiller: Distiller, start: int, stop: int) -> dict[str, list[float]]:
+        """Trains from one epoch to another; these epochs' history, validated every `validated_every(epochs)`."""
+        if stop <= start:
+            return {}
+        # Each part of a training has an order of its own, the same for all students and after a kill.
+        keras.utils.set_random_seed(self.seed + start)
+        examples, ids = self.examples(on_labels=distiller.student_loss_weight == 1.0)
+        batches = attach(examples, self.store, batch_size=self.batch_size, seed=self.seed + start, ids=ids)
+        options: dict[str, Any] = {"initial_epoch": start, "epochs": stop, "shuffle": False, "verbose": 0}
+        if keras.config.backend() == "tensorflow":
+            # One stream for all epochs: to begin a new one costs as much as ten steps of a small student.
+            batches, options["steps_per_epoch"] = batches.repeat(), self.steps_per_epoch
+        validated: dict[str, list[float]] = {}
 
-    def score(self, student: keras.Model) -> float:
-        """The negative log-likelihood of the validation labels at the student's best temperature, in nats."""
-        inputs, labels = (np.asarray(part) for part in self.validation)
-        return score_of(logits_of(student, inputs), labels)
+        def validate(epoch: int, logs: Logs = None) -> None:
+            # Keras's own validation would compile a second step for each candidate, which costs half a second.
+            if (epoch + 1) % validated_every(self.epochs) == 0:
+                for metric, value in self._validation_figures(self.validation_logits(distiller.student)).items():
+                    validated.setdefault(metric, []).append(value)
+
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=validate)]
+        history = distiller.fit(batches, callbacks=callbacks, **options)
+        figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
+        return figures | validated
+
+    def examples(self, *, on_labels: bool) -> tuple[tuple[ArrayLike, ArrayLike], np.ndarray | None]:
+        """What a candidate trains on, and the ids where they are not all items in their order.
+
+        Where some items have no label, those that have one come as often as makes an epoch of as many steps.
+        """
+        inputs, labels = (np.asarray(part) for part in self.train)
+        if not on_labels or labels.min() >= 0:
+            return self.train, None
+        ids = np.resize(np.flatnonzero(labels >= 0), len(labels))
+        return (inputs[ids], labels[ids]), ids
+
+    def validation_logits(self, student: keras.Model) -> np.ndarray:
+        """A student's logits for the validation data."""
+        return logits_of(student, np.asarray(self.validation[0]))
+
+    def score(self, logits: np.ndarray) -> float:
+        """The negative log-likelihood of the validation labels at the temperature that suits the logits best, in nats.
+
+        On few examples it tells two students apart where their errors do not.
+        """
+        return score_of(logits, np.asarray(self.validation[1]))
+
+    def _validation_figures(self, logits: np.ndarray) -> dict[str, float]:
+        """What `fit` would report of the validation data."""
+        if not np.isfinite(logits).all():
+            return {"val_loss": math.nan, "val_accuracy": math.nan}
+        labels = np.asarray(self.validation[1])
+        loss, errors = metrics.negative_log_likelihood(logits, labels), metrics.error_rate(logits, labels)
+        return {"val_loss": loss, "val_accuracy": 1.0 - errors}
+
+
+def validated_every(epochs: int) -> int:
+    """Epochs from one validation to the next in a student's history: some twenty in all, for they cost time.
+
+    Example:
+        >>> validated_every(12), validated_every(667)
+        (1, 34)
+    """
+    return -(-epochs // 20)
 
 
 def logits_of(model: Teacher, inputs: np.ndarray) -> np.ndarray:
@@ -146,10 +199,7 @@ def logits_of(model: Teacher, inputs: np.ndarray) -> np.ndarray:
 
 
 def score_of(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The negative log-likelihood of labels at the temperature that suits the logits best, in nats.
-
-    On few examples it tells two students apart where their errors do not.
-    """
+    """The negative log-likelihood of labels at the temperature that suits the logits best, in nats."""
     if not np.isfinite(logits).all():
         return DIVERGED
     return metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels))

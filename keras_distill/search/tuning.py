@@ -5,6 +5,7 @@ apart, because soft targets want more steps than labels do: a distilled student 
 half of its training, and would be given up.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from keras_distill._checks import check_count, check_fraction, check_number, check_positive, error_message
 from keras_distill._files import whole_file
@@ -48,6 +50,8 @@ class Tuned:
         labels_student: trained with it; `student` itself where labels alone were best.
         distilled_candidate: the best of those that were taught.
         distilled_student: trained with it; `student` itself where it was best.
+        history: of `student` by epoch, as `fit` reports it; what is validated, every `validated_every(epochs)`.
+        labels_history: of `labels_student`.
         num_steps: of all trials together.
         steps_of_one: of one whole training.
         trials: what was tried, one dict each: `study`, `state`, `score`, `steps` and the candidate's fields.
@@ -61,6 +65,8 @@ class Tuned:
     labels_student: keras.Model
     distilled_candidate: Recipe
     distilled_student: keras.Model
+    history: dict[str, list[float]]
+    labels_history: dict[str, list[float]]
     num_steps: int
     steps_of_one: int
     trials: list[dict[str, Any]]
@@ -97,7 +103,8 @@ def tune(
 
     Args:
         make_student: makes the student with the weights to begin from, compiled or not; the same at each call.
-        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with.
+        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with. −1 is
+            no label: labels alone then train on the others, as many steps.
         validation: inputs and integer labels, to choose on.
         store: the teacher's soft targets for `train`, or the store's folder.
         out: a folder for the study (`study.sqlite3`) and the best students so far.
@@ -116,7 +123,6 @@ def tune(
 
     Example:
         >>> import tempfile
-        >>> import numpy as np
         >>> from keras_distill.targets import label
         >>> x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
         >>> y = (x[:, 0] > x[:, 1]).astype("int32")
@@ -133,6 +139,9 @@ def tune(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
+    if not (np.asarray(train[1]) >= 0).any():
+        remedy = "Labels alone are tried too; without them distil with settings of your choice."
+        raise ValueError(error_message("some of the training examples must have a label", "−1 for all", remedy))
     first = Recipe(
         check_positive("temperature", temperature),
         check_fraction("student_loss_weight", student_loss_weight),
@@ -156,6 +165,7 @@ def tune(
         trials = [trial for study in studies.values() for trial in _described(study, training)]
     chosen = min(found, key=lambda name: found[name][1])
     students = {name: _trained_student(make_student, _student_path(folder, name)) for name in found}
+    histories = {name: json.loads(_history_path(folder, name).read_text()) for name in found}
     num_steps = sum(trial["steps"] for trial in trials)
     (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
     return Tuned(
@@ -167,6 +177,8 @@ def tune(
         students[LABELS],
         found[DISTILLED][0],
         students[DISTILLED],
+        histories[chosen],
+        histories[LABELS],
         num_steps,
         training.num_steps,
         trials,
@@ -237,6 +249,7 @@ def _halved(
     _enter(study, candidates)
     scores: dict[str, dict[str, float]] = study.user_attrs.get(_SCORES, {str(i): {} for i in range(len(candidates))})
     running: dict[int, tuple[Distiller, int]] = {}
+    histories: dict[int, dict[str, list[float]]] = {}
 
     def end(index: int, state: TrialState, score: float | None = None) -> None:
         running.pop(index, None)
@@ -261,16 +274,19 @@ def _halved(
                 continue
             if index not in running:
                 keras.utils.set_random_seed(training.seed)
-                running[index] = training.begin(make_student(), candidates[index]), 0
+                running[index], histories[index] = (training.begin(make_student(), candidates[index]), 0), {}
             distiller, start = running[index]
             # One that was killed goes through the same parts again.
             for stop in [stop for stop, _ in rungs if start < stop <= rung]:
-                training.go_on(distiller, start, stop)
+                for metric, values in training.go_on(distiller, start, stop).items():
+                    histories[index].setdefault(metric, []).extend(values)
                 start = stop
             running[index] = distiller, start
-            scores[str(index)][str(rung)] = training.score(distiller.student)
+            scores[str(index)][str(rung)] = training.score(training.validation_logits(distiller.student))
             if rung == training.epochs:
                 # Before the study knows of it: killed in between, it is trained and written again.
+                with whole_file(_history_path(folder, study.study_name)) as aside:
+                    aside.write_text(json.dumps(histories[index]))
                 with whole_file(_student_path(folder, study.study_name)) as aside:
                     distiller.student.save(aside)
             study.set_user_attr(_SCORES, scores)
@@ -330,3 +346,7 @@ def _trained_student(make_student: Callable[[], keras.Model], path: Path) -> ker
 
 def _student_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.keras"
+
+
+def _history_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.history.json"

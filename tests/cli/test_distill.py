@@ -194,6 +194,10 @@ def test_tuning_says_what_it_chose_and_keeps_its_study(folder, tmp_path, capsys)
     )
     assert tuning["cost_in_trainings"] == sum(trial["steps"] for trial in tuning["trials"]) / (2 * 20) <= 4
     assert record["verdict"]["word"] in printed
+    for name in ("twin", "distilled"):
+        history = record["history"][name]
+        assert len(history["loss"]) == record["training"][name]["epochs"] == 2
+        assert len(history["val_loss"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.keras", "out.tune"]
     with np.load(folder / "data.npz") as data:
         answers = np.asarray(keras.saving.load_model(tmp_path / "out.keras")(data["x_test"])).argmax(-1)

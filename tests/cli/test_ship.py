@@ -239,6 +239,38 @@ def test_a_student_near_chance_does_not_ship_and_says_why_before_anything_is_con
     assert not out.exists()
 
 
+@pytest.fixture(scope="module")
+def of_bytes(folder, tmp_path_factory):
+    """The student as it would be of pixels from 0 to 255."""
+    model = keras.saving.load_model(folder / "student.keras")
+    kernel, *others = model.get_weights()
+    model.set_weights([kernel / 255.0, *others])
+    path = tmp_path_factory.mktemp("bytes") / "student.keras"
+    model.save(path)
+    return path
+
+
+def test_a_student_of_another_pixel_range_does_not_ship_without_it(of_bytes, tmp_path, capsys):
+    command = ["ship", str(of_bytes), "--data", "digits", "--out", str(tmp_path / "b"), "--targets", "onnx"]
+    assert cli.main(command) == 1
+    assert "The student answers as luck would" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_student_of_another_pixel_range_ships_on_data_in_that_range(of_bytes, folder, tmp_path):
+    out = tmp_path / "bundle"
+    command = ["ship", str(of_bytes), "--data", "digits", "--out", str(out), "--targets", "onnx"]
+    assert cli.main([*command, "--pixel-range", "0-255"]) == 0
+    manifest = read_bundle(out)
+    test = data.load("digits").test
+    # Right as often as the student that it was made of is in its own range.
+    right = np.mean(keras.saving.load_model(folder / "student.keras")(test.inputs).numpy().argmax(-1) == test.labels)
+    assert manifest["usefulness"]["accuracy"] == pytest.approx(right, abs=1e-6)
+    assert "keras_distill.data.load('digits', pixel_range='0-255')" in manifest["preprocessing"]
+    (image,) = manifest["inputs"]
+    assert image["value_range"] == [0.0, 255.0]
+
+
 @pytest.mark.slow
 def test_whoever_names_a_limit_gets_a_bundle_that_says_red(untrained, tmp_path, capsys):
     out = tmp_path / "bundle"
@@ -355,6 +387,7 @@ def test_data_of_another_shape_or_other_classes_is_refused(capsys, tmp_path, tmp
     [
         (("--max-size", "big"), "--max-size must be a number > 0 and a unit"),
         (("--max-latency", "0ms"), "--max-latency must be a number > 0 and a unit"),
+        (("--pixel-range", "0-256"), "--pixel-range must be one of '0-1', '0-255'"),
         (("--max-accuracy-drop", "2"), "max_accuracy_drop must be between 0 and 1"),
         (("--targets", "web", "--web-runtime", "/nowhere"), "the web runtime's folder must contain"),
         (("--min-accuracy", "95"), "min_accuracy must be between 0 and 1; got 95.0. It is a fraction"),

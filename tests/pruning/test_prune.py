@@ -69,18 +69,17 @@ def test_random_models_answer_as_with_zeroed_readers(start):
         drawn = draw(seed)
         groups = channel_groups(drawn.model)
         try:
-            prune(drawn.model, 0.5)
+            pruned = assert_exact(drawn.model, drawn.inputs, groups, 0.5, random_scores(groups, seed))
         except ValueError as error:
             # Lambdas and layers that Keras cannot rebuild are refused, and nothing else is.
             if "rebuilds each layer" not in str(error):
                 raise
             num_refused += 1
             continue
-        pruned = assert_exact(drawn.model, drawn.inputs, groups, 0.5, random_scores(groups, seed))
         num_smaller += pruned.count_params() < drawn.model.count_params()
-    # Lambdas are in one of nine drawn models; many others end where a layer without a rule begins.
+    # Lambdas are in one of nine drawn models; a few others end where a layer without a rule begins.
     assert num_refused <= 10
-    assert num_smaller >= 5
+    assert num_smaller >= 20
 
 
 @pytest.mark.slow
@@ -94,8 +93,7 @@ def test_networks_of_keras_answer_as_with_zeroed_readers(name):
     groups = channel_groups(teacher)
     inputs = np.random.default_rng(2).normal(size=(1, size, size, 3)).astype("float32")
     pruned = assert_exact(teacher, inputs, groups, 0.5, random_scores(groups, 3))
-    if name != "ConvNeXtTiny":
-        assert pruned.count_params() < 0.6 * teacher.count_params()
+    assert pruned.count_params() < 0.6 * teacher.count_params()
     assert np.std(outputs_of(pruned, inputs)[0]) > 1e-4
 
 

@@ -3,6 +3,7 @@
 Ten Gaussian clouds a class make classes that a line does not part. A fresh test set of ten times the size is the truth.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,12 +86,28 @@ def one_hot(labels):
     return np.eye(NUM_CLASSES)[labels]
 
 
-def situation(name, seed, num_test=1000):
-    """One of the situations by its name, drawn and trained from a seed."""
+@dataclass
+class Setting:
+    """What there is before a student is trained: examples, a teacher (`None`: there is none), and how long to train."""
+
+    generator: np.random.Generator
+    draw: Callable
+    labelled: tuple
+    pool: np.ndarray
+    teacher: Callable | None
+    test: tuple
+    fresh: tuple
+    width: int
+    steps: int
+    temperature: float = 2.0
+
+
+def setting(name, seed, num_test=1000):
+    """What one of the situations begins with, by its name, drawn from a seed."""
     generator = np.random.default_rng([seed, *map(ord, name)])
     draw = world(generator)
     test, fresh = draw(num_test), draw(10 * num_test)
-    width, steps, temperature, more = 32, 600, 2.0, {}
+    width, steps = 32, 600
     train, known = draw(2000), draw(4000)
     labelled, pool = train, train[0]
 
@@ -124,6 +141,15 @@ def situation(name, seed, num_test=1000):
         test, teacher = tuple(part[:40] for part in test), teacher_on(*known)
     elif name == "teacher is the student":
         teacher = teacher_on(*train, width=width, steps=600)
+    return Setting(generator, draw, labelled, pool, teacher, test, fresh, width, steps)
+
+
+def situation(name, seed, num_test=1000):
+    """One of the situations by its name, drawn and trained from a seed."""
+    given = setting(name, seed, num_test)
+    generator, draw, labelled, pool, teacher = given.generator, given.draw, given.labelled, given.pool, given.teacher
+    test, fresh, width, steps, temperature = given.test, given.fresh, given.width, given.steps, given.temperature
+    more = {}
     baseline, candidate = Net(generator, width), Net(generator, width)
     candidate.weights = [part.copy() for part in baseline.weights]
     baseline.fit(labelled[0], one_hot(labelled[1]), steps)

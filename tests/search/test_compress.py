@@ -85,7 +85,7 @@ class NoGate:
 def not_tuned(make_student, *_, **__):
     """In place of tuning, which has tests of its own: the student as it begins."""
     student, recipe = make_student(), Recipe(2.0, 0.5, 1e-3)
-    return Tuned(recipe, 0.0, student, recipe, 0.0, student, recipe, student, 0, 1, [])
+    return Tuned(recipe, 0.0, student, recipe, 0.0, student, recipe, student, {}, {}, 0, 1, [])
 
 
 def searched(teacher, dataset, out, monkeypatch, **changes):
@@ -131,7 +131,9 @@ def test_the_best_on_validation_data_that_holds_is_chosen(teacher, dataset, tmp_
     assert sorted(trial.epochs for trial in found.trials if trial.bracket == 0) == [1, 1, 1, 1, 2, 2, 4, 8]
     assert {trial.family for trial in found.trials} == {"pruned", "convnet", "separable_convnet", "mlp"}
     for one in found.front:
-        better = [t for t in found.trials if t.cost and t.cost.latency_ms <= one.cost.latency_ms and t.score < one.score]
+        better = [
+            t for t in found.trials if t.cost and t.cost.latency_ms <= one.cost.latency_ms and t.score < one.score
+        ]
         assert not better
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import keras_distill as kd
 from keras_distill.report import metrics
-from keras_distill.search import tuning
+from keras_distill.search import training, tuning
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 EPOCHS, BATCH, NUM_ITEMS = 8, 32, 96
@@ -99,6 +99,40 @@ def test_what_is_chosen_is_the_best_that_was_trained_to_its_end(problem, tuned):
         assert score == pytest.approx(nll, abs=1e-3)
 
 
+def test_the_history_is_that_of_the_students(problem, tuned):
+    found, _, _ = tuned
+    inputs, labels = problem[1]
+    for student, history in ((found.student, found.history), (found.labels_student, found.labels_history)):
+        assert {len(values) for values in history.values()} == {EPOCHS}
+        assert history["loss"][-1] < history["loss"][0]
+        logits = np.asarray(student(inputs), "float64")
+        assert history["val_accuracy"][-1] == pytest.approx((logits.argmax(-1) == labels).mean(), abs=1e-6)
+        nll = metrics.negative_log_likelihood(logits, labels)
+        assert history["val_loss"][-1] == pytest.approx(nll, rel=1e-4)
+
+
+def test_items_without_a_label_teach_by_their_soft_targets_alone(problem, tmp_path, monkeypatch):
+    (x, y), validation, store = problem
+    # Were the labels of the others read, they would teach class 0 alone.
+    hidden = np.where(np.arange(NUM_ITEMS) < 24, y, -1)
+    seen = []
+    attach = training.attach
+
+    def watched(examples, *arguments, **options):
+        seen.append(np.asarray(examples[1]))
+        return attach(examples, *arguments, **options)
+
+    monkeypatch.setattr(training, "attach", watched)
+    found = tune(((x, hidden), validation, store), tmp_path / "s", max_cost=2.0, epochs=2)
+    # Labels alone see the labelled items, four times each; distilled candidates all of them.
+    np.testing.assert_array_equal(seen[0], np.tile(y[:24], 4))
+    np.testing.assert_array_equal(seen[-1], hidden)
+    assert found.steps_of_one == 2 * 3
+    assert found.candidate.student_loss_weight < 1.0
+    with pytest.raises(ValueError, match="some of the training examples must have a label; got −1 for all"):
+        tune(((x, np.full(NUM_ITEMS, -1)), validation, store), tmp_path / "none")
+
+
 def test_half_of_each_study_goes_on_at_each_rung(tuned):
     found, _, _ = tuned
     for study, steps in (("labels", [1, 1, 2, 8]), ("distilled", [1, 1, 1, 1, 2, 2, 4, 8])):
@@ -136,6 +170,7 @@ def test_a_tuning_that_is_killed_again_and_again_ends_in_the_same_student(proble
             tune(problem, tmp_path / "s")
     again = tune(problem, tmp_path / "s")
     assert again.candidate == found.candidate
+    assert again.history["loss"] == pytest.approx(found.history["loss"], rel=1e-4)
     assert again.score == pytest.approx(found.score, rel=1e-5)
     assert again.trials == [trial | {"score": pytest.approx(trial["score"], rel=1e-5)} for trial in found.trials]
     for a, b in zip(again.student.get_weights(), found.student.get_weights(), strict=True):
