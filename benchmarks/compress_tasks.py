@@ -1,0 +1,127 @@
+"""Five real tasks for `benchmarks.compress`: their data, a teacher each, and three budgets."""
+
+import csv
+import gzip
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_distill.data import Dataset
+
+# A budget: bytes and milliseconds, either of them or both.
+Limits = tuple[int | None, float | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is compressed.
+
+    Attributes:
+        load: the data.
+        teacher: a compiled model for such data, to be trained.
+        teacher_epochs: how long.
+        budgets: three of them, `(bytes, ms)`.
+        steps: about how many a student's training has.
+    """
+
+    load: "Callable[[], Dataset]"
+    teacher: "Callable[[Dataset], keras.Model]"
+    teacher_epochs: int
+    budgets: Sequence[Limits]
+    steps: int
+
+
+def images(name: str, num_examples: int | None = None) -> "Dataset":
+    """A data set of the package, of which so many examples are trained on."""
+    from dataclasses import replace
+
+    from keras_distill import data
+    from keras_distill.data.dataset import stratified_positions
+
+    dataset = data.load(name)
+    if num_examples is None:
+        return dataset
+    return replace(dataset, train=dataset.train.take(stratified_positions(dataset.train.labels, num_examples)))
+
+
+def adult() -> "Dataset":
+    """Is somebody's income above 50,000 dollars? Numbers standardised, categories one-hot; missing is a category."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    from keras_distill.data import Dataset, Split
+    from keras_distill.data.dataset import carve
+
+    with gzip.open(_folder() / "adult.csv.gz", "rt") as file:
+        header, *rows = list(csv.reader(file))
+    table = np.array(rows, dtype=object)
+    columns = {name: place for place, name in enumerate(header)}
+    numbers = ("age", "education_num", "capital_gain", "capital_loss", "hours_per_week")
+    left_out = {"fnlwgt", "education", "income", "split", *numbers}
+    categories = [place for name, place in columns.items() if name not in left_out]
+    encoder = ColumnTransformer(
+        [
+            ("numbers", StandardScaler(), [columns[name] for name in numbers]),
+            ("categories", OneHotEncoder(handle_unknown="ignore", sparse_output=False), categories),
+        ]
+    )
+    table[:, [columns[name] for name in numbers]] = table[:, [columns[name] for name in numbers]].astype(float)
+    is_train = table[:, columns["split"]] == "train"
+    labels = (table[:, columns["income"]] == ">50K").astype("int32")
+    inputs = encoder.fit(table[is_train]).transform(table).astype("float32")
+    train, validation = carve(Split(inputs[is_train], labels[is_train]), 4000)
+    test = Split(inputs[~is_train], labels[~is_train])
+    return Dataset("adult", train, validation, test, ("<=50K", ">50K"), "CC BY 4.0")
+
+
+def banking77() -> "Dataset":
+    """Which of 77 things does somebody want of their bank? Features of a frozen sentence encoder."""
+    from keras_distill.data import Dataset, Split
+    from keras_distill.data.dataset import carve
+
+    with np.load(_folder() / "banking77_minilm.npz") as features:
+        inputs = {name: features[name].astype("float32") * 10.0 for name in ("train", "test")}
+    intents = {}
+    for name in inputs:
+        with open(_folder() / f"banking77_{name}.csv", newline="") as file:
+            intents[name] = [row["category"] for row in csv.DictReader(file)]
+    names = sorted(set(intents["train"]))
+    labels = {name: np.array([names.index(each) for each in intents[name]], "int32") for name in inputs}
+    train, validation = carve(Split(inputs["train"], labels["train"]), 1540)
+    return Dataset("banking77", train, validation, Split(inputs["test"], labels["test"]), tuple(names), "CC BY 4.0")
+
+
+def convnet(dataset: "Dataset") -> "keras.Model":
+    """A teacher for images."""
+    from keras_distill.data import networks
+
+    return networks.convnet(dataset.input_shape, dataset.num_classes, (64, 128), 0.3, dense_width=256, name="teacher")
+
+
+def mlp(dataset: "Dataset") -> "keras.Model":
+    """A teacher for vectors."""
+    from keras_distill.data import networks
+
+    return networks.mlp(dataset.input_shape, dataset.num_classes, (512, 512), 0.5, name="teacher")
+
+
+TASKS = {
+    "digits": Task(lambda: images("digits"), convnet, 150, ((8_000, None), (12_000, 0.01), (None, 0.003)), 1500),
+    "mnist": Task(lambda: images("mnist", 20_000), convnet, 10, ((15_000, None), (40_000, 0.03), (None, 0.012)), 1500),
+    "spoken_digit": Task(
+        lambda: images("spoken_digit"), convnet, 30, ((15_000, None), (40_000, 0.06), (None, 0.03)), 1500
+    ),
+    "adult": Task(adult, mlp, 8, ((6_000, None), (12_000, 0.003), (None, 0.0015)), 1500),
+    "banking77": Task(banking77, mlp, 30, ((30_000, None), (60_000, 0.01), (None, 0.005)), 1500),
+}
+
+
+def _folder() -> Path:
+    return Path(os.environ["KERAS_DISTILL_DATA"])
