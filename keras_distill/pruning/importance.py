@@ -6,7 +6,7 @@ data, and `"random"`, what the others must beat.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def norms(groups: ChannelGroups) -> Scores:
 
 
 def batch_normalization_scales(groups: ChannelGroups) -> Scores:
-    """|γ|, the sum over every BatchNormalization that a channel passes; the norms for groups that pass none.
+    """|γ|, the sum over every BatchNormalization that a channel passes; of groups that pass none their norms.
 
     Reference:
         Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017.
@@ -62,12 +62,12 @@ def batch_normalization_scales(groups: ChannelGroups) -> Scores:
     for layer, widths in groups.widths.values():
         if not isinstance(layer, keras.layers.BatchNormalization) or not layer.scale:
             continue
-        for channel, scale in zip(groups.root(widths.output), ops.convert_to_numpy(layer.gamma), strict=True):
-            scales[int(channel)] += float(abs(scale))
-    by_scale, by_norm = _by_group(groups, lambda channel: scales.get(channel, np.nan)), norms(groups)
-    return {
-        name: by_norm[name] if np.isnan(scores).all() else np.nan_to_num(scores) for name, scores in by_scale.items()
-    }
+        gamma = np.abs(ops.convert_to_numpy(layer.gamma).astype("float64"))
+        for axis in widths.axes:
+            if layer.weights[axis.weight] is layer.gamma:
+                for channel, scale in zip(groups.root(axis.channels).tolist(), gamma.tolist(), strict=True):
+                    scales[channel] += scale
+    return _or_norms(groups, scales)
 
 
 def activations(groups: ChannelGroups, model: keras.Model, inputs: TensorTree, *, batch_size: int = 128) -> Scores:
@@ -96,7 +96,7 @@ def activations(groups: ChannelGroups, model: keras.Model, inputs: TensorTree, *
     for batch in batches(inputs, batch_size):
         run_looking(model, groups, batch, look)
         num_items += len(keras.tree.flatten(batch)[0])
-    return _by_group(groups, lambda channel: sums.get(channel, 0.0) / num_items)
+    return _or_norms(groups, {channel: total / num_items for channel, total in sums.items()})
 
 
 def taylor(
@@ -141,10 +141,12 @@ def taylor(
     # Fixed channels share a last place of which nobody asks.
     place_of = {int(channel): place for place, channel in enumerate(free)}
     generator, sums, num_items = np.random.default_rng(seed), np.zeros(len(free)), 0
+    seen: set[int] = set()
     for batch in batches((inputs, labels) if labels is not None else (inputs,), batch_size):
 
         def loss(gates: Tensor, batch: TensorTree = batch) -> Tensor:
             def look(layer: keras.layers.Layer, tensor: Tensor, channels: np.ndarray) -> Tensor:
+                seen.update(channels.tolist())
                 places = np.array([place_of.get(int(channel), len(free)) for channel in channels])
                 gate = ops.take(gates, places, axis=1)
                 gate = ops.reshape(gate, (gates.shape[0], *[1] * (len(tensor.shape) - 2), len(channels)))
@@ -162,7 +164,9 @@ def taylor(
         found = gradient(loss, np.ones((size, len(free) + 1), "float32"))
         sums += np.square(found[:, : len(free)].astype("float64")).sum(axis=0)
         num_items += size
-    return _by_group(groups, lambda channel: sums[place_of[channel]] / num_items if channel in place_of else 0.0)
+    return _or_norms(
+        groups, {channel: sums[place] / num_items for channel, place in place_of.items() if channel in seen}
+    )
 
 
 def at_random(groups: ChannelGroups, seed: int = 0) -> Scores:
@@ -212,6 +216,17 @@ def _sums_of(groups: ChannelGroups, layer: keras.layers.Layer, role: str) -> Ite
             ):
                 totals[int(channel)] += float(total)
     yield from totals.items()
+
+
+def _or_norms(groups: ChannelGroups, scores: Mapping[int, float]) -> Scores:
+    """Scores by group; a group of which no channel has any, such as those inside attention, has its norms."""
+    by_norm = norms(groups)
+    return {
+        name: np.array([scores.get(channel, 0.0) for channel in channels])
+        if any(channel in scores for channel in channels)
+        else by_norm[name]
+        for name, channels in ((name, group.channels.tolist()) for name, group in groups.groups.items())
+    }
 
 
 def _by_group(groups: ChannelGroups, score: Callable[[int], float]) -> Scores:

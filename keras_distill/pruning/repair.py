@@ -103,7 +103,10 @@ def correct_biases(
     for path, layer in _layers_by_path(teacher).items():
         if id(layer) not in sums:
             continue
-        stays = [channel in kept for channel in groups.root(groups.widths[id(layer)][1].output).tolist()]
+        (made,) = (
+            axis.channels for axis in groups.widths[id(layer)][1].axes if layer.weights[axis.weight] is layer.bias
+        )
+        stays = [channel in kept for channel in groups.root(made).tolist()]
         bias = narrow[path].bias
         bias.assign(ops.convert_to_numpy(bias) + (sums[id(layer)] / num_calls[id(layer)])[stays].astype("float32"))
         num_corrected += 1

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
-from keras_distill._keras_internals import mask_of, run_on_data, set_mask
+from keras_distill._keras_internals import all_layers, mask_of, run_on_data, set_mask
 from keras_distill._types import Tensor, TensorTree
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.pruning.channels import ChannelGroups
@@ -19,32 +19,40 @@ Look = Callable[[Any, Tensor, np.ndarray], Tensor]
 def run_looking(model: keras.Model, groups: ChannelGroups, inputs: TensorTree, look: Look) -> list[Tensor]:
     """Runs `model` in inference on a batch; `look` sees, and may replace, what each reader of a group's channels reads.
 
+    Readers are layers of one kernel and recurrent layers. What a layer made of several layers reads inside is not seen.
+
     Args:
         model: the model that `groups` are of.
-        groups: whose readers are looked at: layers with weights along whose axes channels end.
+        groups: whose readers are looked at.
         inputs: a batch, as the model takes it.
         look: from `(layer, tensor (batch, …, channels), number of each channel)` to a tensor of that shape.
 
     Returns:
         The outputs, flat.
     """
-    # Of tensors, by their id; each is kept alive so that no other one gets its id.
-    channels: dict[int, tuple[Tensor, np.ndarray]] = {}
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        known = groups.widths.get(id(operation))
-        if known is None:
-            return operation(*args, **kwargs)
-        if any(axis.role == "reads" for axis in known[1].axes) and args and id(args[0]) in channels:
-            tensor, numbers = channels[id(args[0])]
-            seen = look(operation, tensor, numbers)
-            set_mask(seen, mask_of(tensor))
+        channels = _channels_read(groups, operation, args[0]) if args else None
+        if channels is not None:
+            seen = look(operation, args[0], groups.root(channels))
+            set_mask(seen, mask_of(args[0]))
             args = (seen, *args[1:])
-        output = operation(*args, **kwargs)
-        channels[id(output)] = output, groups.root(known[1].output)
-        return output
+        return operation(*args, **kwargs)
 
     return run_through(model, inputs, call)
+
+
+def _channels_read(groups: ChannelGroups, operation: Any, tensor: Any) -> np.ndarray | None:
+    """The channels of a tensor that a layer reads along an axis of its first weight; `None` where that is not so."""
+    known = groups.widths.get(id(operation))
+    if known is None or not keras.ops.is_tensor(tensor) or not keras.backend.is_float_dtype(tensor.dtype):
+        return None
+    is_one = isinstance(operation, keras.layers.RNN) or len(all_layers(operation)) == 1
+    if not is_one or not any(axis.role == "reads" for axis in known[1].axes):
+        return None
+    # The first kernel meets the input, along the first of its axes that makes no channels.
+    axis = next((axis for axis in known[1].axes if axis.weight == 0 and axis.role != "makes"), None)
+    return axis.channels if axis is not None and len(axis.channels) == tensor.shape[-1] else None
 
 
 def run_through(model: keras.Model, inputs: TensorTree, call: Callable[..., Any]) -> list[Tensor]:

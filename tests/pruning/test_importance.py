@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_distill.pruning import activations, at_random, batch_normalization_scales, channel_groups, prune, taylor
+from keras_distill.pruning import (
+    activations,
+    at_random,
+    batch_normalization_scales,
+    channel_groups,
+    norms,
+    prune,
+    taylor,
+)
 
 
 def perceptron(head=None):
@@ -90,6 +98,31 @@ def test_scales_sum_over_the_normalisations_that_a_channel_passes():
     model.get_layer("b").gamma.assign([0.25, 1.0, -4.0])
     found = batch_normalization_scales(channel_groups(model))
     np.testing.assert_allclose(found["stem"], [1.25, 3.0, 4.5])
+
+
+def test_operations_between_and_recurrent_readers_are_looked_through():
+    inputs = keras.Input((5,))
+    hidden = keras.ops.relu(layers.Dense(6, name="hidden")(inputs))
+    read = layers.LSTM(2, name="reader")(layers.Reshape((1, 6))(hidden))
+    model = keras.Model(inputs, layers.Dense(2)(read))
+    values, _ = data()
+    kernel, bias = (value.astype("float64") for value in model.get_layer("hidden").get_weights())
+    readers = np.linalg.norm(model.get_layer("reader").get_weights()[0].astype("float64"), axis=1)
+    found = activations(channel_groups(model), model, values)["hidden"]
+    np.testing.assert_allclose(found, np.maximum(values @ kernel + bias, 0.0).mean(0) * readers, rtol=1e-5)
+
+
+def test_groups_inside_of_a_layer_have_their_norms():
+    inputs = keras.Input((4, 6))
+    attention = layers.MultiHeadAttention(3, 2, name="attention")
+    model = keras.Model(inputs, layers.Dense(2)(attention(inputs, inputs)))
+    groups = channel_groups(model)
+    inside = [group.name for group in groups.groups.values() if group.is_free and group.layers == ("attention",)]
+    assert inside
+    by_norm, values = norms(groups), np.random.default_rng(0).normal(size=(8, 4, 6)).astype("float32")
+    for scores in (activations(groups, model, values), taylor(groups, model, values)):
+        for name in inside:
+            np.testing.assert_array_equal(scores[name], by_norm[name])
 
 
 def test_chosen_by_name_the_highest_stay():
