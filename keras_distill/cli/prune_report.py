@@ -129,6 +129,9 @@ def lines(
     if dataset is not None:
         each = ", ".join(f"{name} {count:,}" for name, count in errors.items())
         told.append(f"errors on the {len(dataset.validation):,} validation items of {dataset.name}: {each}")
+    teacher, student = found["teacher"], found["student"]
+    if (student.parameters, student.multiply_adds) == (teacher.parameters, teacher.multiply_adds):
+        told.append("note: nothing was cut: no group is free, or none is large enough")
     if kept_whole:
         told.append(f"kept whole, with what they touch: {', '.join(kept_whole)}")
     for name, cost in found.items():

@@ -117,6 +117,20 @@ def test_transformer_layers_go_by_name_or_every_second():
     np.testing.assert_allclose(student(x), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_transformer_layers_of_keras_hub_go_with_their_masks():
+    hub = pytest.importorskip("keras_hub")
+    sizes = {"vocabulary_size": 50, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16, "max_sequence_length": 12}
+    teacher, expected = (hub.models.BertBackbone(num_layers=number, **sizes) for number in (4, 2))
+    student = prune(teacher, drop_blocks="every second")
+    names = [block.name for block in residual_blocks(teacher)]
+    assert names == [f"transformer_layer_{number}" for number in range(4)]
+    expected.set_weights(student.get_weights())
+    ids = np.random.default_rng(0).integers(1, 50, (2, 7))
+    inputs = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": np.tile(np.arange(7) < 5, (2, 1))}
+    for ours, theirs in zip(*(keras.tree.flatten(each(inputs)) for each in (student, expected)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_every_second_is_of_those_that_are_alike():
     """Attention and feed-forward as sums of their own: of each the second goes, and never all of one kind."""
     inputs = x = keras.Input((6, 8))
