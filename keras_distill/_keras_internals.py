@@ -66,6 +66,13 @@ def run_again(model: keras.Model, inputs: TensorTree, call: Callable[..., Any]) 
     return functional_graph(model)._run_through_graph(inputs, operation_fn=lambda operation: operation, call_fn=call)
 
 
+def run_on_data(model: keras.Model, inputs: TensorTree, call: Callable[..., Any]) -> list[Any]:
+    """The outputs, flat, of a functional model run on a batch as its own call would, with `call` for each operation."""
+    graph = functional_graph(model)
+    tensors = graph._standardize_inputs(inputs)
+    return keras.tree.flatten(graph._run_through_graph(tensors, operation_fn=lambda operation: operation, call_fn=call))
+
+
 def has_own_call(model: keras.Model) -> bool:
     """Whether `model` runs as its graph says: its class does not override the `call` of Functional or Sequential."""
     return type(model).call.__module__.startswith("keras.")

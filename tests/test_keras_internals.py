@@ -94,6 +94,21 @@ def test_a_graph_drawn_again_calls_every_layer_by_our_leave():
     np.testing.assert_allclose(outputs["a"], model(x)["a"], rtol=1e-6)
 
 
+def test_a_model_run_on_data_by_our_leave_answers_as_its_own_call():
+    first, second = keras.Input((3,), name="first"), keras.Input((3,), name="second")
+    model = keras.Model({"first": first, "second": second}, keras.layers.Subtract()([second, first]))
+    calls = []
+
+    def call(operation, *args, **kwargs):
+        calls.append(operation.name)
+        return operation(*args, **kwargs)
+
+    batch = {"second": np.full((2, 3), 5.0), "first": np.full((2, 3), 2.0)}
+    (output,) = internals.run_on_data(model, batch, call)
+    np.testing.assert_array_equal(output, np.full((2, 3), 3.0))
+    assert calls == [model.layers[-1].name]
+
+
 def test_a_subclass_that_runs_otherwise_than_its_graph_is_told_apart():
     class Twice(keras.Sequential):
         def call(self, inputs, training=None, mask=None):

@@ -19,10 +19,15 @@ class DataOptions(Protocol):
         """One of `PIXEL_RANGES`."""
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the switches that `load` reads."""
+def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the switches that `load` reads; where `--data` is not required, it is empty by default."""
     add = parser.add_argument
-    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    add(
+        "--data",
+        required=required,
+        default="",
+        help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder",
+    )
     add(
         "--pixel-range",
         metavar="RANGE",

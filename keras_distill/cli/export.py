@@ -26,12 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    import numpy as np
     from rich.console import Console
     from rich.table import Table
 
     from keras_distill import __version__
     from keras_distill._files import check_writable, whole_file
+    from keras_distill.cli.random_inputs import random_feed
     from keras_distill.deploy import to_litert, to_onnx, verify
     from keras_distill.deploy.trace import signature_of
     from keras_distill.deploy.verify import open_artifact
@@ -45,19 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         dataset = data.load(arguments.data)
     example = dataset.test.inputs[:1] if dataset else None
     signature = signature_of(model, example)
-    if dataset:
-        feed = signature.feed(dataset.test.inputs)
-    else:
-        generator = np.random.default_rng(0)
-        # What lies outside the model, such as the size of a vocabulary, is unknown: 0 and 1 are safe indices.
-        feed = {
-            name: generator.random((NUM_RANDOM_INPUTS, *(size or 8 for size in spec.shape[1:]))).astype(spec.dtype)
-            if "float" in spec.dtype
-            else generator.integers(0, 2, (NUM_RANDOM_INPUTS, *(size or 8 for size in spec.shape[1:]))).astype(
-                spec.dtype
-            )
-            for name, spec in zip(signature.names, signature.specs, strict=True)
-        }
+    feed = signature.feed(dataset.test.inputs) if dataset else random_feed(signature, NUM_RANDOM_INPUTS)
     options = {
         "example": example,
         "batch": arguments.batch,

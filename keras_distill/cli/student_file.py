@@ -18,7 +18,6 @@ from keras_distill._files import whole_files
 if TYPE_CHECKING:
     from keras_distill.report.verdict import Verdict
 
-FORMAT = "keras-distill distill"
 VERSION = 1
 
 
@@ -32,6 +31,7 @@ class StudentFile:
         model_aside: the path to save the student to.
         record_aside: the path of what will be `OUT.json`.
         replaced_sha256: the hash of the older student that this one will replace, if there is one.
+        command: what writes it, `"distill"` or `"prune"`.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class StudentFile:
     model_aside: Path
     record_aside: Path
     replaced_sha256: str | None
+    command: str = "distill"
 
     def write_record(self, contents: Mapping[str, Any]) -> None:
         """Writes what becomes `OUT.json`; after the student was saved."""
@@ -48,17 +49,18 @@ class StudentFile:
             # Should a kill come between the two renames, the older student is still known as one of ours.
             "replaces_sha256": self.replaced_sha256,
         }
-        record = {"format": FORMAT, "version": VERSION, "model": model, **contents}
+        record = {"format": _format(self.command), "version": VERSION, "model": model, **contents}
         self.record_aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
-def student_file(out: str | os.PathLike, *, overwrite: bool = False) -> Iterator[StudentFile]:
+def student_file(out: str | os.PathLike, *, overwrite: bool = False, command: str = "distill") -> Iterator[StudentFile]:
     """Yields where to write; when the block ends well, `OUT.json` and `OUT.keras` are there, both or neither.
 
     Args:
         out: `OUT.keras`.
         overwrite: whether files that no such pair are may be replaced.
+        command: what writes them; the pairs of other commands are not replaced.
 
     Raises:
         ValueError: there is a file that this function did not write, or `out` is no `.keras` file.
@@ -73,11 +75,11 @@ def student_file(out: str | os.PathLike, *, overwrite: bool = False) -> Iterator
         if place.is_dir():
             raise ValueError(error_message(f"--out must not be in the way of a folder, {place}", "one"))
     if not overwrite:
-        _check_ours(path, record)
+        _check_ours(path, record, command)
     replaced = _sha256(path) if path.is_file() else None
     # The record first: killed between the two, it names both students.
     with whole_files([record, path]) as (record_aside, model_aside):
-        yield StudentFile(path, record, model_aside, record_aside, replaced)
+        yield StudentFile(path, record, model_aside, record_aside, replaced, command)
 
 
 def verdict_beside(student: Path) -> "Verdict | None":
@@ -90,7 +92,7 @@ def verdict_beside(student: Path) -> "Verdict | None":
         ValueError: the record names this student, and what it holds is no verdict.
     """
     path = record_path(student)
-    named = _named_hashes(path)
+    named = _named_hashes(path, "distill")
     if named is None or _sha256(student) not in named:
         return None
     contents = json.loads(path.read_text()).get("verdict")
@@ -109,14 +111,12 @@ def record_path(out: Path) -> Path:
     return out.with_suffix(".json")
 
 
-def _check_ours(path: Path, record: Path) -> None:
+def _check_ours(path: Path, record: Path, command: str) -> None:
     remedy = "Name another --out, or insist with --overwrite."
     if record.exists():
-        named = _named_hashes(record)
+        named = _named_hashes(record, command)
         if named is None:
-            raise ValueError(
-                error_message(f"{record} must be a record of keras-distill distill", "another file", remedy)
-            )
+            raise ValueError(error_message(f"{record} must be a record of {_format(command)}", "another file", remedy))
         if not path.exists() or _sha256(path) in named:
             return
         received = f"a file that {record.name} does not name: changed, or somebody else's"
@@ -124,14 +124,18 @@ def _check_ours(path: Path, record: Path) -> None:
         received = f"a file without {record.name} beside it"
     else:
         return
-    raise ValueError(error_message(f"{path} must be a student that keras-distill distill wrote", received, remedy))
+    raise ValueError(error_message(f"{path} must be a student that {_format(command)} wrote", received, remedy))
 
 
-def _named_hashes(record: Path) -> set[str] | None:
+def _format(command: str) -> str:
+    return f"keras-distill {command}"
+
+
+def _named_hashes(record: Path, command: str) -> set[str] | None:
     """The hashes of the students that a record names; `None` where it is no such record."""
     try:
         contents = json.loads(record.read_text())
-        model = contents["model"] if contents["format"] == FORMAT else {}
+        model = contents["model"] if contents["format"] == _format(command) else {}
         return {model["sha256"], model.get("replaces_sha256")}
     except (ValueError, KeyError, TypeError, OSError):
         return None

@@ -13,8 +13,11 @@ from keras_distill._checks import check_count, check_number, error_message
 from keras_distill._keras_internals import functional_graph, input_structure
 from keras_distill._types import Config, TensorTree
 from keras_distill.models.layer_roles import is_readable
+from keras_distill.pruning.blocks import without_blocks
 from keras_distill.pruning.channels import ChannelGroup, ChannelGroups, channel_groups
-from keras_distill.pruning.importance import norms
+from keras_distill.pruning.importance import importance_by_name, norms
+from keras_distill.pruning.input_size import with_smaller_input
+from keras_distill.pruning.repair import repair as repair_on_data
 from keras_distill.pruning.widths import Rule, Widths
 
 # Of a group: the share of its channels (float), how many (int), or which, by their place in the group.
@@ -23,13 +26,17 @@ Keep: TypeAlias = float | int | Sequence[int]
 
 def prune(
     teacher: keras.Model,
-    keep: float | Mapping[str, Keep],
+    keep: float | Mapping[str, Keep] = 1.0,
     *,
-    importance: Mapping[str, np.ndarray] | None = None,
+    drop_blocks: str | Sequence[str] = (),
+    input_scale: float = 1.0,
+    importance: str | Mapping[str, np.ndarray] = "norms",
+    calibration: TensorTree = None,
+    repair: bool = False,
     multiple_of: int = 1,
     rules: Mapping[type | str, Rule] | None = None,
 ) -> keras.Model:
-    """A plain Keras model of the teacher's layer classes with fewer channels and the teacher's weights.
+    """A plain Keras model of the teacher's layer classes with fewer channels and blocks and the teacher's weights.
 
     It answers as the teacher would if everything that reads the dropped channels had zero weights. The teacher is not
     changed. What no rule knows keeps its width: `channel_groups(teacher).kept_whole` names it.
@@ -38,13 +45,22 @@ def prune(
         teacher: a functional or Sequential model, built.
         keep: the share of the channels of every free group, in (0, 1]; or for groups by name a share (float), a count
             (int) or the places of the channels, where groups that are not named stay whole.
-        importance: for each group a score a channel; the highest stay. By default the norms of the weights that make
-            a channel times those of the weights that read it.
+        drop_blocks: names from `residual_blocks(teacher)`, or `"every second"` of those that are alike. Groups are
+            those of what is left.
+        input_scale: puts a resize of height and width in front, in (0, 1]; of networks that are convolutional up to a
+            global pooling.
+        importance: which channels stay, those of the highest scores: `"norms"` of the weights that make and that read a
+            channel, `"scales"`, `"activations"`, `"taylor"` or `"random"` (see `importance.py`); or for each group an
+            array of scores, one a channel.
+        calibration: inputs, arrays `(num_items, …)` as the teacher takes them, for `"activations"`, `"taylor"` and
+            `repair`; some hundred do.
+        repair: whether biases and the statistics of BatchNormalization are put right on `calibration`.
         multiple_of: widths are rounded up to multiples of it, never beyond the teacher's.
         rules: rules for layers of your own, by their class.
 
     Raises:
-        ValueError: for a model without a graph, a group that is not there or is fixed, a share or count out of range.
+        ValueError: for a model without a graph, a group or block that is not there, a group that is fixed, a share or
+            count out of range, an input that cannot be smaller, or no calibration data where they are needed.
 
     Example:
         >>> import keras
@@ -52,9 +68,21 @@ def prune(
         >>> prune(keras.Sequential(layers), 0.25).count_params()
         19
     """
-    groups = channel_groups(teacher, rules=rules)
-    mask = kept_channels(groups, keep, importance, check_count("multiple_of", multiple_of))
-    return _rebuilt(teacher, groups, mask)
+    check_count("multiple_of", multiple_of)
+    if repair and calibration is None:
+        raise ValueError(error_message("repair needs calibration data", "none", "Give inputs as calibration=."))
+    # The teacher's own layers, so that their weights are in memory once.
+    whole = without_blocks(teacher, drop_blocks) if len(drop_blocks) else teacher
+    whole = with_smaller_input(whole, input_scale) if input_scale != 1.0 else whole
+    groups = channel_groups(whole, rules=rules)
+    scores = importance
+    if isinstance(scores, str):
+        scores = importance_by_name(scores, groups, whole, calibration)
+    kept = kept_channels(groups, keep, scores, multiple_of)
+    student = _rebuilt(whole, groups, kept)
+    if repair:
+        repair_on_data(student, whole, groups, kept, calibration)
+    return student
 
 
 def kept_channels(
