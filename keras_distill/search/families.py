@@ -7,6 +7,7 @@ for; it is found, not searched. Every family grows with it.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill.data import networks
-from keras_distill.pruning import ChannelGroups, channel_groups, prune
+from keras_distill.pruning import channel_groups, prune, reestimate_batch_normalization, residual_blocks
+from keras_distill.pruning.blocks import without_blocks
+from keras_distill.pruning.input_size import with_smaller_input
 
 if TYPE_CHECKING:
     import optuna
@@ -25,6 +28,8 @@ Shape: TypeAlias = Mapping[str, float]
 _NUM_STAGES = 4
 # Of a stage against the others.
 _LEAST_SHARE = 0.25
+_MOST_DROPPED = 8
+_SMALLEST = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class Family(ABC):
             width: in (0, 1]; 1 is the widest of the family.
         """
 
+    def begin(self, shape: Shape, width: float) -> keras.Model:
+        """A student as its training begins; `build` alone says what it costs."""
+        return self.build(shape, width)
+
     def default(self) -> dict[str, float]:
         """The shape to begin with."""
         return {name: entry.default for name, entry in self.entries.items()}
@@ -81,41 +90,73 @@ class Family(ABC):
 
 
 class Pruned(Family):
-    """Students cut from the teacher: its layers and weights, fewer channels.
+    """Students cut from the teacher: its layers and weights, fewer channels, fewer blocks, smaller images.
 
     The channel groups that may be cut are divided into stages, in the order of the graph; each keeps `width` times its
-    own share of its channels.
+    own share of its channels. Where BatchNormalization scales a channel, channels of the largest scales stay.
 
     Args:
         teacher: a functional or Sequential model.
+        calibration: inputs of the training split, `(num_items, …)`, on which BatchNormalization's statistics are put
+            right before a student is trained.
 
     Raises:
         ValueError: nothing of it can be cut.
     """
 
     name = "pruned"
-    learning_rate = 1e-3
 
-    def __init__(self, teacher: keras.Model):
-        self._teacher = teacher
-        self._groups: ChannelGroups = channel_groups(teacher)
-        free = [group.name for group in self._groups.groups.values() if group.is_free and group.size > 1]
-        if not free:
-            kept = ", ".join(self._groups.kept_whole) or "its inputs and outputs"
-            raise ValueError(error_message("the teacher must have channels that can be cut", f"none beside {kept}"))
-        self._stages = [list(stage) for stage in np.array_split(free, min(_NUM_STAGES, len(free)))]
-        self.entries = {f"stage{number}": Entry(_LEAST_SHARE, 1.0, 1.0) for number in range(1, len(self._stages) + 1)}
-        # The widths of one stage alone are what one width says.
-        if len(self._stages) == 1:
-            self.entries = {}
+    def __init__(self, teacher: keras.Model, calibration: np.ndarray):
+        self._teacher, self._calibration = teacher, calibration
+        self._blocks = [block.name for block in residual_blocks(teacher)]
+        self._wholes: dict[tuple[int, float], tuple[keras.Model, list[list[str]]]] = {}
+        _, stages = self._whole(0, 1.0)
+        entries = {f"stage{number}": Entry(_LEAST_SHARE, 1.0, 1.0) for number in range(1, len(stages) + 1)}
+        # The share of one stage alone is what the width says.
+        self.entries: dict[str, Entry] = entries if len(stages) > 1 else {}
+        if self._blocks:
+            self.entries["dropped"] = Entry(0, min(_MOST_DROPPED, len(self._blocks)), 0, is_whole=True)
+        with suppress(ValueError):
+            # A network that is made for one size says so.
+            self._whole(0, _SMALLEST)
+            self.entries["scale"] = Entry(_SMALLEST, 1.0, 1.0)
 
     def build(self, shape: Shape, width: float) -> keras.Model:
         """The teacher, cut."""
-        keep = {}
-        for number, stage in enumerate(self._stages, start=1):
-            share = width * shape.get(f"stage{number}", 1.0) / max([*shape.values(), 1e-9])
-            keep.update(dict.fromkeys(map(str, stage), min(1.0, max(share, 1e-9))))
-        return prune(self._teacher, keep)
+        # Few scales, so that few graphs are looked through.
+        scale = round(shape.get("scale", 1.0) * 8) / 8
+        whole, stages = self._whole(int(shape.get("dropped", 0)), scale)
+        shares = [shape.get(f"stage{number}", 1.0) for number in range(1, len(stages) + 1)]
+        keep = {
+            group: min(1.0, max(width * share / max(shares), 1e-9))
+            for share, stage in zip(shares, stages, strict=True)
+            for group in stage
+        }
+        return prune(whole, keep, importance="scales")
+
+    def begin(self, shape: Shape, width: float) -> keras.Model:
+        """The teacher, cut, with statistics of its own."""
+        student = self.build(shape, width)
+        reestimate_batch_normalization(student, self._calibration)
+        return student
+
+    def _whole(self, num_dropped: int, scale: float) -> tuple[keras.Model, list[list[str]]]:
+        """The teacher without some blocks, on images of another size, and the groups of its stages."""
+        if (num_dropped, scale) not in self._wholes:
+            model = self._teacher
+            if num_dropped:
+                # Every second one, then the others.
+                order = [*self._blocks[1::2], *self._blocks[::2]]
+                model = without_blocks(model, order[:num_dropped])
+            model = with_smaller_input(model, scale) if scale < 1.0 else model
+            groups = channel_groups(model)
+            free = [group.name for group in groups.groups.values() if group.is_free and group.size > 1]
+            if not free:
+                kept = ", ".join(groups.kept_whole) or "its inputs and outputs"
+                raise ValueError(error_message("the teacher must have channels that can be cut", f"none beside {kept}"))
+            stages = [list(map(str, stage)) for stage in np.array_split(free, min(_NUM_STAGES, len(free)))]
+            self._wholes[num_dropped, scale] = model, stages
+        return self._wholes[num_dropped, scale]
 
 
 class ConvNet(Family):

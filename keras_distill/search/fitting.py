@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _NEAR, _MOST_TRIES = 0.85, 4
 _NARROWEST = 1.0 / 512.0
 _NUM_BISECTIONS = 8
+_NUM_CALIBRATION = 1024
 
 
 class Fitter:
@@ -49,7 +50,8 @@ class Fitter:
     def student(self, trial: Trial) -> keras.Model:
         """A candidate's model, with the weights to begin from."""
         assert trial.width is not None
-        return self._build(self.families[trial.family], trial.shape, trial.width)
+        keras.utils.set_random_seed(self._seed)
+        return self.families[trial.family].begin(trial.shape, trial.width)
 
     def within_reach(self, families: Sequence[Family], precisions: Sequence[str]) -> list[str]:
         """Keeps the families whose narrowest member holds the budget; returns what to say of the others.
@@ -88,7 +90,8 @@ class Fitter:
         """Tells the meter what an earlier run measured."""
         for trial in trials:
             if trial.cost is not None and trial.family in self.families:
-                self._meter.learn(features_of(self.student(trial)), trial.cost, trial.precision, trial.family)
+                model = self._build(self.families[trial.family], trial.shape, trial.width or 1.0)
+                self._meter.learn(features_of(model), trial.cost, trial.precision, trial.family)
 
     def fit(self, trial: Trial) -> tuple[float, Cost]:
         """The greatest width that a candidate's share of the budget has room for, and its measured cost.
@@ -146,7 +149,7 @@ def families_for(
     prunable, notes = _prunable(teacher, dataset)
     if prunable is not None:
         try:
-            families.append(Pruned(prunable))
+            families.append(Pruned(prunable, dataset.train.inputs[:_NUM_CALIBRATION]))
         except ValueError as error:
             notes.append(f"Nothing is cut from the teacher: {error}")
     families += hand_made(dataset.input_shape, dataset.num_classes)

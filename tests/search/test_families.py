@@ -8,6 +8,8 @@ from keras import layers
 
 from keras_distill.search.families import Own, Pruned, hand_made
 
+X = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
+
 
 def teacher():
     inputs = keras.Input((8, 8, 1))
@@ -17,7 +19,7 @@ def teacher():
 
 
 def families():
-    return [Pruned(teacher()), *hand_made((8, 8, 1), 3)]
+    return [Pruned(teacher(), X), *hand_made((8, 8, 1), 3)]
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -33,9 +35,8 @@ def test_wider_students_have_more_weights_whatever_the_shape(place):
 
 def test_a_whole_width_is_the_teacher_and_a_part_keeps_its_weights():
     whole = teacher()
-    family = Pruned(whole)
-    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
-    np.testing.assert_allclose(family.build(family.default(), 1.0)(x), whole(x), rtol=1e-5, atol=1e-5)
+    family = Pruned(whole, X)
+    np.testing.assert_allclose(family.build(family.default(), 1.0)(X), whole(X), rtol=1e-5, atol=1e-5)
     half = family.build(family.default(), 0.5)
     assert half.get_layer("first").filters == 8
     kept = half.get_layer("first").get_weights()[0]
@@ -44,16 +45,46 @@ def test_a_whole_width_is_the_teacher_and_a_part_keeps_its_weights():
 
 
 def test_stages_share_the_width_out():
-    cut = Pruned(teacher()).build({"stage1": 0.25, "stage2": 1.0}, 0.5)
+    cut = Pruned(teacher(), X).build({"stage1": 0.25, "stage2": 1.0}, 0.5)
     assert cut.get_layer("first").filters == 2
     assert cut.get_layer("second").filters == 16
 
 
 def test_a_teacher_of_one_layer_cannot_be_cut():
     with pytest.raises(ValueError, match="must have channels that can be cut"):
-        Pruned(keras.Sequential([keras.Input((4,)), layers.Dense(3)]))
+        Pruned(keras.Sequential([keras.Input((4,)), layers.Dense(3)]), X)
 
 
 def test_a_users_own_family_gets_the_width():
     build = lambda width: keras.Sequential([keras.Input((4,)), layers.Dense(round(100 * width)), layers.Dense(3)])  # noqa: E731
     assert Own("mine", build).build({}, 0.5).layers[0].units == 50
+
+
+def residual_teacher():
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(8, 3, padding="same", name="stem")(inputs)
+    for number in range(4):
+        y = layers.BatchNormalization(name=f"norm{number}")(x)
+        y = layers.Conv2D(8, 3, padding="same", activation="relu", name=f"branch{number}")(y)
+        x = layers.Add(name=f"sum{number}")([x, y])
+    return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
+def test_blocks_are_dropped_and_images_made_smaller():
+    family = Pruned(residual_teacher(), X)
+    assert family.entries["dropped"].high == 4
+    assert family.entries["scale"].low == 0.5
+    whole = family.build(family.default(), 1.0)
+    fewer = family.build(family.default() | {"dropped": 2, "scale": 0.5}, 1.0)
+    names = {layer.name for layer in fewer.layers}
+    assert {layer.name for layer in whole.layers} - names >= {"branch1", "branch3"}
+    assert fewer.get_layer("input_resizing").output.shape[1:3] == (4, 4)
+    assert fewer(X).shape == (64, 3)
+
+
+def test_a_training_begins_with_the_statistics_of_the_data():
+    family = Pruned(residual_teacher(), X)
+    student = family.begin(family.default(), 0.5)
+    first = student.get_layer("stem")(X).numpy()
+    np.testing.assert_allclose(student.get_layer("norm0").moving_mean, first.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+    assert "dropped" not in Pruned(teacher(), X).entries
