@@ -29,7 +29,7 @@ class Compression:
         trials: every candidate, in the order in which they were proposed.
         front: those that no other beats in latency and validation score, from the fastest on.
         cost: of the search, in whole trainings of the student.
-        seconds: of the search, wall time, all runs together.
+        seconds: of this run, wall time.
         notes: what the user should know of the teacher and the families.
     """
 
