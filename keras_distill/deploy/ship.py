@@ -297,7 +297,10 @@ def _decide(outcome: Outcome, variants: Sequence[Variant], broken_by: Callable[[
             return
         within = [v for v in candidates if not v.usable or not broken_by(v)]
         beyond = [f"{v.name} {reason}" for v in candidates if v.usable for reason in broken_by(v)]
-        chosen, why_not = choose(within, float32, must_be_faster=outcome.target.endswith("-int8"))
+        # Where the float32 file is past a budget, int8 is not the faster choice but the only one.
+        is_only_choice = float32.usable and bool(broken_by(float32))
+        must_be_faster = outcome.target.endswith("-int8") and not is_only_choice
+        chosen, why_not = choose(within, float32, must_be_faster=must_be_faster)
         outcome.variant = chosen
         if chosen is None:
             outcome.reasons = [reason for reason in (why_not, *beyond) if reason]

@@ -89,6 +89,13 @@ def test_int8_that_is_slower_does_not_hold_and_says_so():
     assert outcome.reasons == ["static takes 1.50 x the time of float32"]
 
 
+def test_int8_that_is_slower_holds_where_float32_is_past_a_budget():
+    big, small = variant("onnx", "float32", 1.0, num_bytes=4000), variant("onnx-int8", "static", 1.5, num_bytes=1000)
+    assert settled("onnx-int8", [big, small], max_size=2000).variant is small
+    assert not settled("onnx-int8", [big, small], max_size=5000).holds
+    assert not settled("onnx-int8", [big, small], max_size=2000, max_latency_ms=1.2).holds
+
+
 def test_int8_whose_float32_file_does_not_open_does_not_hold_and_says_why():
     broken = variant("litert", "float32", 0.0, failure="student.tflite must be a model that its runtime opens")
     outcome = settled("litert-int8", [broken, variant("litert-int8", "int8", 1.0)])

@@ -49,12 +49,25 @@ def test_costs_that_are_linear_are_predicted_once_some_were_seen(students):
     assert np.median(size) < 0.02
 
 
+def test_int8_of_an_input_without_a_name_and_of_one_that_has_its_own():
+    for name in (None, "Pixels"):
+        inputs = keras.Input((12, 12, 1), name=name)
+        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
+        assert Meter("litert", X[:1], X, {}).measure(model, "int8", "pruned").num_bytes > 3 * 144
+
+
 @pytest.mark.parametrize(("runtime", "precision"), [("litert", "float32"), ("litert", "int8"), ("onnx", "int8")])
 def test_what_is_measured_is_the_file_in_its_runtime(students, runtime, precision, tmp_path):
     family, model = students[0]
     meter = Meter(runtime, X[:1], X, {"class_names": list("abcd")})
+    before = model.get_weights()
     cost = meter.measure(model, precision, family)
+    assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), before, strict=True))
+    # Of the trained student: its biases, still zero when it is measured, take bytes then.
+    generator = np.random.default_rng(1)
+    model.set_weights([values + generator.normal(0.0, 0.1, values.shape) for values in before])
     path = meter.write(model, tmp_path, precision)
+    model.set_weights(before)
     assert abs(path.stat().st_size - cost.num_bytes) <= 64
     assert cost.num_parameters == model.count_params()
     assert 0.0 < cost.latency_ms < 100.0
