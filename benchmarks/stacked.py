@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_distill.search import Candidate
+from keras_distill.search import Recipe
 
 
 def train_stacked(
     weights: Sequence[np.ndarray],
     examples: tuple[np.ndarray, np.ndarray, np.ndarray],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Recipe],
     *,
     num_steps: int,
     batch_size: int = 128,

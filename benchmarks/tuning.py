@@ -32,7 +32,7 @@ from keras_distill._files import whole_file
 if TYPE_CHECKING:
     import keras
 
-    from keras_distill.search import Candidate
+    from keras_distill.search import Recipe
 
 RESULTS = DOCS / "results" / "tuning.json"
 SITUATIONS = (
@@ -253,15 +253,15 @@ def _grid(
 ) -> list[dict[str, Any]]:
     """What each of the 21 settings of the grid ends with."""
     from benchmarks.stacked import stacked_logits, train_stacked
-    from keras_distill.search import Candidate
+    from keras_distill.search import Recipe
 
     rates = [factor * problem.learning_rate for factor in RATES]
-    on_labels = [Candidate(1.0, 1.0, rate) for rate in rates]
-    distilled = [Candidate(each, weight, rate) for each in TEMPERATURES for weight in WEIGHTS for rate in rates]
+    on_labels = [Recipe(1.0, 1.0, rate) for rate in rates]
+    distilled = [Recipe(each, weight, rate) for each in TEMPERATURES for weight in WEIGHTS for rate in rates]
     ids, everything = problem.labelled(), (*problem.train, problem.teacher_logits)
     grid: list[dict[str, Any]] = []
 
-    def end(candidates: "list[Candidate]", examples: tuple) -> None:
+    def end(candidates: "list[Recipe]", examples: tuple) -> None:
         parts = train_stacked(
             student.get_weights(), examples, candidates, num_steps=num_steps, batch_size=BATCH_SIZE, seed=seed
         )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from keras_distill.backup import Backup
     from keras_distill.distillation import DeepMutualLearning, Distiller
     from keras_distill.models.saving import load_model
-    from keras_distill.search import tune
+    from keras_distill.search import compress, tune
     from keras_distill.teachers import Ensemble, OnnxTeacher
 else:
     __getattr__ = lazy_names(
@@ -55,6 +55,7 @@ else:
             "specialists": "",
             "targets": "",
             "teachers": "",
+            "compress": "search",
             "tune": "search",
         },
     )
@@ -65,6 +66,7 @@ __all__ = [
     "Distiller",
     "Ensemble",
     "OnnxTeacher",
+    "compress",
     "data",
     "deploy",
     "distillation",

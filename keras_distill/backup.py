@@ -73,7 +73,7 @@ class Backup(keras.callbacks.Callback):
         if not kept:
             return
         epoch, newest = kept[-1]
-        _restore_state(self.model, newest)
+        restore_state(self.model, newest)
         begin_at(self.model, epoch)
         if self.batches is not None:
             # Keras may have counted one already, when it looked at a first batch; so it did in the killed run.
@@ -90,10 +90,10 @@ class Backup(keras.callbacks.Callback):
         if not _is_first_process():
             # To read a value that lies on several hosts is a step in common: all take it, one keeps what it wrote.
             with tempfile.TemporaryDirectory() as folder:
-                _save_state(self.model, Path(folder))
+                save_state(self.model, Path(folder))
             return
         with whole_folder(self.backup_dir / f"epoch-{epoch + 1:06d}") as aside:
-            _save_state(self.model, aside)
+            save_state(self.model, aside)
         for _, older in self._kept()[:-1]:
             shutil.rmtree(older)
 
@@ -113,14 +113,14 @@ class Backup(keras.callbacks.Callback):
         return [(int(kept.name.removeprefix("epoch-")), kept) for kept in folders]
 
 
-def _save_state(model: keras.Model, folder: Path) -> None:
+def save_state(model: keras.Model, folder: Path) -> None:
     """Writes all that the next step of a compiled model depends on into an empty folder."""
     model.save_weights(folder / _WEIGHTS)
     np.savez(folder / _RANDOM_STATES, *[variable.numpy() for variable in _random_states(model)])
 
 
-def _restore_state(model: keras.Model, folder: Path) -> None:
-    """Brings back what `_save_state` wrote; raises `ValueError` where it does not fit the model."""
+def restore_state(model: keras.Model, folder: Path) -> None:
+    """Brings back what `save_state` wrote; raises `ValueError` where it does not fit the model."""
     optimizer = model.optimizer
     if optimizer is not None and not optimizer.built:
         # Until it has variables it has nowhere to put their values.

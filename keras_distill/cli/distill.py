@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from keras_distill.cli import distill_in_parallel, distill_report, distill_training, distill_tuned
     from keras_distill.cli.engine_options import share_of
     from keras_distill.cli.student_file import student_file
-    from keras_distill.cli.training_length import default_epochs
+    from keras_distill.distillation.training_length import default_epochs
     from keras_distill.scale import distributed
 
     is_parallel = settings.distribute == "data-parallel"

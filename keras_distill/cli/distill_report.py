@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from keras_distill.cli import evaluation, training_length
+from keras_distill.cli import evaluation
 from keras_distill.cli.distill_settings import DistillSettings
+from keras_distill.distillation import training_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,9 +129,9 @@ def record(
 ) -> dict[str, Any]:
     """What `OUT.json` holds beside the student's hash; the page docs/distill.md lists it."""
     from keras_distill.cli.distill_training import validated_every
-    from keras_distill.search import tuning
+    from keras_distill.search import training
 
-    every = tuning.validated_every(epochs) if settings.tune else validated_every(settings, epochs)
+    every = training.validated_every(epochs) if settings.tune else validated_every(settings, epochs)
     names = {TEACHER: "teacher", GIVEN: "as_given", TWIN: "twin", DISTILLED: "distilled"}
     return {
         "settings": asdict(settings) | {"epochs": epochs, "epochs_chosen_for_the_data": settings.epochs is None},

@@ -6,6 +6,7 @@ around the figure (`currentColor`), so a figure is readable on a light and on a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,25 @@ class TradeOffPoint:
     latency_ms: float
     error_percent: float
     group: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of a search.
+
+    Attributes:
+        x: what it costs.
+        error_percent: errors on validation data, in per cent.
+        group: candidates of one group share a colour.
+        is_finished: whether it was trained to its end; one that was given up is hollow.
+        title: what a reader sees who points at it.
+    """
+
+    x: float
+    error_percent: float
+    group: str
+    is_finished: bool
+    title: str
 
 
 def temperature_picture(
@@ -159,6 +179,61 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
         positions = [(getattr(point, attribute) * scale, point.error_percent) for point in points]
         _label_points(axes, positions, [point.label for point in points])
     return _svg(figure)
+
+
+def front(
+    candidates: Sequence[Candidate], x_label: str, *, chosen: int, limit: float | None, teacher_percent: float
+) -> str:
+    """What a search tried: errors against cost, a line through those that no other beats, titles to point at.
+
+    Args:
+        candidates: what was tried.
+        x_label: what it costs, with its unit.
+        chosen: the place of the one that was chosen.
+        limit: the budget; `None` where there is none of this kind.
+        teacher_percent: the teacher's errors.
+
+    Returns:
+        SVG text; each point has a `<title>`, which browsers show under the pointer.
+    """
+    figure = _figure(8.0, 4.4)
+    axes = figure.subplots()
+    groups = list(dict.fromkeys(candidate.group for candidate in candidates))
+    for number, candidate in enumerate(candidates):
+        style = groups.index(candidate.group)
+        colour = COLOURS[style % len(COLOURS)]
+        (point,) = axes.plot(
+            [candidate.x],
+            [candidate.error_percent],
+            linestyle="none",
+            color=colour,
+            markerfacecolor=colour if candidate.is_finished else "none",
+            marker=MARKERS[style % len(MARKERS)],
+            markersize=11 if number == chosen else 7,
+        )
+        point.set_gid(f"candidate-{number}")
+    for style, group in enumerate(groups):
+        colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
+        axes.plot([], [], linestyle="none", color=colour, marker=marker, label=group)
+    best: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.x, candidate.error_percent)):
+        if not best or candidate.error_percent < best[-1].error_percent:
+            best.append(candidate)
+    axes.step([c.x for c in best], [c.error_percent for c in best], where="post", color=_GREY, linewidth=1)
+    axes.axhline(teacher_percent, color=_GREY, linestyle="--", linewidth=1, label="teacher")
+    if limit is not None:
+        axes.axvline(limit, color=_INK, linestyle=":", linewidth=1, label="budget")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel=x_label, ylabel="errors on validation data (%)")
+    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+    svg = _svg(figure)
+    for number, candidate in enumerate(candidates):
+        mark = f'<g id="candidate-{number}">'
+        svg = svg.replace(mark, f"{mark}<title>{escape(candidate.title)}</title>", 1)
+    return svg
 
 
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:

@@ -6,10 +6,8 @@ half of its training, and would be given up.
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +17,10 @@ import numpy as np
 
 from keras_distill._checks import check_count, check_fraction, check_number, check_positive, error_message
 from keras_distill._files import whole_file
-from keras_distill._types import ArrayLike, Logs
+from keras_distill._types import ArrayLike
 from keras_distill.distillation import Distiller
-from keras_distill.losses import SoftTargets
-from keras_distill.models.forward_pass import logits_model
-from keras_distill.models.heads import head_activation
-from keras_distill.report import metrics
-from keras_distill.targets import SoftTargetStore, attach
+from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
+from keras_distill.targets import SoftTargetStore
 
 if TYPE_CHECKING:
     import optuna
@@ -35,29 +30,11 @@ LABELS, DISTILLED = "labels", "distilled"
 # training the better half goes on. The first costs 1.5 + 2.5 trainings.
 _SIZES = ((4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (1, 1))
 NUM_CANDIDATES = sum(_SIZES[0])
-_RUNGS = (8, 4, 2)
 # Of the learning rate, on labels alone; what they find is where distilled candidates look.
 _FACTORS = (1.0, 3.0, 10.0, 0.3)
 # Distilled candidates beside the given one, as (temperature, weight of the labels, factor of the labels' best rate).
 _FIRST = ((4.0, 0.1, 1.0), (2.0, 0.5, 1.0), (4.0, 0.5, 2.0))
-# The score of a training that diverged: finite, since a study in SQLite keeps no NaN.
-_DIVERGED = 1e9
 _SCORES = "scores"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What a trial trains with.
-
-    Attributes:
-        temperature: of the soft targets.
-        student_loss_weight: of the labels; 1.0 is labels alone.
-        learning_rate: Adam's, at the beginning of a cosine to zero.
-    """
-
-    temperature: float
-    student_loss_weight: float
-    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +48,8 @@ class Tuned:
         labels_candidate: the best of those on labels alone.
         labels_score: its score.
         labels_student: trained with it; `student` itself where labels alone were best.
+        distilled_candidate: the best of those that were taught.
+        distilled_student: trained with it; `student` itself where it was best.
         history: of `student` by epoch, as `fit` reports it; what is validated, every `validated_every(epochs)`.
         labels_history: of `labels_student`.
         num_steps: of all trials together.
@@ -78,27 +57,19 @@ class Tuned:
         trials: what was tried, one dict each: `study`, `state`, `score`, `steps` and the candidate's fields.
     """
 
-    candidate: Candidate
+    candidate: Recipe
     score: float
     student: keras.Model
-    labels_candidate: Candidate
+    labels_candidate: Recipe
     labels_score: float
     labels_student: keras.Model
+    distilled_candidate: Recipe
+    distilled_student: keras.Model
     history: dict[str, list[float]]
     labels_history: dict[str, list[float]]
     num_steps: int
     steps_of_one: int
     trials: list[dict[str, Any]]
-
-
-def validated_every(epochs: int) -> int:
-    """Epochs from one validation to the next in a candidate's history: some twenty in all, for they cost time.
-
-    Example:
-        >>> validated_every(12), validated_every(667)
-        (1, 34)
-    """
-    return -(-epochs // 20)
 
 
 def tune(
@@ -171,7 +142,7 @@ def tune(
     if not (np.asarray(train[1]) >= 0).any():
         remedy = "Labels alone are tried too; without them distil with settings of your choice."
         raise ValueError(error_message("some of the training examples must have a label", "−1 for all", remedy))
-    first = Candidate(
+    first = Recipe(
         check_positive("temperature", temperature),
         check_fraction("student_loss_weight", student_loss_weight),
         check_positive("learning_rate", learning_rate),
@@ -180,19 +151,21 @@ def tune(
         remedy = "One training on labels alone and one with the given settings are whole in any case."
         raise ValueError(error_message("max_cost must be >= 2 trainings", max_cost, remedy))
     store = store if isinstance(store, SoftTargetStore) else SoftTargetStore.open(store)
-    training = _Training(make_student, train, validation, store, epochs, batch_size, seed)
+    training = Training(train, validation, store, epochs, batch_size, seed)
     folder = Path(out)
     num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
-    with _optuna_quiet():
+    with optuna_quiet("tune"):
         studies = _open_studies(folder, training, first)
-        found = {LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], training, folder, on_trial)}
+        found = {
+            LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], make_student, training, folder, on_trial)
+        }
         best_rate = found[LABELS][0].learning_rate
         candidates = _distilled(studies[DISTILLED], first, best_rate, num_distilled, seed)
-        found[DISTILLED] = _halved(studies[DISTILLED], candidates, training, folder, on_trial)
+        found[DISTILLED] = _halved(studies[DISTILLED], candidates, make_student, training, folder, on_trial)
         trials = [trial for study in studies.values() for trial in _described(study, training)]
     chosen = min(found, key=lambda name: found[name][1])
-    students = {name: keras.saving.load_model(_student_path(folder, name), compile=False) for name in {chosen, LABELS}}
-    histories = {name: json.loads(_history_path(folder, name).read_text()) for name in students}
+    students = {name: _trained_student(make_student, _student_path(folder, name)) for name in found}
+    histories = {name: json.loads(_history_path(folder, name).read_text()) for name in found}
     num_steps = sum(trial["steps"] for trial in trials)
     (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
     return Tuned(
@@ -202,6 +175,8 @@ def tune(
         labels_best,
         labels_score,
         students[LABELS],
+        found[DISTILLED][0],
+        students[DISTILLED],
         histories[chosen],
         histories[LABELS],
         num_steps,
@@ -210,134 +185,7 @@ def tune(
     )
 
 
-@dataclass(frozen=True)
-class _Training:
-    """What is the same for all trials."""
-
-    make_student: Callable[[], keras.Model]
-    train: tuple[ArrayLike, ArrayLike]
-    validation: tuple[ArrayLike, ArrayLike]
-    store: SoftTargetStore
-    epochs: int
-    batch_size: int
-    seed: int
-
-    @property
-    def num_steps(self) -> int:
-        """Of a whole training."""
-        return self.epochs * -(-len(np.asarray(self.train[1])) // self.batch_size)
-
-    def cost(self, *sizes: int) -> float:
-        """What studies of so many candidates cost, in whole trainings."""
-        epochs = 0
-        for size in sizes:
-            before = 0
-            for rung, left in self.rungs(size):
-                epochs += left * (rung - before)
-                before = rung
-        return epochs / self.epochs
-
-    def rungs(self, size: int) -> list[tuple[int, int]]:
-        """Up to which epochs how many candidates of a study are trained, the last of them to the end.
-
-        Halved once at each rung, until one is left.
-        """
-        rungs = []
-        for divisor in _RUNGS:
-            if size > 1:
-                rungs.append((max(1, self.epochs // divisor), size))
-                size = max(1, size // 2)
-        return [*rungs, (self.epochs, size)]
-
-    def begin(self, candidate: Candidate) -> Distiller:
-        """A student with the weights to begin from, and the optimizer of a whole training."""
-        keras.utils.set_random_seed(self.seed)
-        student = self.make_student()
-        distiller = Distiller(
-            None, student, SoftTargets(candidate.temperature), student_loss_weight=candidate.student_loss_weight
-        )
-        schedule = keras.optimizers.schedules.CosineDecay(candidate.learning_rate, self.num_steps)
-        loss = keras.losses.SparseCategoricalCrossentropy(head_activation(student) != "softmax", ignore_class=-1)
-        distiller.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"])
-        return distiller
-
-    def go_on(self, distiller: Distiller, start: int, stop: int) -> tuple[float, dict[str, list[float]]]:
-        """Trains from one epoch to another; the score, and these epochs' history."""
-        figures: dict[str, list[float]] = {}
-        if stop > start:
-            # Each part of a training has an order of its own, the same for all candidates and after a kill.
-            keras.utils.set_random_seed(self.seed + start)
-            examples, ids = self.examples(on_labels=distiller.student_loss_weight == 1.0)
-            batches = attach(examples, self.store, batch_size=self.batch_size, seed=self.seed + start, ids=ids)
-            validated: dict[str, list[float]] = {}
-
-            def validate(epoch: int, logs: Logs = None) -> None:
-                # Keras's own validation would compile a second step for each candidate, which costs half a second.
-                if (epoch + 1) % validated_every(self.epochs) == 0:
-                    for metric, value in self.validation_figures(self.logits(distiller.student)).items():
-                        validated.setdefault(metric, []).append(value)
-
-            history = distiller.fit(
-                batches,
-                initial_epoch=start,
-                epochs=stop,
-                shuffle=False,
-                verbose=0,
-                callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)],
-            )
-            figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
-            figures |= validated
-        return self.score(self.logits(distiller.student)), figures
-
-    def examples(self, *, on_labels: bool) -> tuple[tuple[ArrayLike, ArrayLike], np.ndarray | None]:
-        """What a candidate trains on, and the ids where they are not all items in their order.
-
-        Where some items have no label, those that have one come as often as makes an epoch of as many steps.
-        """
-        inputs, labels = (np.asarray(part) for part in self.train)
-        if not on_labels or labels.min() >= 0:
-            return self.train, None
-        ids = np.resize(np.flatnonzero(labels >= 0), len(labels))
-        return (inputs[ids], labels[ids]), ids
-
-    def logits(self, student: keras.Model) -> np.ndarray:
-        """A student's logits for the validation data."""
-        inputs, run = np.asarray(self.validation[0]), logits_model(student)
-        portions = [run(inputs[start : start + 512], training=False) for start in range(0, len(inputs), 512)]
-        return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
-
-    def score(self, logits: np.ndarray) -> float:
-        """The negative log-likelihood of the validation labels at the logits' best temperature, in nats."""
-        if not np.isfinite(logits).all():
-            return _DIVERGED
-        labels = np.asarray(self.validation[1])
-        return metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels))
-
-    def validation_figures(self, logits: np.ndarray) -> dict[str, float]:
-        """What `fit` would report of the validation data."""
-        if not np.isfinite(logits).all():
-            return {"val_loss": math.nan, "val_accuracy": math.nan}
-        labels = np.asarray(self.validation[1])
-        loss, errors = metrics.negative_log_likelihood(logits, labels), metrics.error_rate(logits, labels)
-        return {"val_loss": loss, "val_accuracy": 1.0 - errors}
-
-
-@contextmanager
-def _optuna_quiet() -> Iterator[None]:
-    """Without a line of Optuna's for each trial."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError("tune needs Optuna: pip install keras-distill[tune]") from error
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def _open_studies(folder: Path, training: _Training, first: Candidate) -> "dict[str, optuna.Study]":
+def _open_studies(folder: Path, training: Training, first: Recipe) -> "dict[str, optuna.Study]":
     """The two studies of a folder, new ones or those of the same settings; what was running is to be begun again."""
     import optuna
 
@@ -354,30 +202,22 @@ def _open_studies(folder: Path, training: _Training, first: Candidate) -> "dict[
     studies = {}
     for name in (LABELS, DISTILLED):
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
-        known = study.user_attrs.get("settings", settings)
-        if known != settings:
-            different = sorted(key for key in settings if settings[key] != known.get(key))
-            remedy = "Name another folder, or remove it to begin anew."
-            expectation = f"{folder} must be the study of these settings"
-            raise ValueError(error_message(expectation, f"one of another {', '.join(different)}", remedy))
-        study.set_user_attr("settings", settings)
+        start_again(study, settings, str(folder))
         studies[name] = study
     return studies
 
 
-def _on_labels(first: Candidate) -> list[Candidate]:
-    return [Candidate(first.temperature, 1.0, factor * first.learning_rate) for factor in _FACTORS]
+def _on_labels(first: Recipe) -> list[Recipe]:
+    return [Recipe(first.temperature, 1.0, factor * first.learning_rate) for factor in _FACTORS]
 
 
-def _distilled(
-    study: "optuna.Study", first: Candidate, best_rate: float, num_candidates: int, seed: int
-) -> list[Candidate]:
+def _distilled(study: "optuna.Study", first: Recipe, best_rate: float, num_candidates: int, seed: int) -> list[Recipe]:
     """The given settings at the labels' best rate, some that are often good, and what Optuna draws."""
     import optuna
 
-    candidates = [Candidate(first.temperature, first.student_loss_weight, best_rate)]
+    candidates = [Recipe(first.temperature, first.student_loss_weight, best_rate)]
     for temperature, weight, factor in _FIRST:
-        candidate = Candidate(temperature, weight, factor * best_rate)
+        candidate = Recipe(temperature, weight, factor * best_rate)
         if candidate not in candidates:
             candidates.append(candidate)
     space: dict[str, optuna.distributions.BaseDistribution] = {
@@ -388,17 +228,18 @@ def _distilled(
     # In a study of its own, in memory: one that was killed draws the same again.
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     while len(candidates) < num_candidates:
-        candidates.append(Candidate(**drawn.ask(space).params))
+        candidates.append(Recipe(**drawn.ask(space).params))
     return candidates[:num_candidates]
 
 
 def _halved(
     study: "optuna.Study",
-    candidates: Sequence[Candidate],
-    training: _Training,
+    candidates: Sequence[Recipe],
+    make_student: Callable[[], keras.Model],
+    training: Training,
     folder: Path,
     on_trial: Callable[[dict[str, Any]], None] | None,
-) -> tuple[Candidate, float]:
+) -> tuple[Recipe, float]:
     """The best of some candidates by successive halving, and its score; its student is saved.
 
     Trial i of the study is candidate i. What each scored at each rung the study keeps as it comes.
@@ -432,16 +273,16 @@ def _halved(
             if str(rung) in scores[str(index)]:
                 continue
             if index not in running:
-                running[index], histories[index] = (training.begin(candidates[index]), 0), {}
+                keras.utils.set_random_seed(training.seed)
+                running[index], histories[index] = (training.begin(make_student(), candidates[index]), 0), {}
             distiller, start = running[index]
             # One that was killed goes through the same parts again.
             for stop in [stop for stop, _ in rungs if start < stop <= rung]:
-                score, figures = training.go_on(distiller, start, stop)
-                for metric, values in figures.items():
+                for metric, values in training.go_on(distiller, start, stop).items():
                     histories[index].setdefault(metric, []).extend(values)
                 start = stop
             running[index] = distiller, start
-            scores[str(index)][str(rung)] = score
+            scores[str(index)][str(rung)] = training.score(training.validation_logits(distiller.student))
             if rung == training.epochs:
                 # Before the study knows of it: killed in between, it is trained and written again.
                 with whole_file(_history_path(folder, study.study_name)) as aside:
@@ -451,7 +292,7 @@ def _halved(
             study.set_user_attr(_SCORES, scores)
     (best,) = left
     score = scores[str(best)][str(training.epochs)]
-    if score == _DIVERGED:
+    if score == DIVERGED:
         remedy = "Begin with a smaller one, in a new folder."
         received = f"{candidates[best].learning_rate:g}, at which the logits are NaN or infinite"
         raise ValueError(error_message("the learning rate must be one that trains", received, remedy))
@@ -459,7 +300,7 @@ def _halved(
     return candidates[best], score
 
 
-def _enter(study: "optuna.Study", candidates: Sequence[Candidate]) -> None:
+def _enter(study: "optuna.Study", candidates: Sequence[Recipe]) -> None:
     """Begins a trial for each candidate that has none."""
     import optuna
 
@@ -477,10 +318,9 @@ def _enter(study: "optuna.Study", candidates: Sequence[Candidate]) -> None:
         study.ask(distributions)
 
 
-def _described(study: "optuna.Study", training: _Training) -> list[dict[str, Any]]:
+def _described(study: "optuna.Study", training: Training) -> list[dict[str, Any]]:
     """The trials of a study as `Tuned.trials` has them."""
     scores = study.user_attrs[_SCORES]
-    steps_per_epoch = training.num_steps // training.epochs
     described = []
     for trial in study.trials:
         own = scores[str(trial.number)]
@@ -490,11 +330,18 @@ def _described(study: "optuna.Study", training: _Training) -> list[dict[str, Any
                 "study": study.study_name,
                 "state": trial.state.name.lower(),
                 "score": own[str(max(rungs))],
-                "steps": max(rungs) * steps_per_epoch,
+                "steps": max(rungs) * training.steps_per_epoch,
                 **trial.params,
             }
         )
     return described
+
+
+def _trained_student(make_student: Callable[[], keras.Model], path: Path) -> keras.Model:
+    """A student with the weights of a file: its class and layers are the caller's, and need not be registered."""
+    student = make_student()
+    student.load_weights(path)
+    return student
 
 
 def _student_path(folder: Path, name: str) -> Path:

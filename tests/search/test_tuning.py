@@ -8,7 +8,7 @@ import pytest
 
 import keras_distill as kd
 from keras_distill.report import metrics
-from keras_distill.search import tuning
+from keras_distill.search import training, tuning
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 EPOCHS, BATCH, NUM_ITEMS = 8, 32, 96
@@ -74,7 +74,7 @@ def test_it_costs_no_more_than_four_trainings(tuned):
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 7, 9, 20, 667])
 @pytest.mark.parametrize("max_cost", [2.0, 3.0, 4.0])
 def test_no_length_of_training_costs_more_than_was_allowed(epochs, max_cost):
-    training = tuning._Training(make, ((), np.zeros(10)), ((), ()), None, epochs, 5, 0)
+    training = tuning.Training(((), np.zeros(10)), ((), ()), None, epochs, 5, 0)
     sizes = next(sizes for sizes in tuning._SIZES if training.cost(*sizes) <= max_cost)
     for size in sizes:
         rungs = training.rungs(size)
@@ -116,13 +116,13 @@ def test_items_without_a_label_teach_by_their_soft_targets_alone(problem, tmp_pa
     # Were the labels of the others read, they would teach class 0 alone.
     hidden = np.where(np.arange(NUM_ITEMS) < 24, y, -1)
     seen = []
-    attach = tuning.attach
+    attach = training.attach
 
     def watched(examples, *arguments, **options):
         seen.append(np.asarray(examples[1]))
         return attach(examples, *arguments, **options)
 
-    monkeypatch.setattr(tuning, "attach", watched)
+    monkeypatch.setattr(training, "attach", watched)
     found = tune(((x, hidden), validation, store), tmp_path / "s", max_cost=2.0, epochs=2)
     # Labels alone see the labelled items, four times each; distilled candidates all of them.
     np.testing.assert_array_equal(seen[0], np.tile(y[:24], 4))
@@ -156,7 +156,7 @@ class Killed(BaseException):
 
 def test_a_tuning_that_is_killed_again_and_again_ends_in_the_same_student(problem, tuned, tmp_path, monkeypatch):
     found, _, _ = tuned
-    go_on, calls = tuning._Training.go_on, []
+    go_on, calls = tuning.Training.go_on, []
 
     def killed(self, *arguments):
         calls.append(arguments)
@@ -164,7 +164,7 @@ def test_a_tuning_that_is_killed_again_and_again_ends_in_the_same_student(proble
             raise Killed
         return go_on(self, *arguments)
 
-    monkeypatch.setattr(tuning._Training, "go_on", killed)
+    monkeypatch.setattr(tuning.Training, "go_on", killed)
     for _ in range(2):
         with pytest.raises(Killed):
             tune(problem, tmp_path / "s")
@@ -181,7 +181,7 @@ def test_a_finished_study_is_read_and_one_of_other_settings_refused(problem, tun
     found, folder, _ = tuned
     shutil.copytree(folder, tmp_path / "copy")
     with monkeypatch.context() as patch:
-        patch.setattr(tuning._Training, "begin", None)
+        patch.setattr(tuning.Training, "begin", None)
         assert tune(problem, tmp_path / "copy").candidate == found.candidate
     with pytest.raises(
         ValueError, match=r"copy must be the study of these settings; got one of another batch_size, seed"

@@ -10,7 +10,7 @@ import keras_distill as kd
 from benchmarks import tuning
 from benchmarks.stacked import stacked_logits, train_stacked
 from keras_distill.data.networks import mlp
-from keras_distill.search import Candidate
+from keras_distill.search import Recipe
 
 
 def test_the_table_on_the_page_is_that_of_the_kept_figures():
@@ -34,7 +34,7 @@ def test_a_stacked_grid_trains_as_the_distiller_does():
     teacher_logits = (3 * generator.normal(size=(32, 3))).astype("float32")
     keras.utils.set_random_seed(1)
     student = mlp((6,), 3, (8,))
-    candidates = [Candidate(4.0, 0.1, 0.01), Candidate(1.0, 0.5, 0.03), Candidate(2.0, 0.0, 0.003)]
+    candidates = [Recipe(4.0, 0.1, 0.01), Recipe(1.0, 0.5, 0.03), Recipe(2.0, 0.0, 0.003)]
     begin = student.get_weights()
     parts = train_stacked(begin, (inputs, labels, teacher_logits), candidates, num_steps=30, batch_size=32)
     together = stacked_logits(parts, inputs).numpy()

@@ -5,7 +5,7 @@ import pytest
 
 from keras_distill.cli import distill_report
 from keras_distill.cli.distill_training import Training
-from keras_distill.cli.training_length import default_epochs, fall, was_too_short
+from keras_distill.distillation.training_length import default_epochs, fall, was_too_short
 
 
 @pytest.mark.parametrize("num_examples", [3, 100, 719, 2400, 20_000, 55_000, 1_281_167])

@@ -1,0 +1,164 @@
+"""Find the best student that holds a budget: teacher, data and a budget in, a checked bundle out.
+
+Candidates are cut from the teacher and made by hand, each as wide as the budget allows when its file is measured in the
+runtime that will serve it. They are compared on validation data, all taught from one store; the best is tuned, with
+labels alone among its recipes, passes the ship gate, and is judged once on the test set. OUT has student.keras,
+bundle/, report.html, compression.json and study.db. A run that was killed goes on where it stopped. Ctrl-C finishes the
+best so far; a second one ends at once. Exit code 1: the gate held every candidate back.
+"""
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from keras_distill.cli import config_file, data_options, model_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keras_distill.search import Compression, Progress
+
+SUMMARY = "find the best student within a budget of latency or size"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("teacher", nargs="+", metavar="TEACHER.keras", help="the teacher (.keras, .h5, .onnx), or several")
+    data_options.add_data_arguments(parser)
+    add("--out", required=True, metavar="OUT", help="folder of what is found; a run that was killed goes on in it")
+    add("--max-latency", help="budget: p50 of one example on one thread of this machine: 200us, 2ms, …")
+    add("--max-size", help="budget: bytes of the file that ships: 60kB, 1MB, …")
+    add("--runtime", choices=("litert", "onnx"), default="litert", type=lambda text: text.replace("tflite", "litert"),
+        help="that will serve the student (default: %(default)s)")  # fmt: skip
+    add("--precisions", nargs="+", choices=("float32", "int8"), default=["float32", "int8"],
+        help="of the files that are tried (default: both)")  # fmt: skip
+    add("--max-accuracy-drop", type=float, default=0.005, help="of the file against the Keras student, a fraction "
+        "(default: %(default)s)")  # fmt: skip
+    add("--min-accuracy", type=float, help="test accuracy of what ships, a fraction")
+    add("--max-drop-from-teacher", type=float, help="of test accuracy against the teacher, a fraction")
+    add("--trials", type=int, default=16, help="candidates; eight are halved together (default: %(default)s)")
+    add("--minutes", type=float, help="begin nothing that would end later, and finish the best so far")
+    add("--epochs", type=int, help="of a whole training (default: as many as make 4,000 steps, 20 to 1,000)")
+    add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    add("--any-teacher", action="store_true", help="go on even where the teacher answers no better than chance")
+    add("--quiet", action="store_true", help="nothing but errors")
+    config_file.add_config_argument(parser)
+    model_file.add_loading_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Searches and ships. Exit code 1 where the gate held every candidate back."""
+    import os
+
+    # Read once, when TensorFlow starts: what is timed is timed on one thread.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    from rich.console import Console
+
+    from keras_distill import search
+    from keras_distill._files import check_writable
+    from keras_distill.cli import evaluation, teacher_check
+    from keras_distill.cli.ship import SIZE_UNITS, TIME_UNITS, quantity
+    from keras_distill.deploy.budgets import Budgets
+
+    check_writable(arguments.out)
+    size, latency = arguments.max_size, arguments.max_latency
+    budgets = Budgets(
+        arguments.max_accuracy_drop,
+        None if size is None else round(quantity("--max-size", size, SIZE_UNITS)),
+        None if latency is None else quantity("--max-latency", latency, TIME_UNITS),
+        arguments.min_accuracy,
+        arguments.max_drop_from_teacher,
+    )
+    if size is None and latency is None:
+        raise ValueError("there must be a budget; got none. Give --max-latency 0.1ms, --max-size 60kB or both.")
+    dataset = data_options.load(arguments)
+    teachers = []
+    for path in arguments.teacher:
+        loaded = model_file.load_teacher(path, arguments, dataset)
+        teacher_check.check_teacher(
+            evaluation.answers_function(loaded), f"the teacher {path}", dataset, insist=arguments.any_teacher
+        )
+        teachers.append(loaded)
+    console = Console(quiet=arguments.quiet)
+    with _first_interrupt_stops() as is_stopped, console.status("starting") as status:
+
+        def show(progress: "Progress") -> None:
+            status.update(progress_text(progress))
+            if not console.is_terminal:
+                console.print(progress_text(progress), markup=False, highlight=False, soft_wrap=True)
+
+        found = search.compress(
+            model_file.as_one_teacher(teachers),
+            dataset,
+            budgets,
+            arguments.out,
+            runtime=arguments.runtime,
+            precisions=arguments.precisions,
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            num_trials=arguments.trials,
+            minutes=arguments.minutes,
+            seed=arguments.seed,
+            on_progress=show,
+            is_stopped=is_stopped,
+        )
+    for line in result_lines(found, arguments.out):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0 if found.bundle is not None else 1
+
+
+def progress_text(progress: "Progress") -> str:
+    """What the terminal shows while a search runs."""
+    parts = [f"{progress.num_ended} of {progress.num_trials} candidates"]
+    if progress.best is not None:
+        best = progress.best
+        parts.append(f"best: {best.family} in {best.precision}, {100 * best.errors[best.epochs]:.2f} % errors")
+    if progress.seconds_left is not None:
+        parts.append(f"about {max(1, round(progress.seconds_left / 60))} min left")
+    return f"{progress.text} ({'; '.join(parts)})"
+
+
+def result_lines(found: "Compression", out: str) -> list[str]:
+    """What the terminal says in the end."""
+    trial, cost = found.trial, found.trial.cost
+    assert cost is not None
+    errors = found.test_errors
+    lines = [
+        *found.notes,
+        f"student: {trial.family} in {trial.precision}, {cost.num_parameters:,} weights, {cost.num_bytes:,} bytes, "
+        f"{cost.latency_ms:.4f} ms",
+        "test errors: " + ", ".join(f"{who} {100 * errors[who]:.2f} %" for who in ("teacher", "labels", "distilled"))
+        + f"; the student {100 * errors['student']:.2f} %",
+        f"distilling: {found.verdict}",
+        *(f"  {reason}" for reason in found.verdict.reasons),
+    ]  # fmt: skip
+    for outcome in found.shipment.outcomes:
+        lines += [f"{outcome.target} does not hold: {reason}" for reason in outcome.reasons]
+    cost_text = f"{len(found.trials)} candidates for {found.cost:.1f} × one training, {found.seconds / 60:.1f} minutes"
+    return [*lines, f"{cost_text}. {out}: read report.html."]
+
+
+@contextmanager
+def _first_interrupt_stops() -> "Iterator[Callable[[], bool]]":
+    """Yields whether Ctrl-C was pressed; the second one ends the command as it ends all others."""
+    import threading
+
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

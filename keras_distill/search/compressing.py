@@ -1,0 +1,284 @@
+"""`compress`: teacher, data and a budget in, the best student that holds it out.
+
+Candidates are proposed by Optuna, made as wide as the budget allows, measured in the runtime that will serve them, and
+halved by how they do on validation data, all taught from one store. The best is tuned, labels alone among its recipes,
+passes the ship gate, and is judged once on the test set.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_distill._checks import check_choice, check_count, check_positive, error_message
+from keras_distill._files import whole_file
+from keras_distill._types import Teacher
+from keras_distill.deploy.budgets import Budgets
+from keras_distill.deploy.ship import ship
+from keras_distill.deploy.shipment import Provenance, Shipment
+from keras_distill.distillation.training_length import default_epochs
+from keras_distill.report.verdict import Verdict, compare_models
+from keras_distill.search.compression import Compression
+from keras_distill.search.compression_page import report_page
+from keras_distill.search.cost import PRECISIONS, RUNTIMES, Meter
+from keras_distill.search.fitting import Fitter, families_for
+from keras_distill.search.halving import STUDENT_LOSS_WEIGHT, TEMPERATURE, Halving
+from keras_distill.search.training import Training, logits_of, optuna_quiet
+from keras_distill.search.trials import Trial, Trials, pareto_front
+from keras_distill.search.tuning import Tuned, tune
+from keras_distill.targets import SoftTargetStore, label
+from keras_distill.teachers import Ensemble
+
+if TYPE_CHECKING:
+    from keras_distill.data import Dataset
+
+NUM_TRIALS = 16
+# Measured again by the gate, a latency is not the same: so much is kept in hand.
+_IN_HAND = 0.93
+_NUM_CALIBRATION = 256
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a search says while it runs.
+
+    Attributes:
+        text: a sentence.
+        num_ended: candidates that have ended.
+        num_trials: candidates in all.
+        best: the best so far; `None` before the first.
+        seconds_left: of the search, estimated; `None` before the first training.
+    """
+
+    text: str
+    num_ended: int
+    num_trials: int
+    best: Trial | None
+    seconds_left: float | None
+
+
+def compress(
+    teacher: Teacher,
+    dataset: "Dataset",
+    budgets: Budgets,
+    out: str | Path,
+    *,
+    runtime: str = "litert",
+    precisions: Sequence[str] = PRECISIONS,
+    families: Mapping[str, Callable[[float], keras.Model]] | None = None,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    num_trials: int = NUM_TRIALS,
+    minutes: float | None = None,
+    seed: int = 0,
+    name: str = "student",
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Compression:
+    """Finds the best student within a budget, trains it, and takes it through the ship gate.
+
+    Candidates are cut from the teacher and, so that pruning has to earn its place, a few hand-made families and your
+    own; in float32 and in int8. Each is made as wide as its share of the budget allows, by latency and bytes measured
+    in the runtime that will serve it, before it is trained. What is compared is the negative log-likelihood on the
+    validation split; the test split is looked at once, in the end.
+
+    Called again with the same arguments after a kill it goes on: candidates that were judged are not trained again.
+
+    Args:
+        teacher: a Keras model, an `Ensemble` (its best member is cut), a `SpecialistEnsemble` (its generalist is), or
+            any function from inputs to logits (nothing is cut, hand-made families alone).
+        dataset: trained on its training split, chosen on validation, judged once on test.
+        budgets: with `max_size`, `max_latency_ms` or both; the others hold for what ships.
+        out: a folder: `student.keras`, `bundle/`, `report.html`, `compression.json`, `study.db`.
+        runtime: that serves the student: `"litert"` or `"onnx"`.
+        precisions: `"float32"`, `"int8"` or both; of files quantised after training.
+        families: your own, by name: functions from a width in (0, 1] to a built model that ends in logits.
+        epochs: of a whole training; `None` is enough for 4,000 steps.
+        batch_size: items a step.
+        num_trials: candidates; eight are halved together.
+        minutes: no candidate is begun that would end later; the best so far is finished.
+        seed: of everything that is drawn. With it and the same measured costs a search is repeated.
+        name: of the student.
+        on_progress: called with what happens.
+        is_stopped: asked between trainings; once true, the best so far is finished.
+
+    Returns:
+        What was found; also where the gate held it back.
+
+    Raises:
+        ValueError: no budget, or one that no candidate can hold: the message says what the nearest would need; a study
+            of another teacher, other data or settings in `out`; a teacher that does not know the data's classes.
+        ImportError: Optuna is not installed.
+    """
+    if budgets.max_size is None and budgets.max_latency_ms is None:
+        remedy = "Give max_size (bytes), max_latency_ms or both."
+        raise ValueError(error_message("there must be a budget of size or latency", "neither", remedy))
+    check_choice("runtime", runtime, RUNTIMES)
+    for precision in precisions:
+        check_choice("each of precisions", precision, PRECISIONS)
+    check_count("num_trials", num_trials)
+    check_count("batch_size", batch_size)
+    if minutes is not None:
+        check_positive("minutes", minutes)
+    began = time.monotonic()
+    deadline = math.inf if minutes is None else began + 60.0 * minutes
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with optuna_quiet("compress"):
+        on_progress(Progress("labelling the training data once", 0, num_trials, None, None))
+        members = isinstance(teacher, Ensemble)
+        store = label(teacher, dataset.train.inputs, out / "targets", members=members, progress=False)
+        assert isinstance(store, SoftTargetStore)  # one process labels all of it
+        training = Training(
+            (dataset.train.inputs, dataset.train.labels),
+            (dataset.validation.inputs, dataset.validation.labels),
+            store,
+            check_count("epochs", epochs) if epochs is not None else default_epochs(len(dataset.train), batch_size),
+            batch_size,
+            seed,
+        )
+        calibration = dataset.validation.inputs[:_NUM_CALIBRATION]
+        meter = Meter(runtime, dataset.validation.inputs[:1], calibration, _stand_in_metadata(dataset))
+        max_latency = None if budgets.max_latency_ms is None else _IN_HAND * budgets.max_latency_ms
+        fitter = Fitter(meter, budgets.max_size, max_latency, seed)
+        on_progress(Progress("measuring the narrowest of each family", 0, num_trials, None, None))
+        candidates, notes = families_for(teacher, dataset, families or {})
+        notes += fitter.within_reach(candidates, list(precisions))
+        settings = {
+            "teacher": store.manifest.teacher_fingerprint,
+            "data": store.manifest.dataset_fingerprint,
+            "budgets": asdict(budgets),
+            "runtime": runtime,
+            "precisions": list(precisions),
+            "families": [family.name for family in candidates],
+            "epochs": training.epochs,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        trials = Trials(out / "study.db", settings, fitter.families, precisions, seed)
+        fitter.recall(trials.all())
+
+        def say(text: str) -> None:
+            known = trials.all()
+            ended = sum(trial.state in ("stopped", "finished", "failed") for trial in known)
+            best = min((trial for trial in known if trial.scores), key=halving.projected, default=None)
+            left = halving.seconds_for(num_trials - ended) or None
+            on_progress(Progress(text, ended, num_trials, best, left))
+
+        halving = Halving(trials, fitter, meter, training, out / "trials", say)
+        halving.run(num_trials, precisions, lambda: is_stopped() or time.monotonic() > deadline, deadline)
+        ranked = sorted((trial for trial in trials.all() if trial.scores), key=halving.projected)
+        if not ranked:
+            reasons = "; ".join(dict.fromkeys(trial.reason for trial in trials.all()))
+            raise ValueError(error_message("some candidate must be trained", "none", f"Their errors: {reasons}"))
+        gate = _Gate(teacher, dataset, budgets, runtime, out, name)
+        # Whoever the gate holds back gives way to the next that was trained to its end.
+        for trial in [trial for trial in ranked if trial.state == "finished"] or ranked[:1]:
+            say(f"tuning the best, {trial.family} in {trial.precision}")
+            tuned = _tuned(fitter, training, trial, out)
+            say("the ship gate")
+            errors, verdict = gate.judge(tuned)
+            shipment = gate.ship(tuned.student, trial, verdict)
+            if shipment.out is not None:
+                break
+    validation = dataset.validation
+    compression = Compression(
+        student=tuned.student,
+        trial=trial,
+        recipe=tuned.candidate,
+        bundle=shipment.out,
+        shipment=shipment,
+        verdict=verdict,
+        teacher_error=_error_rate(logits_of(teacher, validation.inputs), validation.labels),
+        test_errors=errors,
+        trials=tuple(trials.all()),
+        front=tuple(pareto_front(trials.all())),
+        cost=sum(each.epochs for each in trials.all()) / training.epochs + tuned.num_steps / tuned.steps_of_one,
+        seconds=time.monotonic() - began,
+        notes=tuple(notes),
+    )
+    _write(compression, out, budgets, dataset, name)
+    return compression
+
+
+def _tuned(fitter: Fitter, training: Training, trial: Trial, out: Path) -> Tuned:
+    return tune(
+        lambda: fitter.student(trial),
+        training.train,
+        training.validation,
+        training.store,
+        out / "tuning" / str(trial.number),
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        temperature=TEMPERATURE,
+        student_loss_weight=STUDENT_LOSS_WEIGHT,
+        learning_rate=fitter.families[trial.family].learning_rate,
+        seed=training.seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """The one look at the test set, and what ships."""
+
+    teacher: Teacher
+    dataset: "Dataset"
+    budgets: Budgets
+    runtime: str
+    out: Path
+    name: str
+
+    def judge(self, tuned: Tuned) -> tuple[dict[str, float], Verdict]:
+        """Test errors of teacher, labels, distilled and student, and whether distilling helped."""
+        test = self.dataset.test
+        models = {
+            "teacher": self.teacher,
+            "labels": tuned.labels_student,
+            "distilled": tuned.distilled_student,
+            "student": tuned.student,
+        }
+        logits = {who: logits_of(model, test.inputs) for who, model in models.items()}
+        verdict = compare_models(test.labels, logits["distilled"], logits["labels"], teacher_logits=logits["teacher"])
+        return {who: _error_rate(found, test.labels) for who, found in logits.items()}, verdict
+
+    def ship(self, student: keras.Model, trial: Trial, verdict: Verdict) -> Shipment:
+        """The student through the gate, in the precision that its candidate had."""
+        return ship(
+            student,
+            self.dataset,
+            self.out / "bundle",
+            provenance=Provenance(self.name, f"{trial.family}, found by compress", verdict=verdict),
+            targets=[self.runtime if trial.precision == "float32" else f"{self.runtime}-int8"],
+            budgets=self.budgets,
+            teacher=self.teacher if isinstance(self.teacher, keras.Model) else None,
+        )
+
+
+def _write(compression: Compression, out: Path, budgets: Budgets, dataset: "Dataset", name: str) -> None:
+    with whole_file(out / "student.keras") as aside:
+        compression.student.save(aside)
+    with whole_file(out / "report.html") as aside:
+        aside.write_text(report_page(compression, budgets, dataset, name), encoding="utf-8")
+    with whole_file(out / "compression.json") as aside:
+        aside.write_text(json.dumps(compression.to_json(), indent=1), encoding="utf-8")
+
+
+def _error_rate(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(logits.argmax(axis=-1) != labels))
+
+
+def _stand_in_metadata(dataset: "Dataset") -> dict[str, Any]:
+    """What the gate writes into a file, as long as it will be: hundreds of bytes count where few are allowed."""
+    return {
+        "class_names": dataset.class_names,
+        "preprocessing": "-" * 160,
+        "temperature": 1.0,
+        "provenance": {"source": "-" * 40, "source_sha256": None, "data": dataset.name, "rest": "-" * 160}
+        | {"data_licence": dataset.licence},
+    }

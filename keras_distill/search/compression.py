@@ -1,0 +1,64 @@
+"""What `compress` found, as values and as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_distill.deploy.shipment import Shipment
+from keras_distill.report.verdict import Verdict
+from keras_distill.search.training import Recipe
+from keras_distill.search.trials import Trial
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What `compress` found.
+
+    Attributes:
+        student: the best on validation data that holds the budget.
+        trial: the candidate that it is.
+        recipe: what it was trained with in the end; labels alone, where they were best.
+        bundle: the folder that ships; `None` where the gate held every candidate back, and `shipment` says why.
+        shipment: what the gate found.
+        verdict: the distilled student against the same student on labels alone, on the test set.
+        teacher_error: share of the validation examples that the teacher has wrong.
+        test_errors: share of the test examples that `teacher`, `labels`, `distilled` and the `student` have wrong.
+        trials: every candidate, in the order in which they were proposed.
+        front: those that no other beats in latency and validation score, from the fastest on.
+        cost: of the search, in whole trainings of the student.
+        seconds: of the search, wall time, all runs together.
+        notes: what the user should know of the teacher and the families.
+    """
+
+    student: keras.Model
+    trial: Trial
+    recipe: Recipe
+    bundle: Path | None
+    shipment: Shipment
+    verdict: Verdict
+    teacher_error: float
+    test_errors: Mapping[str, float]
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]
+    cost: float
+    seconds: float
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `compression.json` holds; docs/compress.md lists it."""
+        return {
+            "student": self.trial.to_json() | {"recipe": asdict(self.recipe)},
+            "shipped": self.bundle is not None,
+            "why_not": [reason for outcome in self.shipment.outcomes for reason in outcome.reasons],
+            "verdict": self.verdict.to_json(),
+            "teacher_error": self.teacher_error,
+            "test_errors": dict(self.test_errors),
+            "front": [trial.number for trial in self.front],
+            "trials": [trial.to_json() for trial in self.trials],
+            "cost_in_trainings": self.cost,
+            "seconds": round(self.seconds, 1),
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,205 @@
+"""What a student costs in the runtime that will serve it: measured before it is trained, predicted before it is built.
+
+A `Meter` converts a model, opens the file in its runtime and times it, and learns from each to predict the next.
+Budgets are judged by what is measured; what is predicted chooses what is worth building.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_distill._keras_internals import all_layers, calls_in_order
+from keras_distill.deploy.kit import kit_module
+from keras_distill.deploy.litert import to_litert
+from keras_distill.deploy.onnx import to_onnx, write_quantized
+from keras_distill.deploy.verify import open_artifact
+from keras_distill.models.layer_roles import is_readable
+
+RUNTIMES = ("litert", "onnx")
+PRECISIONS = ("float32", "int8")
+_ROUNDS, _SECONDS_PER_ROUND = 7, 0.03
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        num_parameters: weights, those that are not trained too.
+        num_bytes: of the file that is served.
+        latency_ms: median of one example a call on one thread.
+    """
+
+    num_parameters: int
+    num_bytes: int
+    latency_ms: float
+
+    def __str__(self) -> str:
+        return f"{self.num_bytes:,} bytes and {self.latency_ms:.4f} ms"
+
+    def share_of(self, max_bytes: float | None, max_latency_ms: float | None) -> float:
+        """How much of the tighter limit it takes: above 1 it breaks one."""
+        shares = [
+            taken / limit
+            for taken, limit in ((self.num_bytes, max_bytes), (self.latency_ms, max_latency_ms))
+            if limit is not None
+        ]
+        return max(shares)
+
+
+class Meter:
+    """Measures models as files of one runtime, and predicts what others will cost.
+
+    Args:
+        runtime: `"litert"` or `"onnx"`.
+        example: one input batch, `(1, …)`.
+        calibration: some hundred inputs, for int8.
+        metadata: what the served file says of itself (`class_names`, …): it takes bytes too.
+    """
+
+    def __init__(self, runtime: str, example: np.ndarray, calibration: np.ndarray, metadata: Mapping[str, Any]):
+        self._runtime, self._example, self._calibration = runtime, example, calibration
+        self._metadata = dict(metadata)
+        self._known: dict[str, list[tuple[np.ndarray, Cost, str]]] = {precision: [] for precision in PRECISIONS}
+
+    def measure(self, model: keras.Model, precision: str, family: str) -> Cost:
+        """Converts and times a model, and learns from it.
+
+        Raises:
+            ConversionError: it cannot be converted.
+        """
+        with tempfile.TemporaryDirectory(prefix="keras-distill-cost-") as folder:
+            path = self.write(model, Path(folder), precision)
+            artifact = open_artifact(path)
+            feed = {name: np.ascontiguousarray(self._example[:1]) for name in artifact.input_names}
+            kit = kit_module()
+            step = artifact.step(kit.for_one_call(artifact, feed))
+            latency = kit.measure({"it": step}, _ROUNDS, _SECONDS_PER_ROUND)["it"]["p50_ms"]
+            cost = Cost(model.count_params(), path.stat().st_size, latency)
+        self.learn(features_of(model), cost, precision, family)
+        return cost
+
+    def write(self, model: keras.Model, folder: Path, precision: str) -> Path:
+        """Writes the file that is served into a folder."""
+        options = {"example": self._example[:1], **self._metadata}
+        if self._runtime == "litert":
+            is_int8 = precision == "int8"
+            calibration = {model.inputs[0].name: self._calibration} if is_int8 else None
+            path = folder / f"{precision}.tflite"
+            return to_litert(model, path, quantization="int8" if is_int8 else None, calibration=calibration, **options)
+        source = to_onnx(model, folder / "float32.onnx", **options)
+        if precision == "float32":
+            return source
+        name = open_artifact(source).input_names[0]
+        # The gate tries more ways to quantise, and ships the fastest: what is measured here is an upper bound.
+        path = folder / "int8.onnx"
+        write_quantized(source, path, mode="static", calibration={name: self._calibration}, operations=None)
+        return path
+
+    def learn(self, features: np.ndarray, cost: Cost, precision: str, family: str) -> None:
+        """Takes note of what a model of these features costs."""
+        self._known[precision].append((features, cost, family))
+
+    def predict(self, model: keras.Model, precision: str, family: str) -> Cost:
+        """What a model would probably cost; with nothing measured, a guess from what such models cost elsewhere."""
+        features = features_of(model)
+        known = self._known[precision]
+        latency = _predicted(features, [(f, c.latency_ms, name) for f, c, name in known], _LATENCY[precision], family)
+        size = _predicted(features, [(f, float(c.num_bytes), name) for f, c, name in known], _BYTES[precision], family)
+        return Cost(model.count_params(), round(size), latency)
+
+
+# One number each: multiply-adds by kind, values that layers give, weights, layers by kind, and 1.
+_KINDS = ("conv", "pointwise", "depthwise", "dense", "other")
+_NAMES = (*(f"multiply_adds_{kind}" for kind in _KINDS), "values", "weights", *(f"layers_{k}" for k in _KINDS), "one")
+# Where nothing was measured yet: ms and bytes for one of each, of an ordinary CPU core. Only their ratios matter once
+# something was.
+_LATENCY = {
+    "float32": (6e-8, 6e-8, 2.5e-7, 1.2e-7, 1e-6, 2e-7, 1e-9, 2e-3, 1e-3, 2e-3, 5e-4, 5e-4, 1e-3),
+    "int8": (2e-8, 2e-8, 1.2e-7, 4e-8, 1e-6, 1e-7, 1e-9, 2e-3, 1e-3, 2e-3, 5e-4, 5e-4, 1e-3),
+}
+_BYTES = {
+    "float32": (1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 4.0, 300.0, 300.0, 300.0, 200.0, 20.0, 2000.0),
+    "int8": (1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1.1, 600.0, 600.0, 600.0, 400.0, 50.0, 2500.0),
+}
+# How strongly a guess is held to against what was measured.
+_FAITH = 0.03
+
+
+def features_of(model: keras.Model) -> np.ndarray:
+    """What a model's cost depends on, `(13,)`: see `_NAMES`."""
+    found = dict.fromkeys(_NAMES, 0.0)
+    found["one"] = 1.0
+    found["weights"] = float(model.count_params())
+    for layer, positions, values in _calls(model):
+        kind, multiply_adds = _kind_and_work(layer, positions)
+        found[f"multiply_adds_{kind}"] += multiply_adds
+        found[f"layers_{kind}"] += 1.0
+        found["values"] += values
+    return np.array([found[name] for name in _NAMES])
+
+
+def _calls(model: keras.Model) -> Iterable[tuple[Any, int, int]]:
+    """Every call of a layer: the layer, the places of its output and the values in it, of one example."""
+    if not is_readable(model):
+        for layer in all_layers(model)[1:]:
+            yield layer, 1, 0
+        return
+    for node in calls_in_order(model):
+        operation = node.operation
+        if isinstance(operation, keras.layers.InputLayer):
+            continue
+        if isinstance(operation, keras.Model):
+            yield from _calls(operation)
+            continue
+        shape = [size or 1 for size in node.output_tensors[0].shape[1:]]
+        yield operation, int(np.prod(shape[:-1], dtype=float)), int(np.prod(shape, dtype=float))
+
+
+def _kind_and_work(layer: Any, positions: int) -> tuple[str, float]:
+    """The kind of a layer, and its multiply-adds: its kernels are applied at every place of the output."""
+    kernels = [weight for weight in getattr(layer, "weights", ()) if len(weight.shape) > 1]
+    work = float(sum(np.prod(kernel.shape) for kernel in kernels) * positions)
+    if isinstance(layer, keras.layers.Dense):
+        return "dense", work
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return "depthwise", work
+    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
+        return ("pointwise" if max(layer.kernel_size) == 1 else "conv"), work
+    return "other", work
+
+
+def _predicted(
+    features: np.ndarray, known: Sequence[tuple[np.ndarray, float, str]], prior: Sequence[float], family: str
+) -> float:
+    """A linear model without negative terms, fitted to relative errors and held to a guess where little is known.
+
+    What it misses of the family's own members so far, nearer ones more, it is corrected by.
+    """
+    from scipy.optimize import nnls
+
+    guess = np.asarray(prior)
+    if not known:
+        return float(features @ guess)
+    measured = np.array([value for _, value, _ in known])
+    matrix = np.array([row for row, _, _ in known])
+    scale = np.exp(np.mean(np.log(measured / (matrix @ guess))))
+    # In units of the guess, so that holding to it means the same for every term.
+    unit = scale * guess
+    rows = np.vstack([matrix * unit / measured[:, None], _FAITH * np.eye(len(unit))])
+    wanted = np.concatenate([np.ones(len(measured)), _FAITH * np.ones(len(unit))])
+    weights, _ = nnls(rows, wanted)
+    estimates = matrix @ (unit * weights)
+    estimate = float(features @ (unit * weights))
+    own = [index for index, (_, _, name) in enumerate(known) if name == family]
+    if not own:
+        return estimate
+    distances = np.array([abs(np.log(estimate / estimates[index])) for index in own])
+    nearness = 1.0 / (0.1 + distances)
+    missed = np.log(measured[own] / estimates[own])
+    return estimate * float(np.exp(np.sum(nearness * missed) / (0.5 * 10.0 + np.sum(nearness))))

@@ -1,0 +1,241 @@
+"""Students trained in parts from one store, and the score that tells them apart.
+
+How many are trained and which of them go on is the search's own affair.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from keras_distill._types import ArrayLike, Logs, Teacher, Tensor
+from keras_distill.distillation import Distiller
+from keras_distill.losses import SoftTargets
+from keras_distill.models.forward_pass import logits_model
+from keras_distill.models.heads import head_activation
+from keras_distill.report import metrics
+from keras_distill.targets import SoftTargetStore, attach
+
+if TYPE_CHECKING:
+    import optuna
+
+# The score of a training that diverged: finite, since a study in SQLite keeps no NaN.
+DIVERGED = 1e9
+_RUNGS = (8, 4, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a student is trained with.
+
+    Attributes:
+        temperature: of the soft targets.
+        student_loss_weight: of the labels; 1.0 is labels alone.
+        learning_rate: Adam's, at the beginning of a cosine to zero.
+    """
+
+    temperature: float
+    student_loss_weight: float
+    learning_rate: float
+
+    @property
+    def is_on_labels(self) -> bool:
+        """Whether labels are all that it learns from."""
+        return self.student_loss_weight == 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is the same for all students of a search.
+
+    Attributes:
+        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with.
+        validation: inputs and integer labels, to score on.
+        store: the teacher's soft targets for `train`.
+        epochs: of a whole training.
+        batch_size: items a step.
+        seed: of the order of the examples and of dropout.
+    """
+
+    train: tuple[ArrayLike, ArrayLike]
+    validation: tuple[ArrayLike, ArrayLike]
+    store: SoftTargetStore
+    epochs: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the training split."""
+        return -(-len(np.asarray(self.train[1])) // self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Of a whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def _steps_per_execution(self) -> int:
+        """The most steps, up to 32, that an epoch is a multiple of: a call from Python costs as much as a step."""
+        return max(steps for steps in range(1, 33) if self.steps_per_epoch % steps == 0)
+
+    def rungs(self, size: int) -> list[tuple[int, int]]:
+        """Successive halving: up to which epochs how many of `size` students are trained, the last of them to the end.
+
+        Reference:
+            Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
+            arXiv:1502.07943, section 3.
+        """
+        rungs = []
+        for divisor in _RUNGS:
+            if size > 1:
+                rungs.append((max(1, self.epochs // divisor), size))
+                size = max(1, size // 2)
+        return [*rungs, (self.epochs, size)]
+
+    def cost(self, *sizes: int) -> float:
+        """What halvings of so many students cost, in whole trainings."""
+        epochs = 0
+        for size in sizes:
+            before = 0
+            for rung, left in self.rungs(size):
+                epochs += left * (rung - before)
+                before = rung
+        return epochs / self.epochs
+
+    def begin(self, student: keras.Model, recipe: Recipe) -> Distiller:
+        """A student with the optimizer of a whole training."""
+        distiller = Distiller(
+            None, student, SoftTargets(recipe.temperature), student_loss_weight=recipe.student_loss_weight
+        )
+        schedule = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, self.num_steps)
+        loss = keras.losses.SparseCategoricalCrossentropy(head_activation(student) != "softmax", ignore_class=-1)
+        distiller.compile(
+            keras.optimizers.Adam(schedule),
+            loss=loss,
+            metrics=["accuracy"],
+            steps_per_execution=self._steps_per_execution,
+        )
+        return distiller
+
+    def go_on(self, distiller: Distiller, start: int, stop: int) -> dict[str, list[float]]:
+        """Trains from one epoch to another; these epochs' history, validated every `validated_every(epochs)`."""
+        if stop <= start:
+            return {}
+        # Each part of a training has an order of its own, the same for all students and after a kill.
+        keras.utils.set_random_seed(self.seed + start)
+        examples, ids = self.examples(on_labels=distiller.student_loss_weight == 1.0)
+        batches = attach(examples, self.store, batch_size=self.batch_size, seed=self.seed + start, ids=ids)
+        options: dict[str, Any] = {"initial_epoch": start, "epochs": stop, "shuffle": False, "verbose": 0}
+        if keras.config.backend() == "tensorflow":
+            # One stream for all epochs: to begin a new one costs as much as ten steps of a small student.
+            batches, options["steps_per_epoch"] = batches.repeat(), self.steps_per_epoch
+        validated: dict[str, list[float]] = {}
+
+        def validate(epoch: int, logs: Logs = None) -> None:
+            # Keras's own validation would compile a second step for each candidate, which costs half a second.
+            if (epoch + 1) % validated_every(self.epochs) == 0:
+                for metric, value in self._validation_figures(self.validation_logits(distiller.student)).items():
+                    validated.setdefault(metric, []).append(value)
+
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=validate)]
+        history = distiller.fit(batches, callbacks=callbacks, **options)
+        figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
+        return figures | validated
+
+    def examples(self, *, on_labels: bool) -> tuple[tuple[ArrayLike, ArrayLike], np.ndarray | None]:
+        """What a candidate trains on, and the ids where they are not all items in their order.
+
+        Where some items have no label, those that have one come as often as makes an epoch of as many steps.
+        """
+        inputs, labels = (np.asarray(part) for part in self.train)
+        if not on_labels or labels.min() >= 0:
+            return self.train, None
+        ids = np.resize(np.flatnonzero(labels >= 0), len(labels))
+        return (inputs[ids], labels[ids]), ids
+
+    def validation_logits(self, student: keras.Model) -> np.ndarray:
+        """A student's logits for the validation data."""
+        return logits_of(student, np.asarray(self.validation[0]))
+
+    def score(self, logits: np.ndarray) -> float:
+        """The negative log-likelihood of the validation labels at the temperature that suits the logits best, in nats.
+
+        On few examples it tells two students apart where their errors do not.
+        """
+        return score_of(logits, np.asarray(self.validation[1]))
+
+    def _validation_figures(self, logits: np.ndarray) -> dict[str, float]:
+        """What `fit` would report of the validation data."""
+        if not np.isfinite(logits).all():
+            return {"val_loss": math.nan, "val_accuracy": math.nan}
+        labels = np.asarray(self.validation[1])
+        loss, errors = metrics.negative_log_likelihood(logits, labels), metrics.error_rate(logits, labels)
+        return {"val_loss": loss, "val_accuracy": 1.0 - errors}
+
+
+def validated_every(epochs: int) -> int:
+    """Epochs from one validation to the next in a student's history: some twenty in all, for they cost time.
+
+    Example:
+        >>> validated_every(12), validated_every(667)
+        (1, 34)
+    """
+    return -(-epochs // 20)
+
+
+def logits_of(model: Teacher, inputs: np.ndarray) -> np.ndarray:
+    """The logits of a model or of a teacher of any kind, `(num_items, num_classes)`, in batches of 512."""
+    run: Callable[[np.ndarray], Tensor] = model
+    if isinstance(model, keras.Model):
+        run = partial(logits_model(model), training=False)
+    portions = [run(inputs[start : start + 512]) for start in range(0, len(inputs), 512)]
+    return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
+
+
+def score_of(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The negative log-likelihood of labels at the temperature that suits the logits best, in nats."""
+    if not np.isfinite(logits).all():
+        return DIVERGED
+    return metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels))
+
+
+@contextmanager
+def optuna_quiet(command: str) -> Iterator[None]:
+    """Without a line of Optuna's for each trial.
+
+    Raises:
+        ImportError: it is not installed; `command` says who needs it.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(f"{command} needs Optuna: pip install keras-distill[tune]") from error
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def start_again(study: "optuna.Study", settings: dict, folder: str) -> None:
+    """Notes what a study is of, or checks that it is of the same.
+
+    Raises:
+        ValueError: it is of other settings, another teacher or other data.
+    """
+    from keras_distill._checks import error_message
+
+    known = study.user_attrs.get("settings", settings)
+    if known != settings:
+        different = sorted(key for key in settings if settings[key] != known.get(key))
+        remedy = "Name another folder, or remove it to begin anew."
+        expectation = f"{folder} must be the study of these settings"
+        raise ValueError(error_message(expectation, f"one of another {', '.join(different)}", remedy))
+    study.set_user_attr("settings", settings)

@@ -1,0 +1,244 @@
+"""A budget in, a student out: what ships holds the budget, a kill changes nothing, bad input is refused."""
+
+import json
+import re
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_distill as kd
+from keras_distill.data import Dataset, Split
+from keras_distill.deploy import Budgets
+from keras_distill.search import compressing
+from keras_distill.search.cost import Cost
+from keras_distill.search.training import Recipe, Training
+from keras_distill.search.tuning import Tuned
+
+NUM_CLASSES = 3
+
+
+def split(num_items, seed):
+    """Bars of three directions under noise: a tiny convolution sees them, a pixel does not."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, NUM_CLASSES, num_items).astype("int32")
+    images = generator.normal(0.0, 0.4, (num_items, 8, 8, 1)).astype("float32")
+    for image, label in zip(images, labels, strict=True):
+        place = generator.integers(1, 7)
+        for step in range(8):
+            row, column = [(place, step), (step, place), (step, (step + place) % 8)][label]
+            image[row, column] += 1.5
+    return Split(images, labels)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    names = ("row", "column", "diagonal")
+    return Dataset("bars", split(512, 0), split(256, 1), split(256, 2), names, "none")
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(16, 3, activation="relu")(inputs)
+    x = layers.MaxPooling2D(2)(layers.Conv2D(32, 3, activation="relu")(x))
+    model = keras.Model(inputs, layers.Dense(NUM_CLASSES)(layers.Flatten()(x)))
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(dataset.train.inputs, dataset.train.labels, epochs=15, verbose=0)
+    return model
+
+
+class Ruler:
+    """A meter of closed form: four bytes a weight in float32, one in int8, and a nanosecond each."""
+
+    def __init__(self, *_):
+        pass
+
+    def measure(self, model, precision, family):
+        return self.predict(model, precision, family)
+
+    def predict(self, model, precision, family):
+        count = model.count_params()
+        return Cost(count, count * (4 if precision == "float32" else 1) + 100, count * 1e-6)
+
+    def learn(self, *_):
+        pass
+
+    def write(self, model, folder, precision):
+        return kd.deploy.to_litert(model, folder / "student.tflite")
+
+
+class Killed(BaseException):
+    pass
+
+
+class NoGate:
+    """In place of the ship gate, which has tests of its own."""
+
+    out = "bundle"
+    outcomes = ()
+
+
+def not_tuned(make_student, *_, **__):
+    """In place of tuning, which has tests of its own: the student as it begins."""
+    student, recipe = make_student(), Recipe(2.0, 0.5, 1e-3)
+    return Tuned(recipe, 0.0, student, recipe, 0.0, student, recipe, student, {}, {}, 0, 1, [])
+
+
+def searched(teacher, dataset, out, monkeypatch, **changes):
+    """A search by closed-form costs, without the end."""
+    monkeypatch.setattr(compressing, "Meter", Ruler)
+    monkeypatch.setattr(compressing, "tune", not_tuned)
+    monkeypatch.setattr(compressing, "ship", lambda *_, **__: NoGate())
+    settings = {"epochs": 8, "batch_size": 64, "num_trials": 4, "precisions": ["float32"]} | changes
+    return kd.compress(teacher, dataset, Budgets(max_size=4000), out, **settings)
+
+
+def test_what_ships_holds_its_budgets_in_the_runtime(teacher, dataset, tmp_path):
+    said = []
+    found = kd.compress(
+        teacher, dataset, Budgets(max_size=9000, max_latency_ms=50.0, max_accuracy_drop=0.05), tmp_path / "out",
+        epochs=16, batch_size=64, num_trials=3, on_progress=said.append,
+    )  # fmt: skip
+    assert found.bundle == tmp_path / "out" / "bundle"
+    manifest = json.loads((found.bundle / "manifest.json").read_text())
+    (artifact,) = manifest["artifacts"].values()
+    assert (found.bundle / artifact["file"]).stat().st_size <= 9000
+    assert artifact["latency"]["p50_ms"] <= 50.0
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert record["shipped"]
+    assert len(record["trials"]) == 3
+    assert record["test_errors"]["student"] < 0.4 < 2 / 3
+    assert found.cost <= 10.0
+    saved = keras.models.load_model(tmp_path / "out" / "student.keras")
+    np.testing.assert_allclose(saved(dataset.test.inputs), found.student(dataset.test.inputs), rtol=1e-5, atol=1e-5)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert len(re.findall(r"<title>\d+: ", page)) == 2 * sum(trial.state != "failed" for trial in found.trials)
+    assert [each.num_ended for each in said] == sorted(each.num_ended for each in said)
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_the_best_on_validation_data_that_holds_is_chosen(teacher, dataset, tmp_path, monkeypatch):
+    found = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=10)
+    whole = [trial for trial in found.trials if trial.state == "finished"]
+    assert found.trial in whole
+    assert found.trial.score == min(trial.score for trial in whole)
+    assert all(trial.cost.num_bytes <= 4000 for trial in found.trials if trial.cost)
+    # Two brackets, of eight and of two, each halved.
+    assert sorted(trial.epochs for trial in found.trials if trial.bracket == 0) == [1, 1, 1, 1, 2, 2, 4, 8]
+    assert {trial.family for trial in found.trials} == {"pruned", "convnet", "separable_convnet", "mlp"}
+    for one in found.front:
+        better = [
+            t for t in found.trials if t.cost and t.cost.latency_ms <= one.cost.latency_ms and t.score < one.score
+        ]
+        assert not better
+
+
+def test_killed_at_ten_moments_it_ends_in_the_same_front_and_trains_nothing_twice(
+    teacher, dataset, tmp_path, monkeypatch
+):
+    whole = searched(teacher, dataset, tmp_path / "whole", monkeypatch)
+    go_on, done, calls = Training.go_on, [], []
+    moments = set(np.random.default_rng(3).choice(np.arange(1, 25), 10, replace=False).tolist())
+
+    def killed(self, distiller, start, stop):
+        calls.append((start, stop))
+        if len(calls) in moments:
+            raise Killed
+        go_on(self, distiller, start, stop)
+        done.append((start, stop))
+
+    monkeypatch.setattr(Training, "go_on", killed)
+    for _ in range(11):
+        try:
+            again = searched(teacher, dataset, tmp_path / "killed", monkeypatch)
+        except Killed:
+            continue
+        break
+    assert [trial.number for trial in again.front] == [trial.number for trial in whole.front]
+    for one, other in zip(again.trials, whole.trials, strict=True):
+        assert (one.family, one.width, one.cost, one.state) == (other.family, other.width, other.cost, other.state)
+        assert one.scores == pytest.approx(other.scores, rel=1e-3)
+    # Of the candidates no part that was scored is trained again: epochs that were trained are those that were scored.
+    of_candidates = sum(trial.epochs for trial in again.trials)
+    calls.clear()
+    searched(teacher, dataset, tmp_path / "killed", monkeypatch)
+    assert not calls
+    assert sum(stop - start for start, stop in done) >= of_candidates
+
+
+def test_a_candidate_that_breaks_costs_only_itself(teacher, dataset, tmp_path, monkeypatch):
+    predict = Ruler.predict
+
+    def broken(self, model, precision, family):
+        if family == "mlp":
+            raise ValueError("the converter died of SIGSEGV while converting.")
+        return predict(self, model, precision, family)
+
+    monkeypatch.setattr(Ruler, "predict", broken)
+    found = searched(teacher, dataset, tmp_path, monkeypatch)
+    failed = [trial for trial in found.trials if trial.state == "failed"]
+    assert failed
+    assert {trial.family for trial in failed} == {"mlp"}
+    assert "SIGSEGV" in failed[0].reason
+    assert found.trial.family != "mlp"
+
+
+def test_a_teacher_that_is_no_graph_leaves_the_hand_made_families(dataset, tmp_path, monkeypatch):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(NUM_CLASSES)
+
+        def call(self, x):
+            return self.dense(keras.ops.reshape(x, (-1, 64)))
+
+    own = Own()
+    own(dataset.train.inputs[:2])
+    mine = {"mine": lambda width: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)])}
+    found = searched(own, dataset, tmp_path, monkeypatch, num_trials=4, families=mine)
+    assert "subclassed" in found.notes[0]
+    assert {trial.family for trial in found.trials} <= {"convnet", "separable_convnet", "mlp", "mine"}
+
+
+def test_an_ensemble_gives_its_best_member(teacher, dataset, tmp_path, monkeypatch):
+    poor = keras.models.clone_model(teacher)
+    found = searched(kd.Ensemble([poor, teacher]), dataset, tmp_path, monkeypatch, num_trials=2)
+    assert "member 2 is cut, the best of 2" in found.notes[0]
+
+
+def test_stopped_early_it_finishes_the_best_so_far(teacher, dataset, tmp_path, monkeypatch):
+    asked = []
+    found = searched(teacher, dataset, tmp_path, monkeypatch, is_stopped=lambda: asked.append(1) or len(asked) > 2)
+    assert {trial.bracket for trial in found.trials} == {0}
+    assert all(trial.epochs < 8 for trial in found.trials)
+    assert found.trial.score == min(trial.score for trial in found.trials)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "changes", "message"),
+    [
+        (Budgets(), {}, "there must be a budget of size or latency; got neither"),
+        (Budgets(max_size=100), {}, r"some candidate can hold; got 100 bytes. The nearest is the narrowest \w+ in"),
+        (Budgets(max_size=5000), {"runtime": "tflm"}, "runtime must be"),
+        (Budgets(max_size=5000), {"precisions": ["int4"]}, "precisions must be"),
+        (Budgets(max_size=5000), {"num_trials": 0}, "num_trials must be"),
+        (Budgets(max_size=5000), {"minutes": -1.0}, "minutes must be"),
+    ],
+)
+def test_bad_input_is_refused(teacher, dataset, tmp_path, monkeypatch, budgets, changes, message):
+    monkeypatch.setattr(compressing, "Meter", Ruler)
+    with pytest.raises(ValueError, match=message):
+        kd.compress(teacher, dataset, budgets, tmp_path / "out", epochs=1, **changes)
+
+
+def test_a_study_of_other_budgets_or_another_teacher_is_refused(teacher, dataset, tmp_path, monkeypatch):
+    searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2)
+    with pytest.raises(ValueError, match="must be the study of these settings; got one of another batch_size"):
+        searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2, batch_size=32)
+    with pytest.raises(ValueError, match="teacher"):
+        searched(keras.models.clone_model(teacher), dataset, tmp_path / "out", monkeypatch, num_trials=2)
+    shutil.rmtree(tmp_path / "out")

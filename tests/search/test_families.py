@@ -1,0 +1,59 @@
+"""Families of students: every width builds, wider is bigger, and what is cut keeps the teacher's weights."""
+
+import keras
+import numpy as np
+import optuna
+import pytest
+from keras import layers
+
+from keras_distill.search.families import Own, Pruned, hand_made
+
+
+def teacher():
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(16, 3, activation="relu", name="first")(inputs)
+    x = layers.Conv2D(32, 3, activation="relu", name="second")(x)
+    return keras.Model(inputs, layers.Dense(3, name="logits")(layers.Flatten()(x)))
+
+
+def families():
+    return [Pruned(teacher()), *hand_made((8, 8, 1), 3)]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_wider_students_have_more_weights_whatever_the_shape(place):
+    family = families()[place]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(3):
+        shape = family.suggest(study.ask())
+        counts = [family.build(shape, width).count_params() for width in (1 / 512, 0.05, 0.3, 1.0)]
+        assert counts == sorted(counts)
+        assert counts[0] < counts[-1]
+
+
+def test_a_whole_width_is_the_teacher_and_a_part_keeps_its_weights():
+    whole = teacher()
+    family = Pruned(whole)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(family.build(family.default(), 1.0)(x), whole(x), rtol=1e-5, atol=1e-5)
+    half = family.build(family.default(), 0.5)
+    assert half.get_layer("first").filters == 8
+    kept = half.get_layer("first").get_weights()[0]
+    original = whole.get_layer("first").get_weights()[0]
+    assert all(any(np.array_equal(kept[..., i], original[..., j]) for j in range(16)) for i in range(8))
+
+
+def test_stages_share_the_width_out():
+    cut = Pruned(teacher()).build({"stage1": 0.25, "stage2": 1.0}, 0.5)
+    assert cut.get_layer("first").filters == 2
+    assert cut.get_layer("second").filters == 16
+
+
+def test_a_teacher_of_one_layer_cannot_be_cut():
+    with pytest.raises(ValueError, match="must have channels that can be cut"):
+        Pruned(keras.Sequential([keras.Input((4,)), layers.Dense(3)]))
+
+
+def test_a_users_own_family_gets_the_width():
+    build = lambda width: keras.Sequential([keras.Input((4,)), layers.Dense(round(100 * width)), layers.Dense(3)])  # noqa: E731
+    assert Own("mine", build).build({}, 0.5).layers[0].units == 50
