@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "layers that are alike, drop every second")  # fmt: skip
     blocks.add_argument("--drop-blocks", nargs="+", default=[], metavar="NAME", help="drop these blocks")
     add("--input-scale", type=float, default=1.0, metavar="SCALE", help="resize images by so much first")
-    add("--importance", choices=("norms", "scales", "activations", "taylor"), default="norms",
+    add("--importance", choices=("scales", "norms", "activations", "taylor"), default="scales",
         help="which channels stay; the last two look at --data (default: %(default)s)")  # fmt: skip
     data_options.add_data_arguments(parser, required=False)
     add("--out", required=True, metavar="OUT.keras", help="where the student goes; its record is OUT.json")

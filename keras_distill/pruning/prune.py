@@ -30,7 +30,7 @@ def prune(
     *,
     drop_blocks: str | Sequence[str] = (),
     input_scale: float = 1.0,
-    importance: str | Mapping[str, np.ndarray] = "norms",
+    importance: str | Mapping[str, np.ndarray] = "scales",
     calibration: TensorTree = None,
     repair: bool = False,
     multiple_of: int = 1,
@@ -49,9 +49,9 @@ def prune(
             those of what is left.
         input_scale: puts a resize of height and width in front, in (0, 1]; of networks that are convolutional up to a
             global pooling.
-        importance: which channels stay, those of the highest scores: `"norms"` of the weights that make and that read a
-            channel, `"scales"`, `"activations"`, `"taylor"` or `"random"` (see `importance.py`); or for each group an
-            array of scores, one a channel.
+        importance: which channels stay, those of the highest scores: `"scales"` of BatchNormalization and, where there
+            is none, norms; `"norms"` of the weights that make and that read a channel, `"activations"`, `"taylor"` or
+            `"random"` (see `importance.py`); or for each group an array of scores, one a channel.
         calibration: inputs, arrays `(num_items, …)` as the teacher takes them, for `"activations"`, `"taylor"` and
             `repair`; some hundred do.
         repair: whether biases and the statistics of BatchNormalization are put right on `calibration`.
