@@ -44,7 +44,7 @@ reliability: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax,ray]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax,ray,hub]"
 	touch $@
 
 clean:
