@@ -17,6 +17,7 @@ from keras_distill.search.cost import Cost
 from keras_distill.search.training import Recipe, Training
 from keras_distill.search.tuning import Tuned
 
+pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 NUM_CLASSES = 3
 
 
@@ -97,6 +98,7 @@ def searched(teacher, dataset, out, monkeypatch, **changes):
     return kd.compress(teacher, dataset, Budgets(max_size=4000), out, **settings)
 
 
+@pytest.mark.slow
 def test_what_ships_holds_its_budgets_in_the_runtime(teacher, dataset, tmp_path):
     said = []
     found = kd.compress(
@@ -137,6 +139,7 @@ def test_the_best_on_validation_data_that_holds_is_chosen(teacher, dataset, tmp_
         assert not better
 
 
+@pytest.mark.slow
 def test_killed_at_ten_moments_it_ends_in_the_same_front_and_trains_nothing_twice(
     teacher, dataset, tmp_path, monkeypatch
 ):

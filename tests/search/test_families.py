@@ -2,12 +2,12 @@
 
 import keras
 import numpy as np
-import optuna
 import pytest
 from keras import layers
 
 from keras_distill.search.families import Own, Pruned, hand_made
 
+optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
 
 
