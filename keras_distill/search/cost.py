@@ -20,6 +20,7 @@ from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx, write_quantized
 from keras_distill.deploy.trace import signature_of
 from keras_distill.deploy.verify import open_artifact
+from keras_distill.models import multiply_adds
 from keras_distill.models.layer_roles import is_readable
 
 RUNTIMES = ("litert", "onnx")
@@ -33,11 +34,13 @@ class Cost:
 
     Attributes:
         num_parameters: weights, those that are not trained too.
+        multiply_adds: of one example, as `models.multiply_adds` counts them.
         num_bytes: of the file that is served.
         latency_ms: median of one example a call on one thread.
     """
 
     num_parameters: int
+    multiply_adds: int
     num_bytes: int
     latency_ms: float
 
@@ -83,7 +86,7 @@ class Meter:
             kit = kit_module()
             step = artifact.step(kit.for_one_call(artifact, feed))
             latency = kit.measure({"it": step}, _ROUNDS, _SECONDS_PER_ROUND)["it"]["p50_ms"]
-            cost = Cost(model.count_params(), path.stat().st_size, latency)
+            cost = Cost(model.count_params(), multiply_adds(model), path.stat().st_size, latency)
         self.learn(features_of(model), cost, precision, family)
         return cost
 
@@ -115,7 +118,7 @@ class Meter:
         known = self._known[precision]
         latency = _predicted(features, [(f, c.latency_ms, name) for f, c, name in known], _LATENCY[precision], family)
         size = _predicted(features, [(f, float(c.num_bytes), name) for f, c, name in known], _BYTES[precision], family)
-        return Cost(model.count_params(), round(size), latency)
+        return Cost(model.count_params(), round(features[: len(_KINDS)].sum()), round(size), latency)
 
 
 @contextmanager

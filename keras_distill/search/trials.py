@@ -200,7 +200,7 @@ def pareto_front(trials: Iterable[Trial]) -> list[Trial]:
     """The trained candidates that no other beats in both latency and score, from the fastest on.
 
     Example:
-        >>> made = [Trial(n, 0, "mlp", {}, "int8", 1.0, 0.1, Cost(1, 1, ms), {5: nll})
+        >>> made = [Trial(n, 0, "mlp", {}, "int8", 1.0, 0.1, Cost(1, 1, 1, ms), {5: nll})
         ...         for n, (ms, nll) in enumerate([(1.0, 0.3), (2.0, 0.2), (3.0, 0.4)])]
         >>> [trial.number for trial in pareto_front(made)]
         [0, 1]

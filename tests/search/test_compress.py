@@ -63,7 +63,7 @@ class Ruler:
 
     def predict(self, model, precision, family):
         count = model.count_params()
-        return Cost(count, count * (4 if precision == "float32" else 1) + 100, count * 1e-6)
+        return Cost(count, count, count * (4 if precision == "float32" else 1) + 100, count * 1e-6)
 
     def learn(self, *_):
         pass

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_distill.models import multiply_adds
 from keras_distill.search.cost import Cost, Meter, features_of
 from keras_distill.search.families import hand_made
 
@@ -40,7 +41,7 @@ def test_costs_that_are_linear_are_predicted_once_some_were_seen(students):
     errors = []
     for family, model in students:
         features = features_of(model)
-        cost = Cost(model.count_params(), 4 * model.count_params() + 5000, float(features @ truth))
+        cost = Cost(model.count_params(), 0, 4 * model.count_params() + 5000, float(features @ truth))
         predicted = meter.predict(model, "float32", family)
         errors.append((predicted.latency_ms / cost.latency_ms - 1, predicted.num_bytes / cost.num_bytes - 1))
         meter.learn(features, cost, "float32", family)
@@ -70,12 +71,13 @@ def test_what_is_measured_is_the_file_in_its_runtime(students, runtime, precisio
     model.set_weights(before)
     assert abs(path.stat().st_size - cost.num_bytes) <= 64
     assert cost.num_parameters == model.count_params()
+    assert cost.multiply_adds == multiply_adds(model)
     assert 0.0 < cost.latency_ms < 100.0
     # What was measured is what is predicted of the same model, nearly.
     assert meter.predict(model, precision, family).num_bytes == pytest.approx(cost.num_bytes, rel=0.1)
 
 
 def test_the_tighter_limit_decides():
-    cost = Cost(10, 50, 0.2)
+    cost = Cost(10, 5, 50, 0.2)
     assert cost.share_of(100, 0.1) == pytest.approx(2.0)
     assert cost.share_of(100, None) == pytest.approx(0.5)
