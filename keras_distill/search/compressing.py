@@ -20,6 +20,7 @@ from keras_distill._checks import check_choice, check_count, check_positive, err
 from keras_distill._files import whole_file
 from keras_distill._types import Teacher
 from keras_distill.deploy.budgets import Budgets
+from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance, Shipment
 from keras_distill.distillation.training_length import default_epochs
@@ -33,6 +34,7 @@ from keras_distill.search.training import Training, logits_of, optuna_quiet
 from keras_distill.search.trials import Trial, Trials, pareto_front
 from keras_distill.search.tuning import Tuned, tune
 from keras_distill.targets import SoftTargetStore, label
+from keras_distill.targets.fingerprints import every_item_fingerprint
 from keras_distill.teachers import Ensemble
 
 if TYPE_CHECKING:
@@ -135,6 +137,12 @@ def compress(
         members = isinstance(teacher, Ensemble)
         store = label(teacher, dataset.train.inputs, out / "targets", members=members, progress=False)
         assert isinstance(store, SoftTargetStore)  # one process labels all of it
+        if store.manifest.num_classes != dataset.num_classes:
+            expectation = f"the teacher must tell the {dataset.num_classes} classes of {dataset.name} apart"
+            remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
+            received = f"outputs of {store.manifest.num_classes}"
+            is_one_unit = store.manifest.num_classes == 1
+            raise ValueError(error_message(expectation, received, remedy if is_one_unit else ""))
         training = Training(
             (dataset.train.inputs, dataset.train.labels),
             (dataset.validation.inputs, dataset.validation.labels),
@@ -143,7 +151,8 @@ def compress(
             batch_size,
             seed,
         )
-        calibration = dataset.validation.inputs[:_NUM_CALIBRATION]
+        # Drawn, since the classes of many data sets lie one after another.
+        calibration = choose_calibration({"all": dataset.validation.inputs}, num_examples=_NUM_CALIBRATION)["all"]
         meter = Meter(runtime, dataset.validation.inputs[:1], calibration, _stand_in_metadata(dataset))
         max_latency = None if budgets.max_latency_ms is None else _IN_HAND * budgets.max_latency_ms
         fitter = Fitter(meter, budgets.max_size, max_latency, seed)
@@ -153,6 +162,9 @@ def compress(
         settings = {
             "teacher": store.manifest.teacher_fingerprint,
             "data": store.manifest.dataset_fingerprint,
+            "labels or validation data": every_item_fingerprint(
+                [np.asarray(training.train[1]), *map(np.asarray, training.validation)]
+            ),
             "budgets": asdict(budgets),
             "runtime": runtime,
             "precisions": list(precisions),

@@ -175,7 +175,7 @@ def test_a_candidate_that_breaks_costs_only_itself(teacher, dataset, tmp_path, m
 
     def broken(self, model, precision, family):
         if family == "mlp":
-            raise ValueError("the converter died of SIGSEGV while converting.")
+            raise RuntimeError("the converter died of SIGSEGV while converting.")
         return predict(self, model, precision, family)
 
     monkeypatch.setattr(Ruler, "predict", broken)
@@ -241,4 +241,21 @@ def test_a_study_of_other_budgets_or_another_teacher_is_refused(teacher, dataset
         searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2, batch_size=32)
     with pytest.raises(ValueError, match="teacher"):
         searched(keras.models.clone_model(teacher), dataset, tmp_path / "out", monkeypatch, num_trials=2)
+    # The store knows the training inputs alone.
+    other = Split(dataset.validation.inputs, dataset.validation.labels[::-1])
+    relabelled = Dataset("bars", dataset.train, other, dataset.test, dataset.class_names, "none")
+    with pytest.raises(ValueError, match="another labels or validation data"):
+        searched(teacher, relabelled, tmp_path / "out", monkeypatch, num_trials=2)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_teacher_of_one_sigmoid_unit_is_refused_with_what_to_do(dataset, tmp_path, monkeypatch):
+    inputs = keras.Input((8, 8, 1))
+    unit = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match=r"the 3 classes of bars apart; got outputs of 1\. One sigmoid unit"):
+        searched(unit, dataset, tmp_path, monkeypatch)
+
+
+def test_families_have_names_of_their_own(teacher, dataset, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="names of their own; got mlp"):
+        searched(teacher, dataset, tmp_path, monkeypatch, families={"mlp": lambda _: teacher})
