@@ -256,6 +256,29 @@ def test_a_teacher_of_one_sigmoid_unit_is_refused_with_what_to_do(dataset, tmp_p
         searched(unit, dataset, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("name", ["trials/thesis.txt", "bundle/b.txt", "report.html", "student.keras", "study.db"])
+def test_files_that_no_search_made_stay(teacher, dataset, tmp_path, monkeypatch, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("somebody's own work")
+    with pytest.raises(ValueError, match=f"must be new or hold a search; got {name.split('/')[0]} of another's"):
+        searched(teacher, dataset, tmp_path, monkeypatch)
+    assert (tmp_path / name).read_text() == "somebody's own work"
+
+
+def test_two_searches_in_one_folder_are_one_too_many(teacher, dataset, tmp_path, monkeypatch):
+    seen = []
+
+    def second(_):
+        if not seen:
+            seen.append(True)
+            with pytest.raises(BlockingIOError, match="one process alone must write to"):
+                searched(teacher, dataset, tmp_path, monkeypatch)
+            raise Killed
+
+    with pytest.raises(Killed):
+        searched(teacher, dataset, tmp_path, monkeypatch, on_progress=second)
+
+
 def test_families_have_names_of_their_own(teacher, dataset, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="names of their own; got mlp"):
         searched(teacher, dataset, tmp_path, monkeypatch, families={"mlp": lambda _: teacher})
