@@ -139,6 +139,36 @@ def folder_aside(parent: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(going, ignore_errors=True)
 
 
+@contextmanager
+def only_one_in(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps another process out of a folder that one alone may write to, until the block ends or this one dies.
+
+    Where a system or a disk has no such locks nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process is in such a block.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "Wait for it, end it, or name another folder."
+            raise BlockingIOError(
+                error_message(f"one process alone must write to {folder}", "another that is at it", remedy)
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Raises `OSError` where the file or folder `path` could not be made: now, and not after minutes of work."""
     parent = Path(path).absolute().parent

@@ -17,9 +17,10 @@ import keras
 import numpy as np
 
 from keras_distill._checks import check_choice, check_count, check_positive, error_message
-from keras_distill._files import whole_file
+from keras_distill._files import only_one_in, whole_file
 from keras_distill._types import Teacher
 from keras_distill.deploy.budgets import Budgets
+from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance, Shipment
 from keras_distill.distillation.training_length import default_epochs
@@ -33,6 +34,7 @@ from keras_distill.search.training import Training, logits_of, optuna_quiet
 from keras_distill.search.trials import Trial, Trials, pareto_front
 from keras_distill.search.tuning import Tuned, tune
 from keras_distill.targets import SoftTargetStore, label
+from keras_distill.targets.fingerprints import every_item_fingerprint
 from keras_distill.teachers import Ensemble
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ NUM_TRIALS = 16
 # Measured again by the gate, a latency is not the same: so much is kept in hand.
 _IN_HAND = 0.93
 _NUM_CALIBRATION = 256
+_STUDY = "study.db"
+# What else a search writes or removes in its folder, once there is a study.
+_WRITTEN = ("trials", "tuning", "bundle", "student.keras", "report.html", "compression.json")
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,9 @@ def compress(
 
     Raises:
         ValueError: no budget, or one that no candidate can hold: the message says what the nearest would need; a study
-            of another teacher, other data or settings in `out`; a teacher that does not know the data's classes.
+            of another teacher, other data or settings in `out`, or files that no search made; a teacher that does not
+            know the data's classes.
+        BlockingIOError: another search is at work in `out`.
         ImportError: Optuna is not installed.
     """
     if budgets.max_size is None and budgets.max_latency_ms is None:
@@ -130,11 +137,18 @@ def compress(
     deadline = math.inf if minutes is None else began + 60.0 * minutes
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with optuna_quiet("compress"):
+    with only_one_in(out), optuna_quiet("compress"):
+        _check_ours(out)
         on_progress(Progress("labelling the training data once", 0, num_trials, None, None))
         members = isinstance(teacher, Ensemble)
         store = label(teacher, dataset.train.inputs, out / "targets", members=members, progress=False)
         assert isinstance(store, SoftTargetStore)  # one process labels all of it
+        if store.manifest.num_classes != dataset.num_classes:
+            expectation = f"the teacher must tell the {dataset.num_classes} classes of {dataset.name} apart"
+            remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
+            received = f"outputs of {store.manifest.num_classes}"
+            is_one_unit = store.manifest.num_classes == 1
+            raise ValueError(error_message(expectation, received, remedy if is_one_unit else ""))
         training = Training(
             (dataset.train.inputs, dataset.train.labels),
             (dataset.validation.inputs, dataset.validation.labels),
@@ -143,7 +157,8 @@ def compress(
             batch_size,
             seed,
         )
-        calibration = dataset.validation.inputs[:_NUM_CALIBRATION]
+        # Drawn, since the classes of many data sets lie one after another.
+        calibration = choose_calibration({"all": dataset.validation.inputs}, num_examples=_NUM_CALIBRATION)["all"]
         meter = Meter(runtime, dataset.validation.inputs[:1], calibration, _stand_in_metadata(dataset))
         max_latency = None if budgets.max_latency_ms is None else _IN_HAND * budgets.max_latency_ms
         fitter = Fitter(meter, budgets.max_size, max_latency, seed)
@@ -153,6 +168,9 @@ def compress(
         settings = {
             "teacher": store.manifest.teacher_fingerprint,
             "data": store.manifest.dataset_fingerprint,
+            "labels or validation data": every_item_fingerprint(
+                [np.asarray(training.train[1]), *map(np.asarray, training.validation)]
+            ),
             "budgets": asdict(budgets),
             "runtime": runtime,
             "precisions": list(precisions),
@@ -161,7 +179,7 @@ def compress(
             "batch_size": batch_size,
             "seed": seed,
         }
-        trials = Trials(out / "study.db", settings, fitter.families, precisions, seed)
+        trials = Trials(out / _STUDY, settings, fitter.families, precisions, seed)
         fitter.recall(trials.all())
 
         def say(text: str) -> None:
@@ -205,6 +223,21 @@ def compress(
     )
     _write(compression, out, budgets, dataset, name)
     return compression
+
+
+def _check_ours(out: Path) -> None:
+    """Raises `ValueError` where a search would write over, or remove, what no search has made."""
+    study = out / _STUDY
+    if study.is_file():
+        with study.open("rb") as file:
+            start = file.read(16)
+        # One that was killed as it made the file leaves it empty.
+        theirs = [] if start in (b"", b"SQLite format 3\0") else [_STUDY]
+    else:
+        theirs = [name for name in (_STUDY, *_WRITTEN) if (out / name).exists()]
+    if theirs:
+        received = f"{', '.join(theirs)} of another's"
+        raise ValueError(error_message(f"{out} must be new or hold a search", received, "Name another folder."))
 
 
 def _tuned(fitter: Fitter, training: Training, trial: Trial, out: Path) -> Tuned:

@@ -220,14 +220,39 @@ class Own(Family):
     Args:
         name: what it is called.
         build: from a width in (0, 1] to a built model that ends in logits.
+        input_shape: of one example.
+        num_classes: that its models must answer with.
     """
 
-    def __init__(self, name: str, build: Callable[[float], keras.Model]):
+    def __init__(self, name: str, build: Callable[[float], keras.Model], input_shape: Sequence[int], num_classes: int):
         self.name, self.entries, self._build = name, {}, build
+        self._input_shape, self._num_classes = tuple(input_shape), num_classes
 
     def build(self, shape: Shape, width: float) -> keras.Model:
-        """Whatever the user builds."""
-        return self._build(width)
+        """Whatever the user builds.
+
+        Raises:
+            ValueError: the function raises, whatever it raises, or gives no model of the data's inputs and classes.
+        """
+        try:
+            model = self._build(width)
+        except Exception as error:
+            received = f"{type(error).__name__}: {error} at width {width:.3g}"
+            raise ValueError(error_message(f"the family {self.name} must build a model", received)) from error
+        expectation = (
+            f"the family {self.name} must build a model from {self._input_shape} to {self._num_classes} logits"
+        )
+        if not isinstance(model, keras.Model) or not model.built:
+            received = "one that is not built" if isinstance(model, keras.Model) else type(model).__name__
+            raise ValueError(error_message(expectation, received, "Begin it with a keras.Input."))
+        try:
+            outputs = model(np.zeros((1, *self._input_shape), "float32"), training=False)
+        except Exception as error:
+            raise ValueError(error_message(expectation, " ".join(str(error).split()))) from error
+        if tuple(getattr(outputs, "shape", ())) != (1, self._num_classes):
+            shapes = keras.tree.map_structure(lambda each: tuple(each.shape[1:]), outputs)
+            raise ValueError(error_message(expectation, f"outputs of shape {shapes}"))
+        return model
 
 
 def hand_made(input_shape: Sequence[int], num_classes: int) -> list[Family]:

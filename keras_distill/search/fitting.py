@@ -9,9 +9,10 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._types import Teacher
+from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.search.cost import Cost, Meter, features_of
-from keras_distill.search.families import Family, Own, Pruned, Shape, hand_made
+from keras_distill.search.families import MLP, ConvNet, Family, Own, Pruned, SeparableConvNet, Shape, hand_made
 from keras_distill.search.training import logits_of, score_of
 from keras_distill.search.trials import Trial
 
@@ -67,7 +68,7 @@ class Fitter:
                     model = self._build(family, family.default(), _NARROWEST)
                     cost = self._meter.measure(model, precision, family.name)
                     found.append((self.share(cost), precision, cost))
-                except (ValueError, OSError):
+                except Exception:
                     # One width that a converter dies of says nothing about others.
                     continue
             if not found or min(found)[0] <= 1.0:
@@ -144,16 +145,24 @@ class Fitter:
 def families_for(
     teacher: Teacher, dataset: "Dataset", own: Mapping[str, Callable[[float], keras.Model]]
 ) -> tuple[list[Family], list[str]]:
-    """The families that suit a teacher and its data, and what the user should know of the choice."""
+    """The families that suit a teacher and its data, and what the user should know of the choice.
+
+    Raises:
+        ValueError: one of the user's own has the name of another.
+    """
+    if taken := sorted(set(own) & {each.name for each in (Pruned, ConvNet, SeparableConvNet, MLP)}):
+        raise ValueError(error_message("families must have names of their own", ", ".join(taken), "Rename them."))
     families: list[Family] = []
     prunable, notes = _prunable(teacher, dataset)
     if prunable is not None:
         try:
-            families.append(Pruned(prunable, dataset.train.inputs[:_NUM_CALIBRATION]))
+            drawn = choose_calibration({"all": dataset.train.inputs}, num_examples=_NUM_CALIBRATION)["all"]
+            families.append(Pruned(prunable, drawn))
         except ValueError as error:
             notes.append(f"Nothing is cut from the teacher: {error}")
     families += hand_made(dataset.input_shape, dataset.num_classes)
-    return families + [Own(name, build) for name, build in own.items()], notes
+    families += [Own(name, build, dataset.input_shape, dataset.num_classes) for name, build in own.items()]
+    return families, notes
 
 
 def _prunable(teacher: Teacher, dataset: "Dataset") -> tuple[keras.Model | None, list[str]]:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 BRACKET = 8
 # What all candidates are taught with: in the middle of what is tuned for the best of them.
 TEMPERATURE, STUDENT_LOSS_WEIGHT = 2.0, 0.5
-# Of a candidate: a converter's crash, a model that cannot be built, a full disk. It costs this candidate.
-_OF_ONE = (ValueError, OSError, ArithmeticError, MemoryError)
+# Of a candidate: a converter's crash, a model that cannot be built, a full disk. It costs this candidate, whatever its
+# runtime raises: LiteRT's own is a RuntimeError, TensorFlow's and ONNX Runtime's are of their own kinds.
+_OF_ONE = Exception
 
 
 class Halving:

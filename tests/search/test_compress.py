@@ -178,7 +178,7 @@ def test_a_candidate_that_breaks_costs_only_itself(teacher, dataset, tmp_path, m
 
     def broken(self, model, precision, family):
         if family == "mlp":
-            raise ValueError("the converter died of SIGSEGV while converting.")
+            raise RuntimeError("the converter died of SIGSEGV while converting.")
         return predict(self, model, precision, family)
 
     monkeypatch.setattr(Ruler, "predict", broken)
@@ -244,4 +244,44 @@ def test_a_study_of_other_budgets_or_another_teacher_is_refused(teacher, dataset
         searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2, batch_size=32)
     with pytest.raises(ValueError, match="teacher"):
         searched(keras.models.clone_model(teacher), dataset, tmp_path / "out", monkeypatch, num_trials=2)
+    # The store knows the training inputs alone.
+    other = Split(dataset.validation.inputs, dataset.validation.labels[::-1])
+    relabelled = Dataset("bars", dataset.train, other, dataset.test, dataset.class_names, "none")
+    with pytest.raises(ValueError, match="another labels or validation data"):
+        searched(teacher, relabelled, tmp_path / "out", monkeypatch, num_trials=2)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_teacher_of_one_sigmoid_unit_is_refused_with_what_to_do(dataset, tmp_path, monkeypatch):
+    inputs = keras.Input((8, 8, 1))
+    unit = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match=r"the 3 classes of bars apart; got outputs of 1\. One sigmoid unit"):
+        searched(unit, dataset, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["trials/thesis.txt", "bundle/b.txt", "report.html", "student.keras", "study.db"])
+def test_files_that_no_search_made_stay(teacher, dataset, tmp_path, monkeypatch, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("somebody's own work")
+    with pytest.raises(ValueError, match=f"must be new or hold a search; got {name.split('/')[0]} of another's"):
+        searched(teacher, dataset, tmp_path, monkeypatch)
+    assert (tmp_path / name).read_text() == "somebody's own work"
+
+
+def test_two_searches_in_one_folder_are_one_too_many(teacher, dataset, tmp_path, monkeypatch):
+    seen = []
+
+    def second(_):
+        if not seen:
+            seen.append(True)
+            with pytest.raises(BlockingIOError, match="one process alone must write to"):
+                searched(teacher, dataset, tmp_path, monkeypatch)
+            raise Killed
+
+    with pytest.raises(Killed):
+        searched(teacher, dataset, tmp_path, monkeypatch, on_progress=second)
+
+
+def test_families_have_names_of_their_own(teacher, dataset, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="names of their own; got mlp"):
+        searched(teacher, dataset, tmp_path, monkeypatch, families={"mlp": lambda _: teacher})

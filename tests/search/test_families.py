@@ -57,7 +57,26 @@ def test_a_teacher_of_one_layer_cannot_be_cut():
 
 def test_a_users_own_family_gets_the_width():
     build = lambda width: keras.Sequential([keras.Input((4,)), layers.Dense(round(100 * width)), layers.Dense(3)])  # noqa: E731
-    assert Own("mine", build).build({}, 0.5).layers[0].units == 50
+    assert Own("mine", build, (4,), 3).build({}, 0.5).layers[0].units == 50
+
+
+def raises(width):
+    raise RuntimeError("no such width")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (raises, "the family mine must build a model; got RuntimeError: no such width at width 0.5"),
+        (lambda _: None, r"from \(4,\) to 3 logits; got NoneType"),
+        (lambda _: keras.Sequential([layers.Dense(3)]), "got one that is not built. Begin it with"),
+        (lambda _: keras.Sequential([keras.Input((4,)), layers.Dense(7)]), r"to 3 logits; got outputs of shape \(7,\)"),
+        (lambda _: keras.Sequential([keras.Input((5,)), layers.Dense(3)]), "the family mine must build a model from"),
+    ],
+)
+def test_a_users_family_that_is_none_is_refused_with_its_name(build, message):
+    with pytest.raises(ValueError, match=message):
+        Own("mine", build, (4,), 3).build({}, 0.5)
 
 
 def residual_teacher():
