@@ -6,8 +6,9 @@ MNIST (20,000 images) with the small ConvNet, spoken digits with a small residua
 trained on labels, Adam with cosine decay to zero, and judged after the last epoch on the test set. Fresh and pruned
 students each have the learning rate of 1e-3 or 3e-3 whose errors on the validation set are fewest, over seeds. Pruned
 ones are cut by BatchNormalization's scales and have their statistics re-estimated before they train; they are also
-trained for a third of the epochs, with a decay of its own. Some twenty minutes on one core; `--write` puts what was measured into
-docs/results/pruning.json and docs/pruning.md, and leaves the results of a data set that `--data` does not name.
+trained for a third of the epochs, with a decay of its own. Some twenty minutes on one core; `--write` puts what was
+measured into docs/results/pruning.json and docs/pruning.md, and leaves the results of a data set that `--data` does not
+name.
 """
 
 import argparse
