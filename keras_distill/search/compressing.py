@@ -180,6 +180,7 @@ def compress(
             "seed": seed,
         }
         trials = Trials(out / _STUDY, settings, fitter.families, precisions, seed)
+        fitter.families = trials.keep_families({family.name: family for family in candidates})
         fitter.recall(trials.all())
 
         def say(text: str) -> None:
