@@ -121,3 +121,14 @@ def test_a_study_goes_on_with_the_families_that_it_began_with(tmp_path):
         # Optuna refuses a choice among others than before.
         trials.propose(0)
     assert len(trials.all()) == 2
+
+
+def test_a_study_that_cannot_be_written_says_so_in_a_sentence(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    from keras_distill.search.training import optuna_quiet
+
+    with (
+        pytest.raises(OSError, match=r"can be written; got unable to open database file\. Make room"),
+        optuna_quiet("compress"),
+    ):
+        optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/none/study.db")
