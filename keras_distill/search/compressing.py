@@ -231,6 +231,9 @@ def compress(
 def _check_ours(out: Path) -> None:
     """Raises `ValueError` where a search would write over, or remove, what no search has made."""
     study = out / _STUDY
+    if "?" in str(out.resolve()):
+        # In a URL options begin there: the study would be another file, outside of the folder.
+        raise ValueError(error_message("the path of a search's folder must be without a question mark", str(out)))
     if study.is_file():
         with study.open("rb") as file:
             start = file.read(16)

@@ -292,6 +292,12 @@ def test_the_bundle_is_told_in_which_range_pixels_are(teacher, dataset, tmp_path
     assert told[0].pixel_range == "0-255"
 
 
+def test_a_folder_whose_name_sqlite_would_cut_is_refused(teacher, dataset, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="must be without a question mark"):
+        searched(teacher, dataset, tmp_path / "which?", monkeypatch)
+    assert not (tmp_path / "which").exists()
+
+
 def test_families_have_names_of_their_own(teacher, dataset, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="names of their own; got mlp"):
         searched(teacher, dataset, tmp_path, monkeypatch, families={"mlp": lambda _: teacher})
