@@ -103,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             num_trials=arguments.trials,
             minutes=arguments.minutes,
             seed=arguments.seed,
+            pixel_range=arguments.pixel_range,
             on_progress=show,
             is_stopped=is_stopped,
         )

@@ -83,6 +83,7 @@ def compress(
     minutes: float | None = None,
     seed: int = 0,
     name: str = "student",
+    pixel_range: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Compression:
@@ -110,6 +111,7 @@ def compress(
         minutes: no candidate is begun that would end later; the best so far is finished.
         seed: of everything that is drawn. With it and the same measured costs a search is repeated.
         name: of the student.
+        pixel_range: what `data.load` brought the data into, for what the bundle says of its inputs.
         on_progress: called with what happens.
         is_stopped: asked between trainings; once true, the best so far is finished.
 
@@ -180,6 +182,7 @@ def compress(
             "seed": seed,
         }
         trials = Trials(out / _STUDY, settings, fitter.families, precisions, seed)
+        fitter.families = trials.keep_families({family.name: family for family in candidates})
         fitter.recall(trials.all())
 
         def say(text: str) -> None:
@@ -195,7 +198,7 @@ def compress(
         if not ranked:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in trials.all()))
             raise ValueError(error_message("some candidate must be trained", "none", f"Their errors: {reasons}"))
-        gate = _Gate(teacher, dataset, budgets, runtime, out, name)
+        gate = _Gate(teacher, dataset, budgets, runtime, out, name, pixel_range)
         # Whoever the gate holds back gives way to the next that was trained to its end.
         for trial in [trial for trial in ranked if trial.state == "finished"] or ranked[:1]:
             say(f"tuning the best, {trial.family} in {trial.precision}")
@@ -228,6 +231,9 @@ def compress(
 def _check_ours(out: Path) -> None:
     """Raises `ValueError` where a search would write over, or remove, what no search has made."""
     study = out / _STUDY
+    if "?" in str(out.resolve()):
+        # In a URL options begin there: the study would be another file, outside of the folder.
+        raise ValueError(error_message("the path of a search's folder must be without a question mark", str(out)))
     if study.is_file():
         with study.open("rb") as file:
             start = file.read(16)
@@ -266,6 +272,7 @@ class _Gate:
     runtime: str
     out: Path
     name: str
+    pixel_range: str | None
 
     def judge(self, tuned: Tuned) -> tuple[dict[str, float], Verdict]:
         """Test errors of teacher, labels, distilled and student, and whether distilling helped."""
@@ -282,11 +289,14 @@ class _Gate:
 
     def ship(self, student: keras.Model, trial: Trial, verdict: Verdict) -> Shipment:
         """The student through the gate, in the precision that its candidate had."""
+        provenance = Provenance(
+            self.name, f"{trial.family}, found by compress", verdict=verdict, pixel_range=self.pixel_range
+        )
         return ship(
             student,
             self.dataset,
             self.out / "bundle",
-            provenance=Provenance(self.name, f"{trial.family}, found by compress", verdict=verdict),
+            provenance=provenance,
             targets=[self.runtime if trial.precision == "float32" else f"{self.runtime}-int8"],
             budgets=self.budgets,
             teacher=self.teacher if isinstance(self.teacher, keras.Model) else None,

@@ -211,15 +211,24 @@ def optuna_quiet(command: str) -> Iterator[None]:
 
     Raises:
         ImportError: it is not installed; `command` says who needs it.
+        OSError: a study cannot be read or written: a disk is full, or closed.
     """
+    from keras_distill._checks import error_message
+
     try:
         import optuna
+        import sqlalchemy
     except ImportError as error:
         raise ImportError(f"{command} needs Optuna: pip install keras-distill[tune]") from error
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        received = str(getattr(cause, "orig", None) or cause or error)
+        remedy = "Make room on its disk, or name another folder; what was written stays, and the search goes on."
+        raise OSError(error_message("the study's file must be one that can be written", received, remedy)) from error
     finally:
         optuna.logging.set_verbosity(before)
 

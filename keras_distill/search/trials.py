@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 State = Literal["proposed", "running", "stopped", "finished", "failed"]
 # How much of the budget a candidate may leave.
 _LEAST_FILL = 0.5
+_IN_REACH = "families in reach"
 # Proposals before Optuna's sampler learns from what became of earlier ones.
 _NUM_RANDOM = 8
 
@@ -118,6 +119,19 @@ class Trials:
         attributes = self._study.user_attrs
         kept = sorted((key for key in attributes if attributes[key] and key.startswith("trial-")), key=_number_of)
         return [Trial.from_json(attributes[key]) for key in kept]
+
+    def keep_families(self, candidates: Mapping[str, Family]) -> dict[str, Family]:
+        """The families that the study began with: measured again, one at the edge of a budget may have left it.
+
+        Args:
+            candidates: by name, those out of reach too.
+        """
+        names = self._study.user_attrs.get(_IN_REACH)
+        if names is None:
+            names = list(self._families)
+            self._study.set_user_attr(_IN_REACH, names)
+        self._families = {name: candidates[name] for name in names}
+        return dict(self._families)
 
     def keep(self, trial: Trial, **changes: Any) -> Trial:
         """Writes down what changed of a candidate, and returns it."""

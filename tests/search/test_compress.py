@@ -282,6 +282,22 @@ def test_two_searches_in_one_folder_are_one_too_many(teacher, dataset, tmp_path,
         searched(teacher, dataset, tmp_path, monkeypatch, on_progress=second)
 
 
+def test_the_bundle_is_told_in_which_range_pixels_are(teacher, dataset, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(compressing, "Meter", Ruler)
+    monkeypatch.setattr(compressing, "tune", not_tuned)
+    monkeypatch.setattr(compressing, "ship", lambda *_, provenance, **__: told.append(provenance) or NoGate())
+    settings = {"epochs": 1, "num_trials": 1, "precisions": ["float32"], "pixel_range": "0-255"}
+    kd.compress(teacher, dataset, Budgets(max_size=4000), tmp_path, **settings)
+    assert told[0].pixel_range == "0-255"
+
+
+def test_a_folder_whose_name_sqlite_would_cut_is_refused(teacher, dataset, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="must be without a question mark"):
+        searched(teacher, dataset, tmp_path / "which?", monkeypatch)
+    assert not (tmp_path / "which").exists()
+
+
 def test_families_have_names_of_their_own(teacher, dataset, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="names of their own; got mlp"):
         searched(teacher, dataset, tmp_path, monkeypatch, families={"mlp": lambda _: teacher})

@@ -107,3 +107,28 @@ def test_a_training_begins_with_the_statistics_of_the_data():
     first = student.get_layer("stem")(X).numpy()
     np.testing.assert_allclose(student.get_layer("norm0").moving_mean, first.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
     assert "dropped" not in Pruned(teacher(), X).entries
+
+
+def test_a_study_goes_on_with_the_families_that_it_began_with(tmp_path):
+    pytest.importorskip("optuna")
+    from keras_distill.search.trials import Trials
+
+    every = {family.name: family for family in hand_made((8, 8, 1), 3)}
+    fewer = {name: every[name] for name in every if name != "convnet"}
+    for kept in (every, fewer):
+        trials = Trials(tmp_path / "study.db", {}, kept, ["float32"], 0)
+        assert list(trials.keep_families(every)) == list(every)
+        # Optuna refuses a choice among others than before.
+        trials.propose(0)
+    assert len(trials.all()) == 2
+
+
+def test_a_study_that_cannot_be_written_says_so_in_a_sentence(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    from keras_distill.search.training import optuna_quiet
+
+    with (
+        pytest.raises(OSError, match=r"can be written; got unable to open database file\. Make room"),
+        optuna_quiet("compress"),
+    ):
+        optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/none/study.db")
