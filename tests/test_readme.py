@@ -57,6 +57,9 @@ def test_commands_run_as_printed_one_after_the_other(tmp_path, monkeypatch, caps
     for line in lines:
         assert main(line.split("#")[0].split()[1:]) == 0, line
     printed = capsys.readouterr().out
+    student = re.search(r"student: .*, ([\d,]+) bytes", printed)
+    assert int(student[1].replace(",", "")) <= 12_000
+    assert {"student.keras", "bundle", "report.html", "compression.json", "study.db"} <= set(os.listdir("small"))
     assert re.search(r"verdict: (BETTER|NO BETTER|WORSE|INCONCLUSIVE): ", printed)
     assert {"student.onnx", "student.tflite", "report.html", "manifest.json"} <= set(os.listdir("bundle"))
     assert sorted(os.listdir("exported")) == ["out.onnx", "out.tflite"]

@@ -84,7 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         teachers.append(loaded)
     console = Console(quiet=arguments.quiet)
-    with _first_interrupt_stops() as is_stopped, console.status("starting") as status:
+
+    def say_how_to_end() -> None:
+        console.print("Ctrl-C: the best so far will be finished; press it again to end at once.", soft_wrap=True)
+
+    with _first_interrupt_stops(say_how_to_end) as is_stopped, console.status("starting") as status:
 
         def show(progress: "Progress") -> None:
             status.update(progress_text(progress))
@@ -144,8 +148,12 @@ def result_lines(found: "Compression", out: str) -> list[str]:
 
 
 @contextmanager
-def _first_interrupt_stops() -> "Iterator[Callable[[], bool]]":
-    """Yields whether Ctrl-C was pressed; the second one ends the command as it ends all others."""
+def _first_interrupt_stops(on_press: "Callable[[], None]") -> "Iterator[Callable[[], bool]]":
+    """Yields whether Ctrl-C was pressed; the second one ends the command as it ends all others.
+
+    Args:
+        on_press: called when it was.
+    """
     import threading
 
     pressed: list[int] = []
@@ -157,6 +165,7 @@ def _first_interrupt_stops() -> "Iterator[Callable[[], bool]]":
     def press(number: int, frame: Any) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, before)
+        on_press()
 
     signal.signal(signal.SIGINT, press)
     try:

@@ -17,6 +17,7 @@ from keras_distill.report.metrics import Reliability, softmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Matplotlib cannot say `currentColor`; this stands for it until the SVG is text.
@@ -224,11 +225,16 @@ def front(
     if limit is not None:
         axes.axvline(limit, color=_INK, linestyle=":", linewidth=1, label="budget")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    _write_plain_numbers(axes.xaxis)
+    # Those that were given up early have many times the errors of the best, which are what matters.
+    if min([teacher_percent, *(candidate.error_percent for candidate in candidates)]) > 0.0:
+        axes.set_yscale("log")
+        _write_plain_numbers(axes.yaxis)
+    axes.margins(0.06, 0.1)
     axes.set(xlabel=x_label, ylabel="errors on validation data (%)")
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8)
+    # Above the axes, where no candidate is.
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
     svg = _svg(figure)
     for number, candidate in enumerate(candidates):
         mark = f'<g id="candidate-{number}">'
@@ -283,6 +289,18 @@ def most_ambiguous(teacher_logits: np.ndarray, labels: np.ndarray, num_examples:
         if len(chosen) == num_examples:
             break
     return np.array(chosen, dtype=int)
+
+
+def _write_plain_numbers(axis: "Axis") -> None:
+    """Few numbers along a logarithmic axis, without powers: at 1, 2, 5, 10, 20, …, in a shorter range evenly."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0)) if high > 5.0 * low else MaxNLocator(6, steps=[1, 2, 5, 10])
+    )
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
 def _target(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -12,22 +12,37 @@ if TYPE_CHECKING:
     from keras_distill.data import Dataset
 
 
+_NAMES = {
+    "teacher": "teacher",
+    "labels": "the student's twin on labels alone",
+    "distilled": "the student, distilled",
+    "student": "the student: the better of the two on validation data",
+}
+
+
 def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", name: str) -> str:
     """The page, complete in itself; pointing at a candidate in the figure names it."""
     chosen, verdict = compression.trial, compression.verdict
     shipped = compression.bundle is not None
-    errors = compression.test_errors
+    errors, recipe = compression.test_errors, compression.recipe
+    recipe_text = f"learning rate {recipe.learning_rate:.2g}"
+    if not recipe.is_on_labels:
+        recipe_text += f", temperature {recipe.temperature:.2g}, labels at a weight of {recipe.student_loss_weight:.2g}"
     found: list[Part | str] = [
         Verdict(
-            f"{_kind(chosen)} holds {_asked(budgets)}." if shipped else "No candidate passed the gate.", holds=shipped
+            f"{_kind(chosen)} holds {_asked(budgets)}: its file takes {_taken(compression)}."
+            if shipped
+            else "No candidate passed the gate.",
+            holds=shipped,
         ),
         *(Paragraph(reason) for outcome in compression.shipment.outcomes for reason in outcome.reasons),
         Table(
             ["model", "test errors"],
-            [[who, f"{100 * errors[who]:.2f} %"] for who in ("teacher", "labels", "distilled", "student")],
+            [[name, f"{100 * errors[who]:.2f} %"] for who, name in _NAMES.items()],
             f"On {len(dataset.test):,} test examples of {dataset.name}, looked at once",
             strong_row=3,
         ),
+        Paragraph(f"Trained {'on labels alone' if recipe.is_on_labels else 'from soft targets'}: {recipe_text}."),
         Paragraph(f"Distilled against the same student on labels alone: {verdict}."),
         *(Paragraph(reason) for reason in verdict.reasons),
     ]
@@ -36,19 +51,14 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         [
             *_front(compression, budgets),
             Table(
-                [
-                    "candidate",
-                    "bytes",
-                    "ms",
-                    "weights",
-                    "multiply-adds",
-                    "epochs",
-                    "errors",
-                    "NLL",
-                    "what became",
-                ],
+                ["candidate", "bytes", "ms", "weights", "multiply-adds", "epochs", "errors", "NLL", "outcome"],
                 [_row(trial, trial.number == chosen.number) for trial in compression.trials],
                 "Validation errors and negative log-likelihood (nats) at the last epoch of each",
+            ),
+            *(
+                Paragraph(f"Candidate {trial.number + 1} failed: {trial.reason}")
+                for trial in compression.trials
+                if trial.state == "failed"
             ),
         ],
     )
@@ -60,7 +70,7 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         f"minutes: {_kind(chosen)}, {100 * errors['student']:.2f} % test errors; the teacher has "
         f"{100 * errors['teacher']:.2f} %."
     )
-    return page(f"{name}: a student for {_asked(budgets)}", sections, summary=summary)
+    return page(f"{name}: the best within {_asked(budgets)}", sections, summary=summary)
 
 
 def _front(compression: Compression, budgets: Budgets) -> list[Figure]:
@@ -101,7 +111,6 @@ def _front(compression: Compression, budgets: Budgets) -> list[Figure]:
 
 def _row(trial: Trial, is_chosen: bool) -> list[object]:
     cost = trial.cost
-    became = f"failed: {trial.reason}" if trial.state == "failed" else ("chosen" if is_chosen else trial.state)
     return [
         f"{trial.number + 1}: {_kind(trial)}",
         f"{cost.num_bytes:,}" if cost else "–",
@@ -111,13 +120,19 @@ def _row(trial: Trial, is_chosen: bool) -> list[object]:
         trial.epochs,
         f"{100 * trial.errors[trial.epochs]:.2f} %" if trial.errors else "–",
         f"{trial.score:.4f}" if trial.scores else "–",
-        became,
+        "chosen" if is_chosen else trial.state,
     ]
 
 
 def _kind(trial: Trial) -> str:
     width = "" if trial.width is None else f", width {trial.width:.3g}"
     return f"{trial.family} in {trial.precision}{width}"
+
+
+def _taken(compression: Compression) -> str:
+    """What the file that ships takes, as the gate measured it."""
+    variants = [outcome.variant for outcome in compression.shipment.outcomes if outcome.variant is not None]
+    return " and ".join(f"{variant.num_bytes:,} bytes and {variant.latency['p50_ms']:.4f} ms" for variant in variants)
 
 
 def _asked(budgets: Budgets) -> str:

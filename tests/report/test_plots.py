@@ -96,6 +96,34 @@ def test_labels_of_models_alike_do_not_cover_each_other():
             assert abs(y - other_y) >= 8 or abs(x - other_x) >= 2.5 * (length + other_length)
 
 
+def test_the_front_is_on_log_scales_and_names_every_candidate():
+    made = [(1000, 16.0, "a"), (2000, 8.0, "b"), (4000, 4.0, "a"), (8000, 2.0, "b & c")]
+    candidates = [plots.Candidate(x, y, group, y < 5, f"at {x} < 9,000") for x, y, group in made]
+    svg = plots.front(candidates, "size (bytes)", chosen=3, limit=9000.0, teacher_percent=1.5)
+    root = ElementTree.fromstring(svg)
+    points = [next(node for node in root.iter(f"{SVG}g") if node.get("id") == f"candidate-{n}") for n in range(4)]
+    assert [point.findtext(f"{SVG}title") for point in points] == [candidate.title for candidate in candidates]
+    marks = [next(point.iter(f"{SVG}use")) for point in points]
+    places = np.array([(float(mark.get("x")), float(mark.get("y"))) for mark in marks])
+    # Each costs twice as much as the one before and has half its errors.
+    steps = np.diff(places, axis=0)
+    np.testing.assert_allclose(steps, np.broadcast_to(steps[0], (3, 2)), rtol=1e-4)
+    assert ["fill-opacity: 0" in mark.get("style") or "fill: none" in mark.get("style") for mark in marks] == [
+        *[True] * 2,
+        *[False] * 2,
+    ]
+    assert {"1,000", "2,000", "5,000", "2", "5", "10", "b & c", "teacher", "budget"} <= set(texts(svg))
+
+
+def test_a_front_without_errors_is_drawn_all_the_same():
+    candidates = [plots.Candidate(0.002, 0.0, "a", True, "none"), plots.Candidate(0.0021, 4.0, "a", False, "four")]
+    svg = plots.front(candidates, "latency (ms)", chosen=0, limit=None, teacher_percent=0.0)
+    labels = texts(svg)
+    assert "0" in labels
+    assert "0.002" in labels
+    assert "budget" not in labels
+
+
 def test_figures_follow_the_pages_colour_and_are_the_same_every_time():
     draw = lambda: plots.curves({"a": ([1, 2], [3, 4])}, "epoch", "errors (%)")  # noqa: E731
     svg = draw()
