@@ -7,6 +7,7 @@ passes the ship gate, and is judged once on the test set.
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,8 @@ NUM_TRIALS = 16
 # Measured again by the gate, a latency is not the same: so much is kept in hand.
 _IN_HAND = 0.93
 _NUM_CALIBRATION = 256
+# Of the best candidate, in whole trainings: as it is, and where the time is over.
+_TUNING, _LEAST_TUNING = 4.0, 2.0
 _STUDY = "study.db"
 # What else a search writes or removes in its folder, once there is a study.
 _WRITTEN = ("trials", "tuning", "bundle", "student.keras", "report.html", "compression.json")
@@ -192,17 +195,21 @@ def compress(
             left = halving.seconds_for(num_trials - ended) or None
             on_progress(Progress(text, ended, num_trials, best, left))
 
+        def is_over() -> bool:
+            return is_stopped() or time.monotonic() > deadline
+
         halving = Halving(trials, fitter, meter, training, out / "trials", say)
-        halving.run(num_trials, precisions, lambda: is_stopped() or time.monotonic() > deadline, deadline)
+        halving.run(num_trials, precisions, is_over, deadline)
         ranked = sorted((trial for trial in trials.all() if trial.scores), key=halving.projected)
         if not ranked:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in trials.all()))
             raise ValueError(error_message("some candidate must be trained", "none", f"Their errors: {reasons}"))
         gate = _Gate(teacher, dataset, budgets, runtime, out, name, pixel_range)
+        max_cost = _LEAST_TUNING if is_over() else _TUNING
         # Whoever the gate holds back gives way to the next that was trained to its end.
         for trial in [trial for trial in ranked if trial.state == "finished"] or ranked[:1]:
             say(f"tuning the best, {trial.family} in {trial.precision}")
-            tuned = _tuned(fitter, training, trial, out)
+            tuned = _tuned(fitter, training, trial, out, max_cost)
             say("the ship gate")
             errors, verdict = gate.judge(tuned)
             shipment = gate.ship(tuned.student, trial, verdict)
@@ -246,7 +253,7 @@ def _check_ours(out: Path) -> None:
         raise ValueError(error_message(f"{out} must be new or hold a search", received, "Name another folder."))
 
 
-def _tuned(fitter: Fitter, training: Training, trial: Trial, out: Path) -> Tuned:
+def _tuned(fitter: Fitter, training: Training, trial: Trial, out: Path, max_cost: float) -> Tuned:
     return tune(
         lambda: fitter.student(trial),
         training.train,
@@ -258,6 +265,7 @@ def _tuned(fitter: Fitter, training: Training, trial: Trial, out: Path) -> Tuned
         temperature=TEMPERATURE,
         student_loss_weight=STUDENT_LOSS_WEIGHT,
         learning_rate=fitter.families[trial.family].learning_rate,
+        max_cost=max_cost,
         seed=training.seed,
     )
 
@@ -304,6 +312,9 @@ class _Gate:
 
 
 def _write(compression: Compression, out: Path, budgets: Budgets, dataset: "Dataset", name: str) -> None:
+    if compression.bundle is None:
+        # One of an earlier run would be another student's.
+        shutil.rmtree(out / "bundle", ignore_errors=True)
     with whole_file(out / "student.keras") as aside:
         compression.student.save(aside)
     with whole_file(out / "report.html") as aside:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # How near to its share of the budget a candidate's measured cost must come, and how often it is made anew for that.
 _NEAR, _MOST_TRIES = 0.85, 4
+# Than one that was too wide, whatever is predicted.
+_NARROWER = 0.93
 _NARROWEST = 1.0 / 512.0
 _NUM_BISECTIONS = 8
 _NUM_CALIBRATION = 1024
@@ -105,13 +107,15 @@ class Fitter:
         family = self.families[trial.family]
         best: tuple[float, Cost] | None = None
         tried: list[tuple[float, Cost]] = []
+        too_wide = math.inf
         for _ in range(_MOST_TRIES):
-            width = self._predicted_width(family, trial)
+            width = min(self._predicted_width(family, trial), _NARROWER * too_wide)
             if width in [before for before, _ in tried]:
                 break
             cost = self._meter.measure(self._build(family, trial.shape, width), trial.precision, family.name)
             tried.append((width, cost))
             share = self.share(cost)
+            too_wide = min(too_wide, width) if share > 1.0 else too_wide
             if share <= 1.0 and (best is None or width > best[0]):
                 best = (width, cost)
             if share <= 1.0 and (share >= _NEAR * trial.fill or width == 1.0):

@@ -301,3 +301,12 @@ def test_a_folder_whose_name_sqlite_would_cut_is_refused(teacher, dataset, tmp_p
 def test_families_have_names_of_their_own(teacher, dataset, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="names of their own; got mlp"):
         searched(teacher, dataset, tmp_path, monkeypatch, families={"mlp": lambda _: teacher})
+
+
+def test_a_bundle_of_an_earlier_run_goes_where_nothing_ships(teacher, dataset, tmp_path, monkeypatch):
+    searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1)
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.setattr(NoGate, "out", None)
+    found = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1)
+    assert found.bundle is None
+    assert not (tmp_path / "bundle").exists()

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_distill.search.cost import Cost
 from keras_distill.search.families import Own, Pruned, hand_made
+from keras_distill.search.fitting import Fitter
+from keras_distill.search.trials import Trial
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 X = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
@@ -132,3 +135,21 @@ def test_a_study_that_cannot_be_written_says_so_in_a_sentence(tmp_path):
         optuna_quiet("compress"),
     ):
         optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/none/study.db")
+
+
+class Steep:
+    """A meter whose predictions are too low by a fifth, always."""
+
+    def measure(self, model, precision, family):
+        return Cost(model.count_params(), 0, round(5 * model.count_params()), 1.0)
+
+    def predict(self, model, precision, family):
+        return Cost(model.count_params(), 0, 4 * model.count_params(), 1.0)
+
+
+def test_a_width_that_holds_is_found_though_what_is_predicted_does_not():
+    fitter = Fitter(Steep(), 20_000, None, 0)
+    fitter.within_reach(hand_made((8, 8, 1), 3), ["float32"])
+    width, cost = fitter.fit(Trial(0, 0, "mlp", {"depth": 1, "growth": 1.0}, "float32", 1.0))
+    assert 0.7 * 20_000 < cost.num_bytes <= 20_000
+    assert width < 1.0
