@@ -56,7 +56,7 @@ def compress(folder, *switches, teacher="teacher.keras", data="data.npz", out="o
 
 def found(*, ships):
     """What a search might find: two candidates, and a gate that says yes or no."""
-    cost = Cost(num_parameters=1234, num_bytes=5678, latency_ms=0.0123)
+    cost = Cost(num_parameters=1234, multiply_adds=90_000, num_bytes=5678, latency_ms=0.0123)
     best = Trial(0, 0, "mlp", {}, "int8", 1.0, 0.5, cost, {8: 0.25}, {8: 0.125}, "finished")
     failed = Trial(1, 0, "pruned", {}, "float32", 1.0, state="failed", reason="the converter died")
     labels = np.arange(40) % 2
