@@ -22,6 +22,7 @@ from keras_distill.report.verdict import compare_models
 from keras_distill.search import Compression, Progress, Recipe, Trial
 from keras_distill.search.cost import Cost
 
+pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 pytestmark = pytest.mark.tensorflow
 
 
@@ -56,7 +57,7 @@ def compress(folder, *switches, teacher="teacher.keras", data="data.npz", out="o
 
 def found(*, ships):
     """What a search might find: two candidates, and a gate that says yes or no."""
-    cost = Cost(num_parameters=1234, multiply_adds=90_000, num_bytes=5678, latency_ms=0.0123)
+    cost = Cost(num_parameters=1234, multiply_adds=4321, num_bytes=5678, latency_ms=0.0123)
     best = Trial(0, 0, "mlp", {}, "int8", 1.0, 0.5, cost, {8: 0.25}, {8: 0.125}, "finished")
     failed = Trial(1, 0, "pruned", {}, "float32", 1.0, state="failed", reason="the converter died")
     labels = np.arange(40) % 2
@@ -114,7 +115,7 @@ def test_every_option_reaches_the_search(folder, monkeypatch):
     assert recorder.out == str(folder / "out")
     assert recorder.options == {
         "runtime": "onnx", "precisions": ["int8"], "num_trials": 5, "minutes": 2.5, "epochs": 7, "batch_size": 16,
-        "seed": 3,
+        "seed": 3, "pixel_range": "0-255",
     }  # fmt: skip
     assert 100 < recorder.dataset.train.inputs.max() <= 255
     answers = np.asarray(recorder.teacher(recorder.dataset.test.inputs)).argmax(-1)
@@ -246,6 +247,14 @@ def test_options_are_read_from_a_file(tmp_path):
     parsed = parser.parse_args(argv)
     assert (parsed.teacher, parsed.data, parsed.max_size) == (["t.keras"], "digits", "12kB")
     assert (parsed.precisions, parsed.trials, parsed.quiet) == (["int8"], 8, True)
+
+
+def test_a_folder_of_somebody_elses_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "student.keras").write_bytes(b"of months ago")
+    assert compress(folder, "--max-size", "12kB", out=tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "must be new or hold a search; got student.keras of another's. Name another folder." in error
+    assert (tmp_path / "student.keras").read_bytes() == b"of months ago"
 
 
 @pytest.mark.slow
