@@ -86,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(quiet=arguments.quiet)
 
     def say_how_to_end() -> None:
-        console.print("Ctrl-C: the best so far will be finished; press it again to end at once.", soft_wrap=True)
+        if not arguments.quiet:
+            # Past Python's own streams, which may be in the midst of a line: they would write it twice, or refuse.
+            os.write(2, b"\nCtrl-C: the best so far will be finished; press it again to end at once.\n")
 
     with _first_interrupt_stops(say_how_to_end) as is_stopped, console.status("starting") as status:
 

@@ -168,7 +168,7 @@ def test_exit_code_is_one_and_the_reason_is_said_where_nothing_ships(folder, mon
     assert "litert-int8 does not hold: it takes 5,678 bytes, over 5,000" in capsys.readouterr().out
 
 
-def test_the_first_interrupt_finishes_the_best_so_far(folder, monkeypatch, capsys):
+def test_the_first_interrupt_finishes_the_best_so_far(folder, monkeypatch, capfd):
     asked = []
 
     def interrupted(is_stopped):
@@ -180,9 +180,9 @@ def test_the_first_interrupt_finishes_the_best_so_far(folder, monkeypatch, capsy
     before = signal.getsignal(signal.SIGINT)
     assert compress(folder, "--max-size", "12kB") == 0
     assert asked == [False, True]
-    said = capsys.readouterr().out
-    assert "press it again to end at once" in said
-    assert "student: mlp in int8" in said
+    said = capfd.readouterr()
+    assert "press it again to end at once" in said.err
+    assert "student: mlp in int8" in said.out
     assert signal.getsignal(signal.SIGINT) is before
 
 
