@@ -2,7 +2,7 @@
 
 Candidates are proposed by Optuna, made as wide as the budget allows, measured in the runtime that will serve them, and
 halved by how they do on validation data, all taught from one store. The best is tuned, labels alone among its recipes,
-passes the ship gate, and is judged once on the test set.
+passes the ship gate, and is judged on the test set.
 """
 
 import json
@@ -95,14 +95,14 @@ def compress(
     Candidates are cut from the teacher and, so that pruning has to earn its place, a few hand-made families and your
     own; in float32 and in int8. Each is made as wide as its share of the budget allows, by latency and bytes measured
     in the runtime that will serve it, before it is trained. What is compared is the negative log-likelihood on the
-    validation split; the test split is looked at once, in the end.
+    validation split; the test split is looked at in the end alone.
 
     Called again with the same arguments after a kill it goes on: candidates that were judged are not trained again.
 
     Args:
         teacher: a Keras model, an `Ensemble` (its best member is cut), a `SpecialistEnsemble` (its generalist is), or
             any function from inputs to logits (nothing is cut, hand-made families alone).
-        dataset: trained on its training split, chosen on validation, judged once on test.
+        dataset: trained on its training split, chosen on validation, judged on test.
         budgets: with `max_size`, `max_latency_ms` or both; the others hold for what ships.
         out: a folder: `student.keras`, `bundle/`, `report.html`, `compression.json`, `study.db`.
         runtime: that serves the student: `"litert"` or `"onnx"`.
@@ -205,11 +205,13 @@ def compress(
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in trials.all()))
             raise ValueError(error_message("some candidate must be trained", "none", f"Their errors: {reasons}"))
         gate = _Gate(teacher, dataset, budgets, runtime, out, name, pixel_range)
+        num_trainings = sum(trial.epochs for trial in trials.all()) / training.epochs
         max_cost = _LEAST_TUNING if is_over() else _TUNING
         # Whoever the gate holds back gives way to the next that was trained to its end.
         for trial in [trial for trial in ranked if trial.state == "finished"] or ranked[:1]:
             say(f"tuning the best, {trial.family} in {trial.precision}")
             tuned = _tuned(fitter, training, trial, out, max_cost)
+            num_trainings += tuned.num_steps / tuned.steps_of_one
             say("the ship gate")
             errors, verdict = gate.judge(tuned)
             shipment = gate.ship(tuned.student, trial, verdict)
@@ -227,7 +229,7 @@ def compress(
         test_errors=errors,
         trials=tuple(trials.all()),
         front=tuple(pareto_front(trials.all())),
-        cost=sum(each.epochs for each in trials.all()) / training.epochs + tuned.num_steps / tuned.steps_of_one,
+        cost=num_trainings,
         seconds=time.monotonic() - began,
         notes=tuple(notes),
     )

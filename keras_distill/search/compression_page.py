@@ -39,7 +39,7 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         Table(
             ["model", "test errors"],
             [[name, f"{100 * errors[who]:.2f} %"] for who, name in _NAMES.items()],
-            f"On {len(dataset.test):,} test examples of {dataset.name}, looked at once",
+            f"On {len(dataset.test):,} test examples of {dataset.name}",
             strong_row=3,
         ),
         Paragraph(f"Trained {'on labels alone' if recipe.is_on_labels else 'from soft targets'}: {recipe_text}."),

@@ -113,12 +113,17 @@ class Halving:
             if before:
                 left.sort(key=lambda trial: trial.scores[before])
             left, given_up = left[:num_left], left[num_left:]
-            if is_over() and any(trial.scores for trial in self._trials.all()):
-                # The best so far will be tuned, which trains it to its end; the others have had their time.
-                left, given_up = [], [*left, *given_up]
             for trial in given_up:
                 self._end(trial, "stopped")
-            trained = [self._trained(trial, rung, [stop for stop, _ in rungs]) for trial in left]
+            trained: list[Trial] = []
+            for trial in left:
+                if is_over() and any(other.scores for other in self._trials.all()):
+                    # The best so far will be tuned, which trains it to its end; the others have had their time.
+                    for each in [*trained, *left[len(trained) :]]:
+                        if each.state != "failed":
+                            self._end(each, "stopped")
+                    return
+                trained.append(self._trained(trial, rung, [stop for stop, _ in rungs]))
             left, before = [trial for trial in trained if trial.state != "failed"], rung
         for trial in left:
             self._end(trial, "finished")
@@ -173,6 +178,8 @@ class Halving:
     def _judged(self, trial: Trial, student: "keras.Model", *, is_whole: bool) -> tuple[float, float]:
         """Score and share of errors on validation data; of the int8 file, where the student was trained to its end."""
         inputs, labels = (np.asarray(part) for part in self._training.validation)
+        if not is_whole:
+            self._training.settle(student)
         logits = self._training.validation_logits(student)
         if is_whole and trial.precision == "int8" and np.isfinite(logits).all():
             with tempfile.TemporaryDirectory(prefix="keras-distill-compress-") as folder:

@@ -18,6 +18,8 @@ from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
 from keras_distill.models.forward_pass import logits_model
 from keras_distill.models.heads import head_activation
+from keras_distill.models.layer_roles import is_readable
+from keras_distill.pruning import reestimate_batch_normalization
 from keras_distill.report import metrics
 from keras_distill.targets import SoftTargetStore, attach
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 # The score of a training that diverged: finite, since a study in SQLite keeps no NaN.
 DIVERGED = 1e9
 _RUNGS = (8, 4, 2)
+_NUM_CALIBRATION = 512
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,12 @@ class Training:
         history = distiller.fit(batches, callbacks=callbacks, **options)
         figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
         return figures | validated
+
+    def settle(self, student: keras.Model) -> None:
+        """Gives BatchNormalization the statistics of the training data: early in a training moving ones lag behind."""
+        if is_readable(student):
+            drawn = np.random.default_rng(0).permutation(len(np.asarray(self.train[1])))[:_NUM_CALIBRATION]
+            reestimate_batch_normalization(student, np.asarray(self.train[0])[np.sort(drawn)])
 
     def examples(self, *, on_labels: bool) -> tuple[tuple[ArrayLike, ArrayLike], np.ndarray | None]:
         """What a candidate trains on, and the ids where they are not all items in their order.

@@ -282,6 +282,8 @@ def _halved(
                     histories[index].setdefault(metric, []).extend(values)
                 start = stop
             running[index] = distiller, start
+            if rung < training.epochs:
+                training.settle(distiller.student)
             scores[str(index)][str(rung)] = training.score(training.validation_logits(distiller.student))
             if rung == training.epochs:
                 # Before the study knows of it: killed in between, it is trained and written again.

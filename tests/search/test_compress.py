@@ -310,3 +310,17 @@ def test_a_bundle_of_an_earlier_run_goes_where_nothing_ships(teacher, dataset, t
     found = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1)
     assert found.bundle is None
     assert not (tmp_path / "bundle").exists()
+
+
+def test_early_scores_do_not_wait_for_moving_statistics(dataset, tmp_path):
+    store = kd.targets.label(lambda x: np.zeros((len(x), 3), "float32"), dataset.train.inputs, tmp_path / "targets",
+                             teacher_fingerprint="none", progress=False)  # fmt: skip
+    train, validation = ((part.inputs, part.labels) for part in (dataset.train, dataset.validation))
+    training = Training(train, validation, store, 40, 64, 0)
+    keras.utils.set_random_seed(0)
+    student = kd.data.networks.separable_convnet((8, 8, 1), NUM_CLASSES, (16, 32))
+    distiller = training.begin(student, Recipe(1.0, 1.0, 0.01))
+    training.go_on(distiller, 0, 5)
+    before = training.score(training.validation_logits(student))
+    training.settle(student)
+    assert training.score(training.validation_logits(student)) < 0.9 * before
