@@ -262,7 +262,7 @@ def test_on_digits_from_a_budget_to_a_bundle_that_holds_it(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert main(["new", "teacher.keras", "--like", "convnet", "--data", "digits", "--epochs", "12"]) == 0
     argv = ["compress", "teacher.keras", "--data", "digits", "--max-size", "12kB", "--out", "small"]
-    argv += ["--trials", "2", "--epochs", "20"]
+    argv += ["--trials", "1", "--epochs", "20", "--precisions", "float32"]
     assert main(argv) == 0
     said = capsys.readouterr().out
     assert {"student.keras", "bundle", "report.html", "compression.json", "study.db"} <= set(os.listdir("small"))

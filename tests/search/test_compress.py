@@ -103,7 +103,7 @@ def test_what_ships_holds_its_budgets_in_the_runtime(teacher, dataset, tmp_path)
     said = []
     found = kd.compress(
         teacher, dataset, Budgets(max_size=9000, max_latency_ms=50.0, max_accuracy_drop=0.05), tmp_path / "out",
-        epochs=16, batch_size=64, num_trials=3, on_progress=said.append,
+        epochs=16, batch_size=64, num_trials=2, precisions=["int8"], on_progress=said.append,
     )  # fmt: skip
     assert found.bundle == tmp_path / "out" / "bundle"
     manifest = json.loads((found.bundle / "manifest.json").read_text())
@@ -112,8 +112,8 @@ def test_what_ships_holds_its_budgets_in_the_runtime(teacher, dataset, tmp_path)
     assert artifact["latency"]["p50_ms"] <= 50.0
     record = json.loads((tmp_path / "out" / "compression.json").read_text())
     assert record["shipped"]
-    assert len(record["trials"]) == 3
-    assert record["test_errors"]["student"] < 0.4 < 2 / 3
+    assert len(record["trials"]) == 2
+    assert record["test_errors"]["student"] < 0.4
     assert found.cost <= 10.0
     saved = keras.models.load_model(tmp_path / "out" / "student.keras")
     np.testing.assert_allclose(saved(dataset.test.inputs), found.student(dataset.test.inputs), rtol=1e-5, atol=1e-5)
