@@ -12,6 +12,9 @@ from keras_distill.report.verdict import Verdict
 from keras_distill.search.training import Recipe
 from keras_distill.search.trials import Trial
 
+# Of `compression.json`: goes up when a field changes its meaning or goes.
+FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -50,6 +53,7 @@ class Compression:
     def to_json(self) -> dict[str, Any]:
         """What `compression.json` holds; docs/compress.md lists it."""
         return {
+            "format": FORMAT,
             "student": self.trial.to_json() | {"recipe": asdict(self.recipe)},
             "shipped": self.bundle is not None,
             "why_not": [reason for outcome in self.shipment.outcomes for reason in outcome.reasons],
