@@ -151,12 +151,11 @@ def ship(
         say("figures of every model, side by side")
         figures = [replace(each, latency=keras_latency.get(each.name, {})) for each in in_keras]
         figures += _figures_of_artifacts(figures, outcomes, reference, dataset)
-        out = Path(path) if held else None
-        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), usefulness, out)
+        shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), usefulness, Path(path) if held else None)
         if held:
             say("the bundle")
-            verdict = None if provenance.verdict is None else provenance.verdict.to_json()
-            judged = {"usefulness": usefulness.to_json(), "verdict": verdict}
+            verdict = provenance.verdict
+            judged = {"usefulness": usefulness.to_json(), "verdict": verdict and verdict.to_json()}
             with whole_folder(path) as aside:
                 _write_bundle(aside, shipment, facts | judged, dataset, reference, budgets, web_files)
     return shipment
@@ -298,9 +297,8 @@ def _decide(outcome: Outcome, variants: Sequence[Variant], broken_by: Callable[[
         within = [v for v in candidates if not v.usable or not broken_by(v)]
         beyond = [f"{v.name} {reason}" for v in candidates if v.usable for reason in broken_by(v)]
         # Where the float32 file is past a budget, int8 is not the faster choice but the only one.
-        is_only_choice = float32.usable and bool(broken_by(float32))
-        must_be_faster = outcome.target.endswith("-int8") and not is_only_choice
-        chosen, why_not = choose(within, float32, must_be_faster=must_be_faster)
+        is_needed = float32.usable and bool(broken_by(float32))
+        chosen, why_not = choose(within, float32, must_be_faster=outcome.target.endswith("-int8") and not is_needed)
         outcome.variant = chosen
         if chosen is None:
             outcome.reasons = [reason for reason in (why_not, *beyond) if reason]

@@ -86,7 +86,9 @@ class Meter:
             kit = kit_module()
             step = artifact.step(kit.for_one_call(artifact, feed))
             latency = kit.measure({"it": step}, _ROUNDS, _SECONDS_PER_ROUND)["it"]["p50_ms"]
-            cost = Cost(model.count_params(), multiply_adds(model), path.stat().st_size, latency)
+            # Of networks that take images of any size, those of the example's.
+            work = multiply_adds(model, input_shapes=[self._example.shape[1:]])
+            cost = Cost(model.count_params(), work, path.stat().st_size, latency)
         self.learn(features_of(model), cost, precision, family)
         return cost
 
@@ -165,8 +167,8 @@ def features_of(model: keras.Model) -> np.ndarray:
     found["one"] = 1.0
     found["weights"] = float(model.count_params())
     for layer, positions, values in _calls(model):
-        kind, multiply_adds = _kind_and_work(layer, positions)
-        found[f"multiply_adds_{kind}"] += multiply_adds
+        kind, work = _kind_and_work(layer, positions)
+        found[f"multiply_adds_{kind}"] += work
         found[f"layers_{kind}"] += 1.0
         found["values"] += values
     return np.array([found[name] for name in _NAMES])

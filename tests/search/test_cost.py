@@ -81,3 +81,10 @@ def test_the_tighter_limit_decides():
     cost = Cost(10, 5, 50, 0.2)
     assert cost.share_of(100, 0.1) == pytest.approx(2.0)
     assert cost.share_of(100, None) == pytest.approx(0.5)
+
+
+def test_a_network_of_images_of_any_size_costs_what_the_example_costs():
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    assert Meter("litert", X[:1], X, {}).measure(model, "float32", "pruned").multiply_adds == 12 * 12 * 9 * 4 + 16
