@@ -84,8 +84,9 @@ class FailsAtSecondShard:
 
 
 class SlowTeacher:
-    """Ten times the inputs, a batch at a time; each batch leaves a file with the first item's number and who did it.
+    """Ten times the inputs, a batch at a time.
 
+    Each batch leaves a file with its first item's number, the process that did it, and that process's parent.
     A file `together-N` in the folder: nobody's first batch ends before N have begun.
     """
 
@@ -95,7 +96,7 @@ class SlowTeacher:
         self.folder, self.seconds, self.of_driver = Path(folder), seconds, str(os.getpid())
 
     def __call__(self, inputs):
-        (self.folder / f"batch-{int(inputs[0, 0]):06d}-{os.getpid()}").touch()
+        (self.folder / f"batch-{int(inputs[0, 0]):06d}-{os.getpid()}-{os.getppid()}").touch()
         for meeting in self.folder.glob("together-*"):
             deadline = time.monotonic() + 240
             while len(self._workers()) < int(meeting.name.split("-")[1]) and time.monotonic() < deadline:

@@ -227,32 +227,49 @@ def test_a_killed_raylet_loses_no_item_and_at_most_one_shard_of_work(cluster, na
     options = {"batch_size": 16, "rows_per_shard": 16, "dtype": "float32"}
 
     class Killing(Ray):
-        """Once a few shards are there, one of the machines dies as when its plug is pulled."""
+        """Once a few shards are there, a machine that has done some dies as when its plug is pulled."""
 
         def run(self, job, indices):
-            (tmp_path / "log" / "together-3").touch()
+            # Two, not three: on a busy machine one of the raylets may be minutes late, or gone by itself.
+            (tmp_path / "log" / "together-2").touch()
             for number, done in enumerate(super().run(job, indices)):
                 if number == 4:
-                    head.remove_node(nodes.pop(), allow_graceful=False)
+                    at_work = {raylet for _, _, raylet in batches(tmp_path / "log")}
+                    killed = next(node for node in nodes if raylet_of(node) in at_work)
+                    nodes.remove(killed)
+                    head.remove_node(killed, allow_graceful=False)
                 yield done
 
+    num_machines = len(nodes)
     store = targets.label(slow, x, tmp_path / "store", engine=Killing(3), **options)
+    assert len(nodes) == num_machines - 1
     np.testing.assert_array_equal(store.read(np.arange(len(x))), 10 * x)
-    firsts = [int(file.name.split("-")[1]) for file in (tmp_path / "log").glob("batch-*")]
-    workers = {file.name.split("-")[2] for file in (tmp_path / "log").glob("batch-*")} - {str(os.getpid())}
-    assert len(workers) >= 3, "all three machines took part"
-    # One batch is the driver's own, that sees what rows look like.
-    assert len(firsts) <= 24 + 1 + 1
+    by_workers = [worker for _, worker, _ in batches(tmp_path / "log") if worker != os.getpid()]
+    assert len(set(by_workers)) >= 2, "machines worked together"
+    assert len(by_workers) <= 24 + 1
     targets.label(slow, x, tmp_path / "one", **options)
     assert content(tmp_path / "store") == content(tmp_path / "one")
 
 
+def batches(log):
+    """What `SlowTeacher` noted: the first item of each batch, the process that did it, and that process's parent."""
+    return [tuple(map(int, file.name.split("-")[1:])) for file in log.glob("batch-*")]
+
+
+def raylet_of(node):
+    """The process of a machine that starts its workers."""
+    return node.all_processes["raylet"][0].process.pid
+
+
 @pytest.mark.parametrize("name", [with_ray])
 def test_a_cluster_without_room_for_a_worker_is_refused(cluster, name):
-    head, nodes = cluster
-    # That a machine is gone is noticed once it has not answered for a while.
-    head.wait_for_nodes(timeout=90)
-    assert Ray().num_workers == len(nodes)
+    import ray
+
+    # That a machine is gone is noticed while one asks, so before and after.
+    room = [int(ray.cluster_resources()["CPU"])]
+    found = Ray().num_workers
+    room.append(int(ray.cluster_resources()["CPU"]))
+    assert found in room
     with pytest.raises(ValueError, match="must have 8 CPU and 0 GPU for a worker; got at most 1 CPU"):
         Ray(cpus_per_worker=8)
 
