@@ -4,7 +4,8 @@ Candidates are cut from the teacher and made by hand, each as wide as the budget
 runtime that will serve it. They are compared on validation data, all taught from one store; the best is tuned, with
 labels alone among its recipes, passes the ship gate, and is judged once on the test set. OUT has student.keras,
 bundle/, report.html, compression.json and study.db. A run that was killed goes on where it stopped. Ctrl-C finishes the
-best so far; a second one ends at once. Exit code 1: the gate held every candidate back.
+best so far; a second one ends at once. --workers 4 trains four candidates at a time, --engine ray on a cluster. Exit
+code 1: the gate held every candidate back.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from keras_distill.cli import config_file, data_options, model_file
+from keras_distill.cli import config_file, data_options, engine_options, model_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     add("--any-teacher", action="store_true", help="go on even where the teacher answers no better than chance")
     add("--quiet", action="store_true", help="nothing but errors")
+    engine_options.add_engine_arguments(parser)
     config_file.add_config_argument(parser)
     model_file.add_loading_arguments(parser)
 
@@ -107,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             epochs=arguments.epochs,
             batch_size=arguments.batch_size,
             num_trials=arguments.trials,
+            engine=engine_options.engine_from(arguments),
             minutes=arguments.minutes,
             seed=arguments.seed,
             pixel_range=arguments.pixel_range,

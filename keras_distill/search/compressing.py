@@ -26,11 +26,13 @@ from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance, Shipment
 from keras_distill.distillation.training_length import default_epochs
 from keras_distill.report.verdict import Verdict, compare_models
+from keras_distill.scale.engines import engine_of
+from keras_distill.search.candidate_trainer import STUDENT_LOSS_WEIGHT, TEMPERATURE, CandidateTrainer
 from keras_distill.search.compression import Compression
 from keras_distill.search.compression_page import report_page
 from keras_distill.search.cost import PRECISIONS, RUNTIMES, Meter
 from keras_distill.search.fitting import Fitter, families_for
-from keras_distill.search.halving import STUDENT_LOSS_WEIGHT, TEMPERATURE, Halving
+from keras_distill.search.halving import Halving
 from keras_distill.search.training import Training, logits_of, optuna_quiet
 from keras_distill.search.trials import Trial, Trials, pareto_front
 from keras_distill.search.tuning import Tuned, tune
@@ -40,6 +42,7 @@ from keras_distill.teachers import Ensemble
 
 if TYPE_CHECKING:
     from keras_distill.data import Dataset
+    from keras_distill.scale import Engine
 
 NUM_TRIALS = 16
 # Measured again by the gate, a latency is not the same: so much is kept in hand.
@@ -87,6 +90,7 @@ def compress(
     seed: int = 0,
     name: str = "student",
     pixel_range: str | None = None,
+    engine: "Engine | str | None" = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Compression:
@@ -115,6 +119,8 @@ def compress(
         seed: of everything that is drawn. With it and the same measured costs a search is repeated.
         name: of the student.
         pixel_range: what `data.load` brought the data into, for what the bundle says of its inputs.
+        engine: whose workers train candidates side by side: `"local"`, `"ray"`, or an engine of `keras_distill.scale`;
+            they must see `out`. `None` trains one after another, here. What is found is the same.
         on_progress: called with what happens.
         is_stopped: asked between trainings; once true, the best so far is finished.
 
@@ -138,6 +144,7 @@ def compress(
     check_count("batch_size", batch_size)
     if minutes is not None:
         check_positive("minutes", minutes)
+    workers = None if engine is None else engine_of(engine)
     began = time.monotonic()
     deadline = math.inf if minutes is None else began + 60.0 * minutes
     out = Path(out)
@@ -146,8 +153,8 @@ def compress(
         _check_ours(out)
         on_progress(Progress("labelling the training data once", 0, num_trials, None, None))
         members = isinstance(teacher, Ensemble)
-        store = label(teacher, dataset.train.inputs, out / "targets", members=members, progress=False)
-        assert isinstance(store, SoftTargetStore)  # one process labels all of it
+        store = label(teacher, dataset.train.inputs, out / "targets", members=members, engine=workers, progress=False)
+        assert isinstance(store, SoftTargetStore)  # all of it was labelled
         if store.manifest.num_classes != dataset.num_classes:
             expectation = f"the teacher must tell the {dataset.num_classes} classes of {dataset.name} apart"
             remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
@@ -198,7 +205,7 @@ def compress(
         def is_over() -> bool:
             return is_stopped() or time.monotonic() > deadline
 
-        halving = Halving(trials, fitter, meter, training, out / "trials", say)
+        halving = Halving(trials, fitter, CandidateTrainer(training, meter, (out / "trials").absolute()), workers, say)
         halving.run(num_trials, precisions, is_over, deadline)
         ranked = sorted((trial for trial in trials.all() if trial.scores), key=halving.projected)
         if not ranked:

@@ -1,35 +1,26 @@
 """Brackets of candidates, each halved by validation score until one is trained to its end; any of it may be killed."""
 
-import itertools
 import math
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from keras_distill._files import whole_folder
-from keras_distill.backup import restore_state, save_state
-from keras_distill.deploy.verify import open_artifact, run_in_batches
-from keras_distill.distillation import Distiller
-from keras_distill.search.cost import Meter
+from keras_distill.search.candidate_trainer import OF_ONE, CandidateTrainer, Result, Stretch, reason_of
 from keras_distill.search.fitting import Fitter
-from keras_distill.search.training import DIVERGED, Recipe, Training
 from keras_distill.search.trials import Trial, Trials, first_parameters
 
 if TYPE_CHECKING:
-    import keras
+    from keras_distill.scale import Engine
 
+# By number of the candidate.
+Results: TypeAlias = Generator[tuple[int, Result], None, None]
 # Candidates that are halved together.
 BRACKET = 8
-# What all candidates are taught with: in the middle of what is tuned for the best of them.
-TEMPERATURE, STUDENT_LOSS_WEIGHT = 2.0, 0.5
-# Of a candidate: a converter's crash, a model that cannot be built, a full disk. It costs this candidate, whatever its
-# runtime raises: LiteRT's own is a RuntimeError, TensorFlow's and ONNX Runtime's are of their own kinds.
-_OF_ONE = Exception
 
 
 class Halving:
@@ -38,9 +29,8 @@ class Halving:
     Args:
         trials: the candidates, old and new.
         fitter: makes them as wide as the budget allows.
-        meter: writes the file that is served.
-        training: teaches and scores them.
-        folder: for the states of those in training.
+        trainer: teaches and scores them.
+        engine: whose workers train candidates side by side; `None` trains them here, one after another.
         say: called with a sentence about each step.
     """
 
@@ -48,14 +38,12 @@ class Halving:
         self,
         trials: Trials,
         fitter: Fitter,
-        meter: Meter,
-        training: Training,
-        folder: Path,
+        trainer: CandidateTrainer,
+        engine: "Engine | None",
         say: Callable[[str], None],
     ):
-        self._trials, self._fitter, self._meter, self._training = trials, fitter, meter, training
-        self._folder, self._say = folder, say
-        self._running: dict[int, Distiller] = {}
+        self._trials, self._fitter, self._trainer, self._engine, self._say = trials, fitter, trainer, engine, say
+        self._training = trainer.training
         self._seconds_an_epoch: list[float] = []
 
     def run(self, num_trials: int, precisions: Sequence[str], is_over: Callable[[], bool], deadline: float) -> None:
@@ -77,7 +65,7 @@ class Halving:
                 number = bracket * BRACKET + len(of_bracket)
                 of_bracket.append(self._trials.propose(bracket, first[number] if number < len(first) else None))
             self._halve([self._measured(trial) for trial in of_bracket], is_over)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._trainer.folder, ignore_errors=True)
 
     def projected(self, trial: Trial) -> float:
         """A candidate's last score, improved by as much as those improved from there that went on to the end."""
@@ -91,17 +79,18 @@ class Halving:
 
     def seconds_for(self, num_candidates: int) -> float:
         """How long so many candidates take, and tuning the best; 0 before the first was trained."""
-        trainings = self._training.cost(num_candidates) + 4.0
+        at_once = 1 if self._engine is None else self._engine.num_workers
+        trainings = self._training.cost(num_candidates) / at_once + 4.0
         return trainings * self._training.epochs * float(np.median(self._seconds_an_epoch or [0.0]))
 
     def _measured(self, trial: Trial) -> Trial:
         if trial.cost is not None or trial.state == "failed":
             return trial
-        self._say(f"candidate {trial.number + 1}, {trial.family} in {trial.precision}: measuring")
+        self._say(f"{_name_of(trial)}: measuring")
         try:
             width, cost = self._fitter.fit(trial)
-        except _OF_ONE as error:
-            return self._failed(trial, error)
+        except OF_ONE as error:
+            return self._failed(trial, reason_of(error))
         return self._trials.keep(trial, width=width, cost=cost)
 
     def _halve(self, trials: Sequence[Trial], is_over: Callable[[], bool]) -> None:
@@ -115,85 +104,77 @@ class Halving:
             left, given_up = left[:num_left], left[num_left:]
             for trial in given_up:
                 self._end(trial, "stopped")
-            trained: list[Trial] = []
-            for trial in left:
-                if is_over() and any(other.scores for other in self._trials.all()):
-                    # The best so far will be tuned, which trains it to its end; the others have had their time.
-                    for each in [*trained, *left[len(trained) :]]:
-                        if each.state != "failed":
-                            self._end(each, "stopped")
-                    return
-                trained.append(self._trained(trial, rung, [stop for stop, _ in rungs]))
-            left, before = [trial for trial in trained if trial.state != "failed"], rung
+            is_cut_short = self._train(left, rung, tuple(stop for stop, _ in rungs), is_over)
+            known = self._trials.all()
+            left = [trial for trial in (known[each.number] for each in left) if trial.state != "failed"]
+            if is_cut_short:
+                # The best so far will be tuned, which trains it to its end; the others have had their time.
+                for trial in left:
+                    self._end(trial, "stopped")
+                return
+            before = rung
         for trial in left:
             self._end(trial, "finished")
 
+    def _train(self, trials: Sequence[Trial], rung: int, rungs: tuple[int, ...], is_over: Callable[[], bool]) -> bool:
+        """Trains candidates up to a rung; whether there was no time for all of them."""
+        waiting = {trial.number: trial for trial in trials if rung not in trial.scores}
+        stretches = [self._stretch(trial, rung, rungs) for trial in waiting.values()]
+        with closing(self._here(waiting, stretches) if self._engine is None else self._beside(stretches)) as results:
+            while waiting:
+                if is_over() and any(trial.scores for trial in self._trials.all()):
+                    return True
+                number, result = next(results)
+                self._note(waiting.pop(number), rung, result)
+        return False
+
+    def _here(
+        self, trials: dict[int, Trial], stretches: Sequence[Stretch]
+    ) -> Generator[tuple[int, Result], None, None]:
+        """Candidates trained by this process."""
+        for stretch in stretches:
+            trial = trials[stretch.number]
+            self._say(f"{_name_of(trial)}: to epoch {stretch.stop}")
+            yield trial.number, self._trainer.train(stretch, partial(self._fitter.student, trial))
+
+    def _beside(self, stretches: Sequence[Stretch]) -> Results:
+        """Candidates trained by an engine's workers."""
+        from keras_distill.scale import Job
+
+        assert self._engine is not None
+        if not stretches:
+            return
+        self._say(f"{len(stretches)} candidates to epoch {stretches[0].stop}, {self._engine.num_workers} at a time")
+        for stretch, result in self._engine.run(Job(CandidateTrainer.open, (self._trainer,)), stretches):
+            yield stretch.number, result
+
+    def _stretch(self, trial: Trial, rung: int, rungs: tuple[int, ...]) -> Stretch:
+        rate = self._fitter.families[trial.family].learning_rate
+        if self._engine is not None:
+            self._trainer.save_start(trial.number, partial(self._fitter.student, trial))
+        return Stretch(trial.number, trial.precision, rate, trial.epochs, rung, rungs)
+
+    def _note(self, trial: Trial, rung: int, result: Result) -> None:
+        if result.failure:
+            self._failed(trial, result.failure)
+            return
+        self._seconds_an_epoch.append(result.seconds / max(1, rung - trial.epochs))
+        scores, errors = {**trial.scores, rung: result.score}, {**trial.errors, rung: result.error_rate}
+        self._trials.keep(trial, scores=scores, errors=errors, state="running")
+        # Only now: killed before, it goes on from there.
+        self._trainer.forget_state(trial.number, trial.epochs)
+
     def _end(self, trial: Trial, state: Literal["stopped", "finished"]) -> None:
-        self._running.pop(trial.number, None)
-        shutil.rmtree(self._state_of(trial), ignore_errors=True)
+        self._trainer.forget(trial.number)
         if not trial.scores or trial.cost is None:
             self._trials.end(trial, "failed", None, "there was no time to train it")
         else:
             self._trials.end(trial, state, (self.projected(trial), self._fitter.share(trial.cost)))
 
-    def _failed(self, trial: Trial, error: BaseException) -> Trial:
-        self._running.pop(trial.number, None)
-        return self._trials.end(trial, "failed", None, " ".join(str(error).split()) or type(error).__name__)
-
-    def _trained(self, trial: Trial, rung: int, stops: Iterable[int]) -> Trial:
-        """A candidate trained up to a rung, and scored; its state is kept, so that a kill loses no more than a part."""
-        if rung in trial.scores:
-            return trial
-        self._say(f"candidate {trial.number + 1}, {trial.family} in {trial.precision}: to epoch {rung}")
-        try:
-            distiller = self._running.get(trial.number) or self._resumed(trial)
-            self._running[trial.number] = distiller
-            started = time.monotonic()
-            for start, stop in _parts(trial.epochs, rung, stops):
-                self._training.go_on(distiller, start, stop)
-            self._seconds_an_epoch.append((time.monotonic() - started) / max(1, rung - trial.epochs))
-            score, error_rate = self._judged(trial, distiller.student, is_whole=rung == self._training.epochs)
-            if rung < self._training.epochs:
-                with whole_folder(self._state_of(trial) / str(rung)) as aside:
-                    save_state(distiller, aside)
-        except _OF_ONE as error:
-            return self._failed(trial, error)
-        scores, errors = {**trial.scores, rung: score}, {**trial.errors, rung: error_rate}
-        kept = self._trials.keep(trial, scores=scores, errors=errors, state="running")
-        # Only now: killed before, it goes on from there.
-        shutil.rmtree(self._state_of(trial) / str(trial.epochs), ignore_errors=True)
-        return kept
-
-    def _resumed(self, trial: Trial) -> Distiller:
-        """A candidate's training where it stood; from the beginning, where it was killed before its first score."""
-        rate = self._fitter.families[trial.family].learning_rate
-        distiller = self._training.begin(self._fitter.student(trial), Recipe(TEMPERATURE, STUDENT_LOSS_WEIGHT, rate))
-        if trial.epochs:
-            restore_state(distiller, self._state_of(trial) / str(trial.epochs))
-        return distiller
-
-    def _state_of(self, trial: Trial) -> Path:
-        return self._folder / str(trial.number)
-
-    def _judged(self, trial: Trial, student: "keras.Model", *, is_whole: bool) -> tuple[float, float]:
-        """Score and share of errors on validation data; of the int8 file, where the student was trained to its end."""
-        inputs, labels = (np.asarray(part) for part in self._training.validation)
-        if not is_whole:
-            self._training.settle(student)
-        logits = self._training.validation_logits(student)
-        if is_whole and trial.precision == "int8" and np.isfinite(logits).all():
-            with tempfile.TemporaryDirectory(prefix="keras-distill-compress-") as folder:
-                artifact = open_artifact(self._meter.write(student, Path(folder), trial.precision))
-                (logits,) = run_in_batches(artifact, {artifact.input_names[0]: inputs}).values()
-        score = self._training.score(logits)
-        return score, 1.0 if score == DIVERGED else float(np.mean(logits.argmax(axis=-1) != labels))
+    def _failed(self, trial: Trial, reason: str) -> Trial:
+        self._trainer.forget(trial.number)
+        return self._trials.end(trial, "failed", None, reason)
 
 
-def _parts(start: int, stop: int, stops: Iterable[int]) -> list[tuple[int, int]]:
-    """From one epoch to another, in the parts of a training that is halved: each has an order of its own.
-
-    Example:
-        >>> _parts(0, 4, [1, 2, 4, 8])
-        [(0, 1), (1, 2), (2, 4)]
-    """
-    return list(itertools.pairwise(sorted({start, stop, *(each for each in stops if start < each < stop)})))
+def _name_of(trial: Trial) -> str:
+    return f"candidate {trial.number + 1}, {trial.family} in {trial.precision}"

@@ -63,6 +63,8 @@ def test_the_distributions_hold_the_kit_and_no_litter(distributions):
     assert {f"export/{name}" for name in kit} <= source
     assert "keras_distill/report/templates/page.html" in wheel
     assert "keras_distill/py.typed" in wheel
+    assert [name for name in wheel if name.endswith(".dist-info/licenses/LICENSE")]
+    assert {"LICENSE", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"} <= source
     assert not [name for name in wheel | source if "__pycache__" in name]
     assert {name.split("/")[0].split("-")[0] for name in wheel} == {"keras_distill"}
     assert metadata("keras-distill")["Version"] in distributions[1].name

@@ -12,6 +12,7 @@ from keras import layers
 import keras_distill as kd
 from keras_distill.data import Dataset, Split
 from keras_distill.deploy import Budgets
+from keras_distill.scale import Processes
 from keras_distill.search import compressing
 from keras_distill.search.cost import Cost
 from keras_distill.search.training import Recipe, Training
@@ -171,6 +172,18 @@ def test_killed_at_ten_moments_it_ends_in_the_same_front_and_trains_nothing_twic
     searched(teacher, dataset, tmp_path / "killed", monkeypatch)
     assert not calls
     assert sum(stop - start for start, stop in done) >= of_candidates
+
+
+@pytest.mark.slow
+def test_workers_find_what_one_process_finds(teacher, dataset, tmp_path, monkeypatch):
+    alone, beside = (
+        searched(teacher, dataset, tmp_path / str(engine is None), monkeypatch, num_trials=2, engine=engine)
+        for engine in (None, Processes(2, threads_per_worker=1))
+    )
+    for one, other in zip(alone.trials, beside.trials, strict=True):
+        assert (one.family, one.width, one.state) == (other.family, other.width, other.state)
+        assert one.scores == pytest.approx(other.scores, rel=1e-3)
+    assert not (tmp_path / "False" / "trials").exists()
 
 
 def test_a_candidate_that_breaks_costs_only_itself(teacher, dataset, tmp_path, monkeypatch):
