@@ -10,7 +10,7 @@ ON_JAX := tests/contract tests/losses tests/teachers/test_ensemble.py tests/teac
 	tests/test_distiller_features.py tests/test_logits.py tests/test_structured_outputs.py tests/cli/test_distill.py \
 	tests/cli/test_label.py tests/deploy/test_other_backends.py
 
-.PHONY: demo test test-slow test-jax lint bench results reliability clean
+.PHONY: demo test test-slow test-jax lint docs bench results reliability clean
 
 demo: .venv/installed
 	$(BIN)/keras-distill demo
@@ -31,6 +31,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, into build/site. NO_MKDOCS_2_WARNING: its theme advertises a successor on every run.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
 
@@ -44,7 +48,7 @@ reliability: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax,ray,hub]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,jax,ray,hub,docs]"
 	touch $@
 
 clean:

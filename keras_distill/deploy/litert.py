@@ -49,7 +49,13 @@ def to_litert(
             call) or `"int8"` (int8 throughout between float inputs and outputs; needs `calibration`).
         calibration: `{input name: array}`, some hundreds of training or validation examples; never from the test set.
         batch: examples a call; `None` leaves it open where the model allows, or as the model fixes it.
-        example, from_logits, class_names, preprocessing, temperature, licence, provenance: as `to_onnx` takes them.
+        example: as `to_onnx` takes it, and what follows too.
+        from_logits: what a model gives whose head cannot be found.
+        class_names: names of the classes, in the order of the logits.
+        preprocessing: what the caller does to an example first, in words.
+        temperature: divisor of the logits before the softmax, for calibrated probabilities.
+        licence: the licence of the model.
+        provenance: where the model comes from, any JSON object.
 
     Returns:
         `path`.
