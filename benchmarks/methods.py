@@ -99,6 +99,36 @@ def methods() -> list[Method]:
             lambda: only(losses.LogitStandardization(), 9.0),
         ),
         Method(
+            "`TransformedTeacherMatching(4.0)`",
+            "TTM, Zheng, Yang, [2402.11148](https://arxiv.org/abs/2402.11148), 3",
+            "students that are too sure",
+            lambda: only(losses.TransformedTeacherMatching(4.0), 4.0),
+        ),
+        Method(
+            "… `weighted=True`",
+            "WTTM, the same, 4",
+            "teachers that are sure of most examples",
+            lambda: only(losses.TransformedTeacherMatching(4.0, weighted=True), 4.0),
+        ),
+        Method(
+            "`AlphaBetaDivergence(4.0, 0.8, 0.2)`",
+            "ABKD, Wang et al., [2505.04560](https://arxiv.org/abs/2505.04560)",
+            "small students, many classes",
+            lambda: only(losses.AlphaBetaDivergence(4.0)),
+        ),
+        Method(
+            "`RefinedLogits(4.0)`",
+            "RLD, Sun et al., [2408.07703](https://arxiv.org/abs/2408.07703)",
+            "teachers that are often wrong, labels at hand",
+            lambda: only(losses.RefinedLogits(4.0)),
+        ),
+        Method(
+            "`MultiLevelLogits(4.0)`",
+            "MLKD, Jin et al., CVPR 2023, 3",
+            "batches with several examples of each class",
+            lambda: only(losses.MultiLevelLogits(4.0)),
+        ),
+        Method(
             "`BinarySoftTargets(4.0)`",
             "Hinton et al., 2, with sigmoids",
             "several labels an item, or one sigmoid unit",

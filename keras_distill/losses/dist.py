@@ -8,7 +8,7 @@ from keras import ops
 from keras_distill._checks import check_number, error_message
 from keras_distill._types import Schedulable, Tensor
 from keras_distill.losses.logit_loss import LogitLoss
-from keras_distill.losses.per_example import at_least_float32
+from keras_distill.losses.per_example import at_least_float32, one_for_each
 
 
 def inter_class_relation(teacher_logits: Tensor, student_logits: Tensor, temperature: Schedulable) -> Tensor:
@@ -129,7 +129,7 @@ class DIST(LogitLoss):
     ) -> Tensor:
         """Returns the loss of each example, `(...)`: its own relation, plus the batch's."""
         if item_weights is not None:
-            item_weights = _one_for_each(item_weights, student_logits)
+            item_weights = one_for_each(item_weights, student_logits)
         inter = inter_class_relation(teacher_logits, student_logits, temperature)
         intra = intra_class_relation(teacher_logits, student_logits, temperature, item_weights)
         return ops.square(ops.cast(temperature, inter.dtype)) * (self.beta * inter + self.gamma * intra)
@@ -137,12 +137,3 @@ class DIST(LogitLoss):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
-
-
-def _one_for_each(item_weights: Tensor, outputs: Tensor) -> Tensor:
-    """Weights `(batch, …)` for every entry of the outputs' leading axes: a sequence's weight is each token's."""
-    if len(item_weights.shape) == len(outputs.shape):
-        item_weights = item_weights[..., 0]
-    missing = len(outputs.shape) - 1 - len(item_weights.shape)
-    weights = ops.reshape(item_weights, (*ops.shape(item_weights), *[1] * missing))
-    return ops.broadcast_to(weights, ops.shape(outputs)[:-1])

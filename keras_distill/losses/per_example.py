@@ -100,6 +100,15 @@ def log_probabilities(probabilities: Tensor) -> Tensor:
     return ops.log(ops.maximum(at_least_float32(probabilities), 1e-30))
 
 
+def one_for_each(item_weights: Tensor, outputs: Tensor) -> Tensor:
+    """Weights `(batch, …)` for every entry of the outputs' leading axes: a sequence's weight is each token's."""
+    if len(item_weights.shape) == len(outputs.shape):
+        item_weights = item_weights[..., 0]
+    missing = len(outputs.shape) - 1 - len(item_weights.shape)
+    weights = ops.reshape(item_weights, (*ops.shape(item_weights), *[1] * missing))
+    return ops.broadcast_to(weights, ops.shape(outputs)[:-1])
+
+
 def check_same_classes(teacher_shape: tuple, student_shape: tuple) -> None:
     """Raises `ValueError` where two outputs differ in rank or in the number of classes."""
     if len(teacher_shape) != len(student_shape):

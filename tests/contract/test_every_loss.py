@@ -19,6 +19,11 @@ OVER_LOGITS = {
     "DIST": lambda: losses.DIST(2.0, 1.0, 0.5),
     "standardised": lambda: losses.LogitStandardization(losses.SoftTargets(2.0)),
     "logit matching": lambda: losses.LogitMatching(),
+    "transformed teacher": lambda: losses.TransformedTeacherMatching(2.0),
+    "transformed teacher, weighted": lambda: losses.TransformedTeacherMatching(2.0, weighted=True),
+    "alpha-beta": lambda: losses.AlphaBetaDivergence(2.0, 0.6, 0.3),
+    "refined": lambda: losses.RefinedLogits(2.0, 1.0, 2.0),
+    "multi-level": lambda: losses.MultiLevelLogits(2.0),
     "binary": lambda: losses.BinarySoftTargets(2.0),
     "regression": lambda: losses.RegressionTargets(delta=1.0),
     "bounded regression": lambda: losses.RegressionTargets(margin=0.5),
@@ -95,7 +100,9 @@ def test_a_student_that_is_its_teacher_loses_nothing(name):
     if name == "hint with projector":
         pytest.skip("a projector of random weights lies between the two")
     teacher, _ = outputs_of(name)
-    np.testing.assert_allclose(built(name).per_example(teacher, teacher), 0.0, atol=1e-5)
+    # Whose own softmax is to be the teacher's at a temperature of 2.
+    student = teacher / 2.0 if "transformed" in name else teacher
+    np.testing.assert_allclose(built(name).per_example(teacher, student), 0.0, atol=1e-5)
 
 
 def test_reloaded_it_is_the_same(name):
