@@ -32,10 +32,10 @@ from keras import layers
 from benchmarks.page import write_part
 from benchmarks.rounds import interleave, machine, median_ratio
 from keras_distill import Distiller, data, deploy
+from keras_distill._kit import kit_module
 from keras_distill.data import networks
 from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.deploy.integer_onnx import kernel_types
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.verify import open_artifact
 from keras_distill.losses import SoftTargets
 from keras_distill.quantize_aware import FreezeRanges, freeze, quantize_aware

@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks.page import write_part
 from benchmarks.rounds import machine
 from keras_distill import data
+from keras_distill._kit import kit_module
 from keras_distill.cli import demo_recipe
 from keras_distill.data import networks
 from keras_distill.deploy import Provenance, ship
-from keras_distill.deploy.kit import kit_module
 
 SIZE_GOAL, SPEED_GOAL, DROP_GOAL, REPEAT_GOAL, SECONDS_GOAL = 3.5, 2.0, 1e-3, 0.05, 60.0
 STUDENTS = {"MLP 800-800": networks.mlp, "ConvNet 32-64": networks.convnet}

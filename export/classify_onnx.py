@@ -1,7 +1,8 @@
 """The smallest program that uses a bundle with onnxruntime: copy it, and put your own input where the file is read.
 
 python classify_onnx.py                # the golden inputs
-python classify_onnx.py EXAMPLES.npy   # (num_examples, …) in the student's own units: see `inputs` in manifest.json
+python classify_onnx.py EXAMPLES.npy   # (num_examples, …) as the manifest's `inputs` say; of several .npz
+python classify_onnx.py ROWS.csv       # raw rows, where the bundle has preparation.json
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from prepare import inputs_from
 
 BUNDLE = Path(__file__).resolve().parent
 
@@ -20,11 +22,7 @@ def main():
     artifacts = manifest["artifacts"]
     artifact = artifacts.get("onnx-int8") or artifacts["onnx"]
     session = onnxruntime.InferenceSession(BUNDLE / artifact["file"], providers=["CPUExecutionProvider"])
-    golden = np.load(BUNDLE / "golden.npz")
-    inputs = {entry["name"]: golden["input/" + entry["name"]] for entry in manifest["inputs"]}
-    if len(sys.argv) > 1:
-        name = manifest["inputs"][0]["name"]
-        inputs = {name: np.load(sys.argv[1]).astype(manifest["inputs"][0]["dtype"], casting="same_kind")}
+    inputs = inputs_from(sys.argv[1] if len(sys.argv) > 1 else BUNDLE / "golden.npz", manifest, BUNDLE)
     logits = session.run(manifest["outputs"][:1], inputs)[0] / manifest["temperature"]
     logits = np.pad(logits, ((0, 0), (int(logits.shape[-1] == 1), 0)))  # one unit z is the pair (0, z)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))

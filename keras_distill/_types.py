@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ Tensor: TypeAlias = Any
 TensorTree: TypeAlias = Any
 # What NumPy makes an array of: arrays, nested lists, tensors of the host's memory.
 ArrayLike: TypeAlias = npt.ArrayLike
+# What a data set holds for a model: one array, or arrays by the names of the model's inputs, all of as many rows.
+Inputs: TypeAlias = np.ndarray | dict[str, np.ndarray]
 # What a model may be called with or trained on: whatever Keras's own `fit` takes.
 Data: TypeAlias = Any
 # A teacher: a Keras model, an ensemble, or any function from a batch of inputs to logits.

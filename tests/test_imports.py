@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_distill"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-FOR_ALL = {"_checks", "_files", "_lazy", "_native_log", "_types"}
+FOR_ALL = {"_checks", "_files", "_inputs", "_kit", "_lazy", "_native_log", "_types"}
 
 
 def read_table() -> dict[str, tuple[set[str], set[str]]]:

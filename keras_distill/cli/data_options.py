@@ -1,6 +1,8 @@
-"""The switches with which the commands read a data set: `--data` and `--pixel-range`."""
+"""The switches with which the commands read a data set: `--data`, `--label` and `--pixel-range`, for example."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -18,6 +20,14 @@ class DataOptions(Protocol):
     def pixel_range(self) -> str | None:
         """One of `PIXEL_RANGES`."""
 
+    @property
+    def label(self) -> str | None:
+        """The label column of a table."""
+
+    @property
+    def leave_out(self) -> Sequence[str]:
+        """Columns of a table that the models do not see."""
+
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the switches that `load` reads; where `--data` is not required, it is empty by default."""
@@ -26,8 +36,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         "--data",
         required=required,
         default="",
-        help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder",
+        help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz, a table (.csv, .csv.gz, .tsv, .parquet) or an "
+        "image folder",
     )
+    add("--label", metavar="COLUMN", help="the column of a table that holds the classes")
+    add("--leave-out", nargs="+", default=[], metavar="COLUMN", help="columns of a table that the models do not see")
     add(
         "--pixel-range",
         metavar="RANGE",
@@ -37,7 +50,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
 
 
 def load(options: "DataOptions") -> "Dataset":
-    """Reads the data set that `--data` names, in the range that `--pixel-range` names.
+    """Reads the data set that `--data` names, in the range that `--pixel-range` names; says what a table left out.
 
     Raises:
         ValueError: an unknown data set or range, or data that cannot be brought into that range.
@@ -49,7 +62,12 @@ def load(options: "DataOptions") -> "Dataset":
 
     if options.pixel_range is not None:
         check_choice("--pixel-range", options.pixel_range, PIXEL_RANGES, "Leave it out for data as they are read.")
-    return data.load(options.data, pixel_range=options.pixel_range)
+    dataset = data.load(
+        options.data, pixel_range=options.pixel_range, label=options.label, leave_out=tuple(options.leave_out)
+    )
+    for note in dataset.preparation.notes if dataset.preparation else ():
+        print(note, file=sys.stderr)
+    return dataset
 
 
 def pixel_range_option(pixel_range: str) -> str:

@@ -96,6 +96,7 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
     """
     import numpy as np
 
+    from keras_distill._inputs import only_array
     from keras_distill.cli import demo_recipe
     from keras_distill.report import metrics
     from keras_distill.report.verdict import compare_models
@@ -107,7 +108,7 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
     with _phase(console, seconds, "teacher", recipe.num_members * recipe.teacher_epochs) as advance:
         teacher = demo_recipe.train_teacher(dataset, recipe, advance)
     with _phase(console, seconds, "soft targets", 1) as advance:
-        soft_targets = demo_recipe.soft_targets_of(teacher, transfer.train.inputs)
+        soft_targets = demo_recipe.soft_targets_of(teacher, only_array(transfer.train.inputs, "the demo"))
         teacher_logits = demo_recipe.logits_of(teacher, test.inputs)
         advance()
     with _phase(console, seconds, "students on labels", num_seeds * recipe.student_epochs) as advance:
@@ -307,7 +308,7 @@ def time_on_one_thread(paths: dict[str, dict[str, str]], example: Any) -> dict[s
     import keras
 
     from keras_distill import teachers  # noqa: F401  (Keras must know Ensemble to load it)
-    from keras_distill.deploy.kit import kit_module
+    from keras_distill._kit import kit_module
     from keras_distill.deploy.trace import signature_of, single_call
     from keras_distill.deploy.verify import as_feed, open_artifact
 
@@ -332,7 +333,7 @@ def _describe(dataset: Any) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    from keras_distill.deploy.kit import kit_module
+    from keras_distill._kit import kit_module
 
     return {
         "processor": kit_module().processor_name(),

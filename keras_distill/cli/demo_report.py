@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from keras_distill._inputs import only_array
 from keras_distill.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
     teacher_logits = evidence["teacher_logits"]
     chosen = plots.most_ambiguous(teacher_logits, test.labels, 4)
     temperatures = plots.temperature_picture(
-        test.inputs[chosen],
+        only_array(test.take(chosen).inputs, "the demo"),
         evidence["teacher_targets"]["member_logits"][chosen],
         [int(label) for label in test.labels[chosen]],
         dataset.class_names,

@@ -12,6 +12,8 @@ class DistillSettings:
     student: str
     data: str
     pixel_range: str | None
+    label: str | None
+    leave_out: list[str]
     out: str
     temperature: float
     student_loss_weight: float

@@ -203,6 +203,6 @@ def _student(
     chosen = np.random.default_rng(settings.seed).permutation(len(dataset.train))[:_NUM_CALIBRATION]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        quantized = quantize_aware(student, dataset.train.inputs[np.sort(chosen)])
+        quantized = quantize_aware(student, dataset.train.take(np.sort(chosen)).inputs)
     # What stays float is for the user to read, without the line of code that says so.
     return quantized, [FreezeRanges(num_last_epochs=1)], [str(warning.message) for warning in caught]

@@ -9,19 +9,34 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-    from keras_distill._types import Teacher, Tensor
+    from keras_distill._types import Inputs, Teacher, TensorTree
     from keras_distill.data import Dataset, Split
 
 
 def check_model_fits_dataset(model: "keras.Model", dataset: "Dataset", who: str) -> None:
-    """Raises `ValueError` where a model's input or number of classes is not the dataset's."""
+    """Raises `ValueError` where a model's inputs or number of classes are not the dataset's."""
     from keras_distill._checks import error_message
+    from keras_distill._inputs import arrays_by_name, take_rows
+    from keras_distill.deploy.trace import signature_of
 
-    expected = dataset.train.inputs.shape[1:]
-    received = tuple(model.input_shape[1:])
-    if len(expected) != len(received) or any(b not in (None, a) for a, b in zip(expected, received, strict=True)):
-        remedy = f"The {who} must take what {dataset.name} holds; see keras_distill.data."
-        raise ValueError(error_message(f"the {who}'s input must have shape {expected}", received, remedy))
+    signature = signature_of(model, take_rows(dataset.train.inputs, slice(1)))
+    taken = dict(zip(signature.names, (tuple(spec.shape[1:]) for spec in signature.specs), strict=True))
+    held = {name: array.shape[1:] for name, array in arrays_by_name(dataset.train.inputs).items()}
+    if len(taken) == len(held) == 1 and "" in held:
+        # An only input needs no name.
+        held = dict(zip(taken, held.values(), strict=True))
+    if set(taken) != set(held):
+        names = "one array without a name" if "" in held else ", ".join(held)
+        remedy = "Name the model's keras.Input layers as the data's arrays, or the arrays (x_train/NAME) as those."
+        raise ValueError(
+            error_message(f"the {who} must take the inputs of {dataset.name}: {names}", ", ".join(taken), remedy)
+        )
+    for name, expected in held.items():
+        received = taken[name]
+        if len(expected) != len(received) or any(b not in (None, a) for a, b in zip(expected, received, strict=True)):
+            remedy = f"The {who} must take what {dataset.name} holds; see keras_distill.data."
+            subject = f"the {who}'s input" if len(held) == 1 else f"the {who}'s input {name!r}"
+            raise ValueError(error_message(f"{subject} must have shape {expected}", received, remedy))
     if model.output_shape[-1] != dataset.num_classes:
         check_num_classes(model.output_shape[-1], dataset, who)
 
@@ -46,12 +61,12 @@ def label_loss(student: "keras.Model") -> "keras.losses.Loss":
     return losses.SparseCategoricalCrossentropy(from_logits=head_activation(student) != "softmax")
 
 
-def arrays_of(split: "Split") -> "tuple[np.ndarray, np.ndarray]":
+def arrays_of(split: "Split") -> "tuple[Inputs, np.ndarray]":
     """`(inputs, labels)`, as `fit` takes them."""
     return split.inputs, split.labels
 
 
-def logits_function(model: "Teacher") -> "Callable[[np.ndarray], np.ndarray]":
+def logits_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
     """A function from inputs to the logits of a model, `(num_items, num_classes)`, in batches of 512.
 
     Args:
@@ -60,6 +75,8 @@ def logits_function(model: "Teacher") -> "Callable[[np.ndarray], np.ndarray]":
     import keras
     import numpy as np
 
+    from keras_distill._inputs import num_rows, take_rows
+
     run = model
     if isinstance(model, keras.Model):
         from keras_distill.models.compilation import compiled
@@ -67,21 +84,21 @@ def logits_function(model: "Teacher") -> "Callable[[np.ndarray], np.ndarray]":
 
         bare = logits_model(model)
 
-        def run(inputs: "Tensor") -> "Tensor":
+        def run(inputs: "TensorTree") -> "TensorTree":
             return bare(inputs, training=False)
 
         # TensorFlow warns of a function that is traced anew for each of several models; it is fast without, too.
         if keras.config.backend() != "tensorflow":
             run = compiled(run, bare)
 
-    def logits_of(inputs: np.ndarray) -> np.ndarray:
-        portions = (inputs[start : start + 512] for start in range(0, len(inputs), 512))
+    def logits_of(inputs: "Inputs") -> np.ndarray:
+        portions = (take_rows(inputs, slice(start, start + 512)) for start in range(0, num_rows(inputs), 512))
         return np.concatenate([keras.ops.convert_to_numpy(run(portion)) for portion in portions])
 
     return logits_of
 
 
-def answers_function(model: "Teacher") -> "Callable[[np.ndarray], np.ndarray]":
+def answers_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
     """A function from inputs to a model's answers, class ids, `(num_items,)`."""
     logits_of = logits_function(model)
     return lambda inputs: logits_of(inputs).argmax(axis=-1)

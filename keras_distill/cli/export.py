@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from keras_distill import __version__
     from keras_distill._files import check_writable, whole_file
+    from keras_distill._inputs import take_rows
     from keras_distill.cli.random_inputs import random_feed
     from keras_distill.deploy import to_litert, to_onnx, verify
     from keras_distill.deploy.trace import signature_of
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         from keras_distill import data
 
         dataset = data.load(arguments.data)
-    example = dataset.test.inputs[:1] if dataset else None
+    example = take_rows(dataset.test.inputs, slice(1)) if dataset else None
     signature = signature_of(model, example)
     feed = signature.feed(dataset.test.inputs) if dataset else random_feed(signature, NUM_RANDOM_INPUTS)
     options = {

@@ -135,10 +135,11 @@ def _load_h5(path: str, options: LoadingOptions) -> "keras.Model":
 
 def _onnx_teacher(path: str, dataset: "Dataset") -> "Teacher":
     from keras_distill._checks import error_message
+    from keras_distill._inputs import only_array
     from keras_distill.models.probabilities import activation_behind
     from keras_distill.teachers import OnnxTeacher
 
-    example = dataset.train.inputs[:32]
+    example = only_array(dataset.train.inputs, "an .onnx teacher")[:32]
     image = example.shape[1:]
     errors = []
     for channels_first in (False, True) if len(image) == 3 else (False,):

@@ -14,8 +14,8 @@ from keras_distill.cli import data_options, model_file
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
 
+    from keras_distill._types import Inputs
     from keras_distill.cli.prune_settings import PruneSettings
     from keras_distill.data import Dataset
 
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _cut(
     settings: "PruneSettings",
     teacher: "keras.Model",
-    calibration: "np.ndarray | None" = None,
+    calibration: "Inputs | None" = None,
     *,
     repair: bool = False,
 ) -> "keras.Model":
@@ -112,11 +112,11 @@ def _cut(
     )
 
 
-def _calibration(dataset: "Dataset") -> "np.ndarray":
+def _calibration(dataset: "Dataset") -> "Inputs":
     import numpy as np
 
     order = np.random.default_rng(0).permutation(len(dataset.train))[:NUM_CALIBRATION]
-    return dataset.train.inputs[order]
+    return dataset.train.take(order).inputs
 
 
 def _validation_errors(model: "keras.Model", dataset: "Dataset") -> int:

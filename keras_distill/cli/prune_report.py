@@ -49,20 +49,22 @@ def costs(models: "Mapping[str, keras.Model]", dataset: "Dataset | None") -> dic
     import tempfile
     from pathlib import Path
 
+    from keras_distill._inputs import take_rows
+    from keras_distill._kit import kit_module
     from keras_distill.cli.random_inputs import random_feed
     from keras_distill.deploy import ConversionError, to_litert, to_onnx
-    from keras_distill.deploy.kit import kit_module
     from keras_distill.deploy.trace import signature_of
     from keras_distill.deploy.verify import open_artifact
 
     kit = kit_module()
+    example = None if dataset is None else take_rows(dataset.validation.inputs, slice(1))
     steps: dict[tuple[str, str], Any] = {}
     sizes: dict[tuple[str, str], int] = {}
     failures: dict[str, dict[str, str]] = {name: {} for name in models}
     with tempfile.TemporaryDirectory(prefix="keras-distill-prune-") as folder:
         for name, model in models.items():
-            signature = signature_of(model, None if dataset is None else dataset.validation.inputs[:1])
-            one = random_feed(signature, 1) if dataset is None else signature.feed(dataset.validation.inputs[:1])
+            signature = signature_of(model, example)
+            one = random_feed(signature, 1) if example is None else signature.feed(example)
             for suffix, convert in (("onnx", to_onnx), ("tflite", to_litert)):
                 try:
                     path = convert(model, Path(folder) / f"{name}.{suffix}")

@@ -16,6 +16,8 @@ class PruneSettings:
     importance: str
     data: str
     pixel_range: str | None
+    label: str | None
+    leave_out: list[str]
     out: str
     overwrite: bool
     quiet: bool

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill._types import Inputs
 from keras_distill.cli.data_options import pixel_range_option
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def class_order(answers: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
 
 
 def check_teacher(
-    answers_to: Callable[[np.ndarray], np.ndarray], who: str, dataset: "Dataset", *, insist: bool = False
+    answers_to: Callable[[Inputs], np.ndarray], who: str, dataset: "Dataset", *, insist: bool = False
 ) -> Knowledge:
     """Asks a teacher for its answers to the validation data; near chance, finds out what it was trained on.
 
@@ -164,7 +165,7 @@ def _can_tell(labels: np.ndarray) -> bool:
     return not knowledge(labels, labels).is_near_chance
 
 
-def _remedy(answers: np.ndarray, answers_to: Callable[[np.ndarray], np.ndarray], dataset: "Dataset") -> str:
+def _remedy(answers: np.ndarray, answers_to: Callable[[Inputs], np.ndarray], dataset: "Dataset") -> str:
     from keras_distill.data.pixel_range import in_pixel_range, other_pixel_ranges
 
     labels = dataset.validation.labels

@@ -1,6 +1,7 @@
 """The names that `load` knows, and where each of them comes from."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from keras_distill._checks import did_you_mean, error_message
@@ -12,14 +13,20 @@ from keras_distill.data.mnist import load_mnist
 from keras_distill.data.npz import load_npz
 from keras_distill.data.pixel_range import in_pixel_range
 from keras_distill.data.spoken_digit import load_spoken_digit
+from keras_distill.data.table import is_table, load_table
 from keras_distill.data.tfds import load_tfds
 
 NAMES = ("digits", "mnist", "spoken_digit", "cifar100")
-KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images or an .npz file"
+KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images, an .npz file or a table (.csv, .parquet)"
 
 
 def load(
-    name: str | os.PathLike, *, image_size: tuple[int, int] | None = None, pixel_range: str | None = None
+    name: str | os.PathLike,
+    *,
+    image_size: tuple[int, int] | None = None,
+    pixel_range: str | None = None,
+    label: str | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Dataset:
     """Loads a dataset by its name or its path, whole and into memory.
 
@@ -29,10 +36,13 @@ def load(
 
     Args:
         name: `"digits"`, `"mnist"`, `"spoken_digit"`, `"cifar100"`, `"tfds:NAME"`, a folder with one
-            folder of images a class, or an `.npz` with `x_train`, `y_train`, `x_test`, `y_test`.
+            folder of images a class, an `.npz` with `x_train`, `y_train`, `x_test`, `y_test`, or a table: `.csv`,
+            `.csv.gz`, `.tsv` or `.parquet` (see `table.from_table`).
         image_size: `(height, width)` to resize the images of a folder or of `tfds:NAME` to.
         pixel_range: the range to bring the inputs into, one of `pixel_range.PIXEL_RANGES`, for a model that was
             trained on `"0-255"`, say; `None` leaves them as they were read.
+        label: of a table, the column that holds the classes.
+        leave_out: of a table, columns that the model shall not see.
 
     Returns:
         The `Dataset`; its images are float32 in [0, 1] with a channel axis, unless `pixel_range` says otherwise.
@@ -47,7 +57,15 @@ def load(
         >>> digits.train.inputs.shape, digits.num_classes
         ((719, 8, 8, 1), 10)
     """
-    dataset = _read(os.fspath(name), image_size)
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if is_table(path):
+        dataset = load_table(path, label, leave_out=leave_out)
+    elif label is not None or leave_out:
+        received = f"{text!r} beside it"
+        raise ValueError(error_message("a label column must be a table's", received, "Leave it out: labels are known."))
+    else:
+        dataset = _read(text, image_size)
     return dataset if pixel_range is None else in_pixel_range(dataset, pixel_range)
 
 
@@ -70,7 +88,10 @@ def _read(text: str, image_size: tuple[int, int] | None) -> Dataset:
         return load_npz(path)
     if path.exists():
         raise ValueError(
-            error_message(f"the data {text!r} must be a folder of images or an .npz file", "another kind of file")
+            error_message(
+                f"the data {text!r} must be a folder of images, an .npz file or a table (.csv, .parquet)",
+                "another kind of file",
+            )
         )
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(

@@ -1,10 +1,14 @@
 """What a dataset is here: three splits of inputs and labels in memory, and the names of the classes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from keras_distill._checks import check_count, check_labels, error_message
+from keras_distill._inputs import arrays_by_name, described, example_shape, num_rows, take_rows
+from keras_distill._types import Inputs, Shape
+from keras_distill.data.preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -15,21 +19,28 @@ class Split:
     anything but the data itself.
 
     Attributes:
-        inputs: `(num_items, ...)`. Images are float32 in [0, 1] with a channel axis; networks flatten them.
+        inputs: `(num_items, ...)`, or a dict of such arrays, named as the model names its inputs. Images are float32
+            in [0, 1] with a channel axis; networks flatten them.
         labels: int32, `(num_items,)`, in [0, num_classes).
+
+    Raises:
+        ValueError: arrays of different lengths.
 
     Example:
         >>> import numpy as np
         >>> len(Split(np.zeros((3, 8, 8, 1), "float32"), np.array([0, 1, 1], "int32")))
         3
+        >>> Split({"token_ids": np.zeros((2, 16), "int32"), "mask": np.ones((2, 16), "bool")}, np.array([0, 1]))
+        Split(inputs={token_ids: int32[2, 16], mask: bool[2, 16]}, labels=int64[2])
     """
 
-    inputs: np.ndarray
+    inputs: Inputs
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.labels):
-            received = f"{len(self.inputs)} inputs and {len(self.labels)} labels"
+        num_inputs = num_rows(self.inputs)
+        if num_inputs != len(self.labels):
+            received = f"{num_inputs} inputs and {len(self.labels)} labels"
             raise ValueError(error_message("a split must have as many inputs as labels", received))
 
     def __len__(self) -> int:
@@ -37,11 +48,11 @@ class Split:
 
     def __repr__(self) -> str:
         """Sizes in place of values: a hundred thousand pixels say nothing."""
-        return f"Split(inputs={_shape(self.inputs)}, labels={_shape(self.labels)})"
+        return f"Split(inputs={described(self.inputs)}, labels={described(self.labels)})"
 
     def take(self, positions: np.ndarray) -> "Split":
         """The examples at `positions`, integers of shape `(num_taken,)`, in that order."""
-        return Split(self.inputs[positions], self.labels[positions])
+        return Split(take_rows(self.inputs, positions), self.labels[positions])
 
 
 @dataclass(frozen=True)
@@ -55,9 +66,11 @@ class Dataset:
         test: what is reported. Where a dataset has an official test set, this is exactly that.
         class_names: one name a class, in the order of the labels.
         licence: the terms that the data comes under, as far as its authors state them.
+        preparation: what made the inputs out of raw rows (a table's columns, texts), or `None` where they came as
+            arrays. It ships with the student.
 
     Raises:
-        ValueError: an empty split, a label outside the classes, or splits of different shape.
+        ValueError: an empty split, a label outside the classes, or splits of other input names or another shape.
     """
 
     name: str
@@ -66,9 +79,9 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     licence: str
+    preparation: Preparation | None = None
 
     def __post_init__(self) -> None:
-        shapes = set()
         for split_name in ("train", "validation", "test"):
             split: Split = getattr(self, split_name)
             subject = f"the {split_name} split of {self.name!r}"
@@ -77,16 +90,30 @@ class Dataset:
                     error_message(f"{subject} must hold at least one example", "none", "Add examples to it.")
                 )
             check_labels(f"the labels in {subject}", split.labels, self.num_classes)
-            shapes.add(split.inputs.shape[1:])
-        if len(shapes) > 1:
-            received = " and ".join(str(shape) for shape in sorted(shapes))
-            raise ValueError(error_message(f"the splits of {self.name!r} must have examples of one shape", received))
+        self._check_alike()
+
+    def _check_alike(self) -> None:
+        splits = {name: arrays_by_name(getattr(self, name).inputs) for name in ("train", "validation", "test")}
+        for split_name, arrays in splits.items():
+            if set(arrays) != set(splits["train"]):
+                expectation = f"the splits of {self.name!r} must have inputs of the same names"
+                received = f"{_names(splits['train'])} in train and {_names(arrays)} in {split_name}"
+                raise ValueError(error_message(expectation, received))
+        for name in splits["train"]:
+            shapes = sorted({arrays[name].shape[1:] for arrays in splits.values()})
+            if len(shapes) > 1:
+                of_one = f", those of {name!r} too" if name else ""
+                received = " and ".join(map(str, shapes))
+                raise ValueError(
+                    error_message(f"the splits of {self.name!r} must have examples of one shape{of_one}", received)
+                )
 
     def __repr__(self) -> str:
         """Sizes in place of values, and no more class names than a line holds."""
         names = ", ".join(self.class_names[:10]) + (", …" if self.num_classes > 10 else "")
         splits = "\n".join(f"  {name}: {getattr(self, name)}" for name in ("train", "validation", "test"))
-        return f"Dataset {self.name!r}, {self.num_classes} classes: {names}\n{splits}"
+        prepared = "" if self.preparation is None else f"\n  prepared: {self.preparation.description}"
+        return f"Dataset {self.name!r}, {self.num_classes} classes: {names}\n{splits}{prepared}"
 
     @property
     def num_classes(self) -> int:
@@ -94,14 +121,13 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example, without the batch axis."""
-        return self.train.inputs.shape[1:]
+    def input_shape(self) -> Shape:
+        """The shape of one example, without the batch axis; of named inputs a dict of such shapes."""
+        return example_shape(self.train.inputs)
 
 
-def _shape(array: np.ndarray) -> str:
-    """An array's dtype and shape, "float32[719, 8, 8, 1]"."""
-    return f"{array.dtype}{list(array.shape)}"
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "one array without a name"
 
 
 def stratified_positions(labels: np.ndarray, num_taken: int, seed: int = 0) -> np.ndarray:

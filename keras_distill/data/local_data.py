@@ -36,7 +36,7 @@ def read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
 
     Args:
         path: the file.
-        required: names of arrays that must be there.
+        required: names of arrays that must be there, each whole or in named parts, `NAME/PART`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -53,7 +53,9 @@ def read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
         raise ValueError(
             error_message(f"{path!s} must be a readable .npz of plain arrays", f"{error}", remedy)
         ) from error
-    missing = [name for name in required if name not in arrays]
+    missing = [
+        name for name in required if name not in arrays and not any(key.startswith(f"{name}/") for key in arrays)
+    ]
     if missing:
         received = f"no {', '.join(missing)} among {', '.join(arrays) or 'no arrays'}"
         raise ValueError(error_message(f"{path!s} must be an .npz file that holds {', '.join(required)}", received))

@@ -1,4 +1,7 @@
-"""Datasets in an `.npz` of the user's own: `x_train`, `y_train`, `x_test`, `y_test`."""
+"""Datasets in an `.npz` of the user's own: `x_train`, `y_train`, `x_test`, `y_test`.
+
+Of several inputs each has an array by its name: `x_train/token_ids`, `x_train/padding_mask`, `x_test/token_ids`, ….
+"""
 
 from pathlib import Path
 
@@ -19,7 +22,8 @@ def load_npz(path: Path, name: str | None = None, class_names: tuple[str, ...] =
             `y_validation` (else a tenth of train is carved off, the same one every time), `class_names`
             (strings) and `licence` (a string). Inputs of dtype uint8 are pixels: they become float32 in
             [0, 1], and `(num_items, height, width)` gets a channel axis. Other integers (tokens) become
-            int32, floats float32. Labels are integers, `(num_items,)` or `(num_items, 1)`.
+            int32, floats float32, booleans stay. Labels are integers, `(num_items,)` or `(num_items, 1)`. In place of
+            `x_train` there may be `x_train/NAME` for each input that the model has by that name, and so for the others.
         name: the dataset's name; the file's own where `None`.
         class_names: used where the file holds none. Where neither has any: "0", "1", … to the highest label.
         licence: used where the file states none.
@@ -27,11 +31,11 @@ def load_npz(path: Path, name: str | None = None, class_names: tuple[str, ...] =
     Raises:
         FileNotFoundError: no such file.
         ValueError: a corrupt file, a missing array, labels out of range, a split without examples,
-            NaN or infinite inputs.
+            NaN or infinite inputs, inputs of other names in another split.
     """
     arrays = local_data.read_arrays(path, REQUIRED)
     train = _split(path, arrays, "train")
-    if "x_validation" in arrays:
+    if _inputs_of(path, arrays, "validation"):
         validation = _split(path, arrays, "validation")
     elif len(train) < 2:
         raise ValueError(
@@ -52,7 +56,7 @@ def _split(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> Split:
     """The `Split` that `x_…` and `y_…` describe."""
     if f"y_{split_name}" not in arrays:
         raise ValueError(error_message(f"{path!s} must hold y_{split_name} beside x_{split_name}", "none"))
-    inputs, labels = arrays[f"x_{split_name}"], arrays[f"y_{split_name}"]
+    named, labels = _inputs_of(path, arrays, split_name), arrays[f"y_{split_name}"]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -61,11 +65,25 @@ def _split(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> Split:
         raise ValueError(
             error_message(f"y_{split_name} in {path} must be integers of shape (num_items,)", received, remedy)
         )
-    return Split(as_inputs(f"x_{split_name} in {path}", inputs), labels.astype("int32"))
+    inputs = {
+        name: as_inputs(f"x_{split_name}{'/' + name if name else ''} in {path}", array) for name, array in named.items()
+    }
+    return Split(inputs.get("", inputs), labels.astype("int32"))
+
+
+def _inputs_of(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> dict[str, np.ndarray]:
+    """The inputs of a split by name; one that has none is "". Nothing where there are none."""
+    whole, prefix = f"x_{split_name}", f"x_{split_name}/"
+    named = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    if "" in named:
+        raise ValueError(error_message(f"an array of {path!s} must have a name after {prefix}", "none"))
+    if named and whole in arrays:
+        raise ValueError(error_message(f"{path!s} must hold either {whole} or {whole}/NAME", "both"))
+    return {"": arrays[whole]} if whole in arrays else named
 
 
 def as_inputs(subject: str, inputs: np.ndarray) -> np.ndarray:
-    """Brings inputs to the house's form: pixels float32 in [0, 1] with channels, tokens int32, the rest float32.
+    """Brings inputs to the house's form: pixels float32 in [0, 1] with channels, tokens int32, masks bool.
 
     Example:
         >>> as_inputs("pixels", np.full((1, 2, 2), 255, "uint8")).shape
@@ -78,6 +96,8 @@ def as_inputs(subject: str, inputs: np.ndarray) -> np.ndarray:
         return pixels.astype("float32") / np.float32(255.0)
     if np.issubdtype(inputs.dtype, np.integer):
         return inputs.astype("int32")
+    if inputs.dtype == np.bool_:
+        return inputs
     if np.issubdtype(inputs.dtype, np.floating):
         return check_finite(subject, inputs).astype("float32")
     raise ValueError(error_message(f"{subject} must be numbers", f"dtype {inputs.dtype}"))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from keras_distill._checks import check_choice, error_message
+from keras_distill._inputs import arrays_by_name, described, only_array
 from keras_distill.data.dataset import Dataset, Split
 
 PIXEL_RANGES = ("0-1", "0-255", "-1-1", "standardised", "imagenet", "caffe")
@@ -44,9 +45,10 @@ def other_pixel_ranges(dataset: Dataset) -> tuple[str, ...]:
         >>> other_pixel_ranges(load("digits"))
         ('0-255', '-1-1', 'standardised')
     """
-    inputs = dataset.train.inputs
-    if not np.issubdtype(inputs.dtype, np.floating):
+    arrays = [*arrays_by_name(dataset.train.inputs).values()]
+    if len(arrays) > 1 or not np.issubdtype(arrays[0].dtype, np.floating):
         return ()
+    inputs = arrays[0]
     now = pixel_range_of(inputs)
     names = PIXEL_RANGES if now else ("standardised",)
     of_colour = inputs.ndim == 4 and inputs.shape[-1] == 3
@@ -66,7 +68,8 @@ def in_pixel_range(dataset: Dataset, pixel_range: str) -> Dataset:
         A new `Dataset` of float32 inputs.
 
     Raises:
-        ValueError: an unknown range, inputs that are integers or in no range of pixels, images that are not of colour.
+        ValueError: an unknown range, inputs of several arrays, of integers, made out of raw rows or in no range of
+            pixels, images that are not of colour.
 
     Example:
         >>> from keras_distill.data import load
@@ -77,9 +80,13 @@ def in_pixel_range(dataset: Dataset, pixel_range: str) -> Dataset:
         `keras.applications.imagenet_utils.preprocess_input`, whose modes "tf", "torch" and "caffe" are the last ones.
     """
     check_choice("the pixel range", pixel_range, PIXEL_RANGES)
+    remedy = "Leave --pixel-range out: these are no pixels."
+    if dataset.preparation is not None or isinstance(dataset.train.inputs, dict):
+        received = dataset.preparation.description if dataset.preparation else described(dataset.train.inputs)
+        expectation = f"a pixel range needs {dataset.name!r} to hold images in one array"
+        raise ValueError(error_message(expectation, received, remedy))
     inputs = dataset.train.inputs
     if not np.issubdtype(inputs.dtype, np.floating):
-        remedy = "Leave --pixel-range out: these are no pixels."
         raise ValueError(
             error_message(f"a pixel range needs the inputs of {dataset.name!r} to be floats", inputs.dtype, remedy)
         )
@@ -118,7 +125,7 @@ def in_pixel_range(dataset: Dataset, pixel_range: str) -> Dataset:
 
 def _mapped(dataset: Dataset, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
     def map_split(split: Split) -> Split:
-        return Split(function(split.inputs).astype("float32"), split.labels)
+        return Split(function(only_array(split.inputs, "a pixel range")).astype("float32"), split.labels)
 
     train, validation, test = map(map_split, (dataset.train, dataset.validation, dataset.test))
     return replace(dataset, train=train, validation=validation, test=test)

@@ -9,22 +9,27 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill._kit import kit_folder, kit_module
 from keras_distill.deploy.answers import as_rows, without_ruled_out
-from keras_distill.deploy.kit import kit_folder, kit_module
+
+if TYPE_CHECKING:
+    from keras_distill.data import Preparation
 
 KIT_FILES = (
     "README.md",
     "benchmark.py",
+    "prepare.py",
     "classify_onnx.py",
     "classify_litert.py",
     "requirements-onnx.txt",
     "requirements-litert.txt",
 )
+PREPARATION = "preparation.json"
 WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "style.css")
 
 
@@ -36,6 +41,19 @@ def write_kit(folder: Path, *, web: bool = False) -> None:
         (folder / "web").mkdir()
         for name in WEB_FILES:
             shutil.copyfile(kit_folder() / "web" / name, folder / "web" / name)
+
+
+def write_preparation(folder: Path, preparation: "Preparation | None") -> dict[str, str] | None:
+    """Writes `preparation.json`, where the data set was prepared from raw rows; what the manifest says of it.
+
+    Returns:
+        `{"file", "kind", "description"}`, or `None` where there is nothing to prepare.
+    """
+    if preparation is None:
+        return None
+    text = json.dumps(preparation.to_json(), indent=1, ensure_ascii=False)
+    (folder / PREPARATION).write_text(text + "\n", encoding="utf-8")
+    return {"file": PREPARATION, "kind": preparation.kind, "description": preparation.description}
 
 
 def choose_golden(labels: np.ndarray, num_golden: int = 16) -> np.ndarray:

@@ -15,9 +15,18 @@ def choose_calibration(
     feed: Mapping[str, np.ndarray], *, num_examples: int = ENOUGH_EXAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """Returns up to `num_examples` random examples of `feed`, `{input name: array}`; a seed repeats its choice."""
-    num_items = len(next(iter(feed.values())))
-    chosen = np.sort(np.random.default_rng(seed).permutation(num_items)[:num_examples])
+    chosen = drawn_rows(len(next(iter(feed.values()))), num_examples, seed)
     return {name: array[chosen] for name, array in feed.items()}
+
+
+def drawn_rows(num_items: int, num_examples: int, seed: int = 0) -> np.ndarray:
+    """Positions of up to `num_examples` random ones of `num_items` examples, ascending; a seed repeats them.
+
+    Example:
+        >>> drawn_rows(3, 256)
+        array([0, 1, 2])
+    """
+    return np.sort(np.random.default_rng(seed).permutation(num_items)[:num_examples])
 
 
 def save_calibration(calibration: Mapping[str, Any] | None, folder: str | Path) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_distill._inputs import arrays_by_name
+from keras_distill._types import Inputs
 from keras_distill.report import metrics
 from keras_distill.report.verdict import Verdict
 
@@ -242,13 +244,13 @@ def _limits(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> list[str
     return sentences
 
 
-def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs: np.ndarray, labels: np.ndarray) -> str:
+def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs: Inputs, labels: np.ndarray) -> str:
     """Returns `report.html`: one file, no network, readable on a phone.
 
     Args:
         manifest: of the bundle, before its files are listed.
         figures: every model.
-        inputs: of the test set, for the pictures.
+        inputs: of the test set, for the pictures; of several the first that may be one.
         labels: of the test set.
     """
     from keras_distill.report.page import Code, Figure, Section, Table, page
@@ -307,9 +309,11 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
 
     source = by_name.get("teacher", student)
     chosen = most_ambiguous(source.logits, labels)
+    arrays = [*arrays_by_name(inputs).values()]
+    pixels = next((array for array in arrays if array.ndim > 2), arrays[0])
     # Whatever range the student takes, 0 to 255 or −1 to 1: a picture is drawn from black to white.
-    low, high = float(np.min(inputs)), float(np.max(inputs))
-    images = (inputs[chosen] - low) / ((high - low) or 1.0)
+    low, high = float(np.min(pixels)), float(np.max(pixels))
+    images = (pixels[chosen] - low) / ((high - low) or 1.0)
     picture = temperature_picture(images, source.logits[chosen], [int(label) for label in labels[chosen]], classes)
     caption = (
         f"The {source.name}'s probabilities for the examples that it finds most ambiguous, at several temperatures."

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import check_choice, check_finite, error_message
+from keras_distill._kit import kit_module
 from keras_distill._types import Tensor
 from keras_distill.deploy.answers import ANSWERS, answer_of, as_rows, coded_labels, threshold_of, without_ruled_out
 from keras_distill.deploy.distance import Distance, distance_of, drop_beyond_chance, explained_variance
 from keras_distill.deploy.flips import Flips, flips_of
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.recall import SMALLEST_RATE, ClassRecall, fallen_recalls
 
 # (relative, absolute) distance of a value from the float32 model's; an int8 network is judged by its answers instead.

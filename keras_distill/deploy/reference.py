@@ -8,6 +8,7 @@ import numpy as np
 
 import keras_distill
 from keras_distill._checks import error_message
+from keras_distill._inputs import take_rows
 from keras_distill.deploy.answers import answer_of
 from keras_distill.deploy.shipment import Provenance
 from keras_distill.deploy.trace import Signature, float32_outputs, heads_of, served_model, signature_of
@@ -58,7 +59,7 @@ def reference_of(model: "keras.Model", dataset: "Dataset") -> Reference:
     Raises:
         ValueError: it takes other inputs, gives no logits of the dataset's classes, or any that are not finite.
     """
-    signature = signature_of(model, dataset.test.inputs[:1])
+    signature = signature_of(model, take_rows(dataset.test.inputs, slice(1)))
     feed = signature.feed(dataset.test.inputs)
     stripped = served_model(model, signature, from_logits=True)
     outputs = float32_outputs(stripped, feed, signature)
@@ -138,7 +139,7 @@ def known_facts(provenance: Provenance, dataset: "Dataset", reference: Reference
         "name": provenance.name,
         "inputs": inputs,
         "outputs": reference.output_names,
-        "preprocessing": provenance.preprocessing or described,
+        "preprocessing": provenance.preprocessing or _prepared_text(dataset) or described,
         "licence": provenance.licence,
         "provenance": {
             "source": provenance.source,
@@ -150,6 +151,12 @@ def known_facts(provenance: Provenance, dataset: "Dataset", reference: Reference
             "tensorflow": tf.__version__,
         },
     }
+
+
+def _prepared_text(dataset: "Dataset") -> str:
+    if dataset.preparation is None:
+        return ""
+    return f"raw rows become inputs by prepare.py and preparation.json ({dataset.preparation.description})"
 
 
 def pixel_range(values: np.ndarray) -> tuple[float, float] | None:

@@ -18,11 +18,12 @@ import numpy as np
 
 from keras_distill._checks import did_you_mean, error_message
 from keras_distill._files import whole_folder
+from keras_distill._inputs import take_rows
+from keras_distill._kit import kit_module
 from keras_distill.deploy import bundle, quantize
 from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.deploy.card import Figures, model_card, report_page
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx
 from keras_distill.deploy.quantize import Variant, choose
@@ -122,7 +123,7 @@ def ship(
     calibration = choose_calibration(reference.validation_feed)
     facts = known_facts(provenance, dataset, reference)
     options: dict[str, Any] = {
-        "example": dataset.test.inputs[:1],
+        "example": take_rows(dataset.test.inputs, slice(1)),
         "class_names": dataset.class_names,
         "preprocessing": facts["preprocessing"],
         "temperature": reference.temperature,
@@ -406,11 +407,13 @@ def _write_bundle(
     bundle.write_golden(folder, golden_inputs, dataset.test.labels[chosen], golden)
     has_page = any(outcome.target == "web" for outcome in shipped)
     bundle.write_kit(folder, web=has_page)
+    preparation = bundle.write_preparation(folder, dataset.preparation)
     if has_page and web_files is not None:
         copy_web_runtime(web_files, folder / "web" / "runtime")
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
+        "preparation": preparation,
         "class_names": list(dataset.class_names),
         "temperature": reference.temperature,
         "artifacts": artifacts,

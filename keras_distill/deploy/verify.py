@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_distill._checks import cast_exactly, check_choice, check_fraction, error_message
+from keras_distill._kit import kit_module
 from keras_distill._native_log import quiet_start
 from keras_distill._types import ArrayLike, Tensor, TensorTree
 from keras_distill.deploy.comparison import OutputComparison, compare_output
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.steadiness import CALL, unsteadiness
 from keras_distill.deploy.trace import float32_outputs, heads_of, served_model, signature_of
 

@@ -438,7 +438,7 @@ def _random_inputs(function: Any) -> dict[str, np.ndarray]:
 
 def _refuse_what_does_not_run(path: str, function: Any, input_names: list[str], layer_names: list[str]) -> None:
     """Raises where a file cannot be opened and called once in its runtime: converters write such files, too."""
-    from keras_distill.deploy.kit import kit_module
+    from keras_distill._kit import kit_module
 
     try:
         artifact = kit_module().open_artifact(path)

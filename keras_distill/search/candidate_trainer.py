@@ -167,9 +167,9 @@ class CandidateTrainer:
         if is_whole and precision == "int8" and np.isfinite(logits).all():
             with tempfile.TemporaryDirectory(prefix="keras-distill-compress-") as folder:
                 artifact = open_artifact(self.meter.write(student, Path(folder), precision))
-                (logits,) = run_in_batches(artifact, {artifact.input_names[0]: inputs}).values()
+                (logits,) = run_in_batches(artifact, self.meter.feed(student, inputs)).values()
         score = self.training.score(logits)
-        return score, 1.0 if score == DIVERGED else float(np.mean(logits.argmax(axis=-1) != labels))
+        return score, 1.0 if score == DIVERGED else float(np.mean(logits.argmax(axis=-1) != np.asarray(labels)))
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,9 +19,10 @@ import numpy as np
 
 from keras_distill._checks import check_choice, check_count, check_positive, error_message
 from keras_distill._files import only_one_in, whole_file
+from keras_distill._inputs import take_rows
 from keras_distill._types import Teacher
 from keras_distill.deploy.budgets import Budgets
-from keras_distill.deploy.calibration import choose_calibration
+from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance, Shipment
 from keras_distill.distillation.training_length import default_epochs
@@ -170,8 +171,8 @@ def compress(
             seed,
         )
         # Drawn, since the classes of many data sets lie one after another.
-        calibration = choose_calibration({"all": dataset.validation.inputs}, num_examples=_NUM_CALIBRATION)["all"]
-        meter = Meter(runtime, dataset.validation.inputs[:1], calibration, _stand_in_metadata(dataset))
+        calibration = dataset.validation.take(drawn_rows(len(dataset.validation), _NUM_CALIBRATION)).inputs
+        meter = Meter(runtime, take_rows(dataset.validation.inputs, slice(1)), calibration, _stand_in_metadata(dataset))
         max_latency = None if budgets.max_latency_ms is None else _IN_HAND * budgets.max_latency_ms
         fitter = Fitter(meter, budgets.max_size, max_latency, seed)
         on_progress(Progress("measuring the narrowest of each family", 0, num_trials, None, None))
@@ -181,7 +182,7 @@ def compress(
             "teacher": store.manifest.teacher_fingerprint,
             "data": store.manifest.dataset_fingerprint,
             "labels or validation data": every_item_fingerprint(
-                [np.asarray(training.train[1]), *map(np.asarray, training.validation)]
+                [dataset.train.labels, dataset.validation.inputs, dataset.validation.labels]
             ),
             "budgets": asdict(budgets),
             "runtime": runtime,

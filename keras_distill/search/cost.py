@@ -14,8 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_distill._inputs import take_rows
 from keras_distill._keras_internals import all_layers, calls_in_order
-from keras_distill.deploy.kit import kit_module
+from keras_distill._kit import kit_module
+from keras_distill._types import Inputs
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx, write_quantized
 from keras_distill.deploy.trace import signature_of
@@ -62,13 +64,13 @@ class Meter:
 
     Args:
         runtime: `"litert"` or `"onnx"`.
-        example: one input batch, `(1, …)`.
-        calibration: some hundred inputs, for int8.
+        example: one input batch, `(1, …)`, an array or a dict of named ones.
+        calibration: some hundred inputs, for int8, likewise.
         metadata: what the served file says of itself (`class_names`, …): it takes bytes too.
     """
 
-    def __init__(self, runtime: str, example: np.ndarray, calibration: np.ndarray, metadata: Mapping[str, Any]):
-        self._runtime, self._example, self._calibration = runtime, example, calibration
+    def __init__(self, runtime: str, example: Inputs, calibration: Inputs, metadata: Mapping[str, Any]):
+        self._runtime, self._example, self._calibration = runtime, take_rows(example, slice(1)), calibration
         self._metadata = dict(metadata)
         self._known: dict[str, list[tuple[np.ndarray, Cost, str]]] = {precision: [] for precision in PRECISIONS}
 
@@ -82,32 +84,35 @@ class Meter:
             with _as_if_trained(model):
                 path = self.write(model, Path(folder), precision)
             artifact = open_artifact(path)
-            feed = {name: np.ascontiguousarray(self._example[:1]) for name in artifact.input_names}
+            feed = self.feed(model, self._example)
             kit = kit_module()
             step = artifact.step(kit.for_one_call(artifact, feed))
             latency = kit.measure({"it": step}, _ROUNDS, _SECONDS_PER_ROUND)["it"]["p50_ms"]
             # Of networks that take images of any size, those of the example's.
-            work = multiply_adds(model, input_shapes=[self._example.shape[1:]])
+            work = multiply_adds(model, input_shapes=[array.shape[1:] for array in feed.values()])
             cost = Cost(model.count_params(), work, path.stat().st_size, latency)
         self.learn(features_of(model), cost, precision, family)
         return cost
 
+    def feed(self, model: keras.Model, inputs: Inputs) -> dict[str, np.ndarray]:
+        """Inputs under the names that a model's files have, which are not always the Keras tensors'."""
+        return signature_of(model, self._example).feed(inputs)
+
     def write(self, model: keras.Model, folder: Path, precision: str) -> Path:
         """Writes the file that is served into a folder."""
-        options = {"example": self._example[:1], **self._metadata}
+        options = {"example": self._example, **self._metadata}
         if self._runtime == "litert":
             is_int8 = precision == "int8"
-            # Under the name that the file has, which is not always the Keras tensor's.
-            calibration = signature_of(model, self._example[:1]).feed(self._calibration) if is_int8 else None
+            calibration = self.feed(model, self._calibration) if is_int8 else None
             path = folder / f"{precision}.tflite"
             return to_litert(model, path, quantization="int8" if is_int8 else None, calibration=calibration, **options)
         source = to_onnx(model, folder / "float32.onnx", **options)
         if precision == "float32":
             return source
-        name = open_artifact(source).input_names[0]
         # The gate tries more ways to quantise, and ships the fastest: what is measured here is an upper bound.
         path = folder / "int8.onnx"
-        write_quantized(source, path, mode="static", calibration={name: self._calibration}, operations=None)
+        calibration = self.feed(model, self._calibration)
+        write_quantized(source, path, mode="static", calibration=calibration, operations=None)
         return path
 
     def learn(self, features: np.ndarray, cost: Cost, precision: str, family: str) -> None:

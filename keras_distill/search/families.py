@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill._types import Inputs
 from keras_distill.data import networks
 from keras_distill.pruning import channel_groups, prune, reestimate_batch_normalization, residual_blocks
 from keras_distill.pruning.blocks import without_blocks
@@ -106,7 +107,7 @@ class Pruned(Family):
 
     name = "pruned"
 
-    def __init__(self, teacher: keras.Model, calibration: np.ndarray):
+    def __init__(self, teacher: keras.Model, calibration: Inputs):
         self._teacher, self._calibration = teacher, calibration
         self._blocks = [block.name for block in residual_blocks(teacher)]
         self._wholes: dict[tuple[int, float], tuple[keras.Model, list[list[str]]]] = {}

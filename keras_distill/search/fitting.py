@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._types import Teacher
-from keras_distill.deploy.calibration import choose_calibration
+from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.search.cost import Cost, Meter, features_of
 from keras_distill.search.families import MLP, ConvNet, Family, Own, Pruned, SeparableConvNet, Shape, hand_made
@@ -160,7 +160,7 @@ def families_for(
     prunable, notes = _prunable(teacher, dataset)
     if prunable is not None:
         try:
-            drawn = choose_calibration({"all": dataset.train.inputs}, num_examples=_NUM_CALIBRATION)["all"]
+            drawn = dataset.train.take(drawn_rows(len(dataset.train), _NUM_CALIBRATION)).inputs
             families.append(Pruned(prunable, drawn))
         except ValueError as error:
             notes.append(f"Nothing is cut from the teacher: {error}")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_distill._types import ArrayLike, Logs, Teacher, Tensor
+from keras_distill._inputs import map_arrays, num_rows, take_rows
+from keras_distill._types import ArrayLike, Inputs, Logs, Teacher, TensorTree
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
 from keras_distill.models.forward_pass import logits_model
@@ -57,7 +58,8 @@ class Training:
     """What is the same for all students of a search.
 
     Attributes:
-        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with.
+        train: inputs (an array or a dict of named ones) and integer labels, `(num_items, …)` and `(num_items,)`: what
+            the store was labelled with.
         validation: inputs and integer labels, to score on.
         store: the teacher's soft targets for `train`.
         epochs: of a whole training.
@@ -65,8 +67,8 @@ class Training:
         seed: of the order of the examples and of dropout.
     """
 
-    train: tuple[ArrayLike, ArrayLike]
-    validation: tuple[ArrayLike, ArrayLike]
+    train: tuple[TensorTree, ArrayLike]
+    validation: tuple[TensorTree, ArrayLike]
     store: SoftTargetStore
     epochs: int
     batch_size: int
@@ -155,22 +157,22 @@ class Training:
         """Gives BatchNormalization the statistics of the training data: early in a training moving ones lag behind."""
         if is_readable(student):
             drawn = np.random.default_rng(0).permutation(len(np.asarray(self.train[1])))[:_NUM_CALIBRATION]
-            reestimate_batch_normalization(student, np.asarray(self.train[0])[np.sort(drawn)])
+            reestimate_batch_normalization(student, take_rows(_arrays(self.train[0]), np.sort(drawn)))
 
-    def examples(self, *, on_labels: bool) -> tuple[tuple[ArrayLike, ArrayLike], np.ndarray | None]:
+    def examples(self, *, on_labels: bool) -> tuple[tuple[TensorTree, ArrayLike], np.ndarray | None]:
         """What a candidate trains on, and the ids where they are not all items in their order.
 
         Where some items have no label, those that have one come as often as makes an epoch of as many steps.
         """
-        inputs, labels = (np.asarray(part) for part in self.train)
+        inputs, labels = _arrays(self.train[0]), np.asarray(self.train[1])
         if not on_labels or labels.min() >= 0:
             return self.train, None
         ids = np.resize(np.flatnonzero(labels >= 0), len(labels))
-        return (inputs[ids], labels[ids]), ids
+        return (take_rows(inputs, ids), labels[ids]), ids
 
     def validation_logits(self, student: keras.Model) -> np.ndarray:
         """A student's logits for the validation data."""
-        return logits_of(student, np.asarray(self.validation[0]))
+        return logits_of(student, _arrays(self.validation[0]))
 
     def score(self, logits: np.ndarray) -> float:
         """The negative log-likelihood of the validation labels at the temperature that suits the logits best, in nats.
@@ -198,12 +200,16 @@ def validated_every(epochs: int) -> int:
     return -(-epochs // 20)
 
 
-def logits_of(model: Teacher, inputs: np.ndarray) -> np.ndarray:
+def _arrays(inputs: TensorTree) -> Inputs:
+    return map_arrays(np.asarray, inputs)
+
+
+def logits_of(model: Teacher, inputs: Inputs) -> np.ndarray:
     """The logits of a model or of a teacher of any kind, `(num_items, num_classes)`, in batches of 512."""
-    run: Callable[[np.ndarray], Tensor] = model
+    run: Callable[[Inputs], TensorTree] = model
     if isinstance(model, keras.Model):
         run = partial(logits_model(model), training=False)
-    portions = [run(inputs[start : start + 512]) for start in range(0, len(inputs), 512)]
+    portions = [run(take_rows(inputs, slice(start, start + 512))) for start in range(0, num_rows(inputs), 512)]
     return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
 
 

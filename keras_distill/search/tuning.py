@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_distill._checks import check_count, check_fraction, check_number, check_positive, error_message
 from keras_distill._files import whole_file
-from keras_distill._types import ArrayLike
+from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.distillation import Distiller
 from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
 from keras_distill.targets import SoftTargetStore
@@ -74,8 +74,8 @@ class Tuned:
 
 def tune(
     make_student: Callable[[], keras.Model],
-    train: tuple[ArrayLike, ArrayLike],
-    validation: tuple[ArrayLike, ArrayLike],
+    train: tuple[TensorTree, ArrayLike],
+    validation: tuple[TensorTree, ArrayLike],
     store: SoftTargetStore | str | os.PathLike,
     out: str | os.PathLike,
     *,

@@ -35,8 +35,8 @@ class Examples(Protocol):
     """Inputs and labels in memory, as `keras_distill.data.Split` holds them."""
 
     @property
-    def inputs(self) -> np.ndarray:
-        """All examples', `(num_items, …)`."""
+    def inputs(self) -> TensorTree:
+        """All examples', `(num_items, …)`, or a dict of such."""
 
     @property
     def labels(self) -> np.ndarray:

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 from keras_distill import cli
+from keras_distill._kit import kit_module
 from keras_distill.deploy import read_metadata
-from keras_distill.deploy.kit import kit_module
 
 
 @pytest.fixture(scope="module")

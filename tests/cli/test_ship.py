@@ -13,10 +13,10 @@ import pytest
 from keras import layers
 
 from keras_distill import cli, data
+from keras_distill._kit import kit_module
 from keras_distill.cli.ship import SIZE_UNITS, TARGETS, TIME_UNITS, quantity
 from keras_distill.cli.student_file import verdict_beside
 from keras_distill.deploy import read_bundle
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.ship import TARGETS as SHIP_TARGETS
 from keras_distill.report.verdict import compare_models
 

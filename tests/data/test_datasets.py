@@ -241,9 +241,9 @@ def test_unknown_data_is_refused(name, error, message):
 
 
 def test_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "table.xlsx").write_text("a,b")
     with pytest.raises(ValueError, match="another kind of file"):
-        data.load(tmp_path / "table.csv")
+        data.load(tmp_path / "table.xlsx")
 
 
 def test_data_variable_that_names_no_folder_is_refused(monkeypatch):

@@ -8,9 +8,9 @@ import tensorflow as tf
 from graphs import linear_onnx
 from keras import layers, ops
 
+from keras_distill._kit import kit_module
 from keras_distill.deploy import ConversionError, quantize_onnx, to_litert, to_onnx, verify
 from keras_distill.deploy.integer_onnx import kernel_types
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.trace import named_outputs, signature_of
 
 MAKERS = {"onnx": to_onnx, "tflite": to_litert}

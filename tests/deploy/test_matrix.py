@@ -6,8 +6,8 @@ import onnx
 import pytest
 from matrix_models import MODELS, with_probabilities
 
+from keras_distill._kit import kit_module
 from keras_distill.deploy import to_litert, to_onnx, verify
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.trace import signature_of
 
 MAKERS = {"onnx": (to_onnx, "student.onnx"), "litert": (to_litert, "student.tflite")}

@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 from matrix_models import Subclassed, floats
 
+from keras_distill._kit import kit_module
 from keras_distill.deploy import ConversionError, to_litert, to_onnx, verify
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.trace import Signature, signature_of
 
 MAKERS = {"onnx": to_onnx, "tflite": to_litert}

@@ -12,8 +12,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import numpy_helper
 
 from keras_distill import data, deploy
+from keras_distill._kit import kit_module
 from keras_distill.deploy.integer_onnx import kernel_types
-from keras_distill.deploy.kit import kit_module
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance
 from keras_distill.quantize_aware import Int8Kernel, quantize_aware

@@ -1,7 +1,8 @@
 """The one door to `export/`, the kit that travels with every bundle.
 
-The kit runs where there is no Keras, so it may import nothing of ours; we, however, open artifacts, compare
-logits and take times with its code, so that the device repeats exactly what the gate did.
+The kit runs where there is no Keras, so it may import nothing of ours; we, however, prepare raw rows, open artifacts,
+compare logits and take times with its code, so that the device repeats exactly what was trained on and what the gate
+did.
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ from keras_distill._checks import error_message
 
 def kit_folder() -> Path:
     """The kit's folder: `keras_distill/kit` in an installed wheel, `export/` in a checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
     for folder in (package / "kit", package.parent / "export"):
         if (folder / "benchmark.py").is_file():
             return folder

@@ -1,0 +1,403 @@
+"""Tables: a column of labels, and every other column made numbers that a network takes.
+
+What is fitted here, on the training split alone, is a specification in JSON; what it does to rows is in the kit's
+`prepare.py`, with which this file prepares its splits too.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_distill._checks import error_message
+from keras_distill._kit import kit_module
+from keras_distill.data.dataset import Dataset, Split, carve, stratified_positions
+from keras_distill.data.preparation import Preparation
+
+if TYPE_CHECKING:
+    import pandas
+
+Columns = dict[str, list[Any]]
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+# What stands for a value that is missing, after spaces are taken off.
+MISSING = ("", "?", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
+# A category's values beyond so many, the rarest, share one place.
+MAX_VALUES = 64
+# Of rows without a split column, so many of a hundred are tested on, and of the others so many validated on.
+_PER_CENT_TEST, _PER_CENT_VALIDATION = 20, 10
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_DATE_LIKE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}\b")
+# Below so many rows every number may well have a value of its own in each.
+_FEWEST_FOR_IDS = 20
+
+
+def load_table(path: str | Path, label: str | None, *, leave_out: Sequence[str] = ()) -> Dataset:
+    """Loads a dataset from a `.csv`, `.tsv` (either may be `.gz`) or `.parquet` file.
+
+    Args:
+        path: the file; its first line names the columns. Parquet needs pandas, the extra `tables`.
+        label: the column that holds the classes.
+        leave_out: columns that the model shall not see.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a Parquet file, and no pandas.
+        ValueError: what `from_table` refuses, and an empty or ragged file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(error_message(f"{path!s} must be a table", "no such file"))
+    columns = _read_parquet(path) if path.suffix == ".parquet" else kit_module("prepare").read_table(path)
+    if label is None:
+        raise ValueError(
+            error_message(f"{path.name} needs the name of its label column", "none", f"Name one: {', '.join(columns)}.")
+        )
+    return from_table(columns, label, name=path.name.split(".")[0], leave_out=leave_out)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table, by the end of its name.
+
+    Example:
+        >>> is_table(Path("people.csv.gz")), is_table(Path("people.npz"))
+        (True, False)
+    """
+    return path.name.endswith(SUFFIXES)
+
+
+def from_table(
+    rows: "Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | pandas.DataFrame",
+    label: str,
+    *,
+    name: str = "table",
+    leave_out: Sequence[str] = (),
+    licence: str = "not stated in the file",
+) -> Dataset:
+    """A dataset out of a table in memory.
+
+    Each column is seen for what its training values are. Numbers, dates (2020-12-31, as days) and booleans get mean 0
+    and deviation 1; where one is missing it is put at the mean, and a second feature says so. Other columns are
+    categories, one feature a value: missing is a value of its own, and beyond the 64 most frequent ones the rest share
+    the place "other". A value that training never showed is "other" where there is that place, else all zeros.
+
+    Left out, and said so in `preparation.notes`: columns of one value, of none, and those of a value of its own in
+    every row, as ids and names have.
+
+    Args:
+        rows: columns by name, a list of rows by column, or a DataFrame of pandas.
+        label: the column that holds the classes; their names are its values, sorted.
+        name: the dataset's.
+        leave_out: columns that the model shall not see.
+        licence: the data's terms.
+
+    Returns:
+        A `Dataset` of float32 inputs `(num_rows, num_features)`. A column `split` of train, validation and test says
+        what is what; without validation a tenth of train is carved off. Without such a column a fifth of the rows is
+        tested on and a tenth of the others validated on, each class in proportion, the same rows every time.
+
+    Raises:
+        ValueError: a column that is not there, labels that are missing, continuous or all of one class, a column
+            that is neither, of numbers with words among them or of dates in another form, too few rows.
+
+    Example:
+        >>> dataset = from_table({"size": [1, 2, 4] * 20, "big": ["no", "no", "yes"] * 20}, label="big", name="sizes")
+        >>> dataset
+        Dataset 'sizes', 2 classes: no, yes
+          train: Split(inputs=float32[44, 1], labels=int32[44])
+          validation: Split(inputs=float32[4, 1], labels=int32[4])
+          test: Split(inputs=float32[12, 1], labels=int32[12])
+          prepared: 1 number: 1 feature
+    """
+    columns = _columns_of(rows)
+    subject = f"the table {name!r}"
+    for column in (label, *leave_out):
+        if column not in columns:
+            raise ValueError(kit_module("prepare").no_such_column(column, list(columns)))
+    class_names, labels = labels_of(label, columns[label])
+    split_column = _split_column(columns, label)
+    positions = _positions(subject, labels, None if split_column is None else columns[split_column])
+    features = {
+        column: values
+        for column, values in columns.items()
+        if column not in (label, split_column) and column not in leave_out
+    }
+    train_columns = {column: [values[at] for at in positions["train"]] for column, values in features.items()}
+    preparation = fit_table(train_columns, label)
+    # All rows at once, so that an error counts them as the file does.
+    whole = Split(preparation(features), labels)
+    train, validation, test = (whole.take(positions[split]) for split in ("train", "validation", "test"))
+    return Dataset(name, train, validation, test, class_names, licence, preparation)
+
+
+def labels_of(column: str, values: Sequence[Any]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes of a label column, and each row's.
+
+    Returns:
+        The names, whole numbers by size and others by letter; and int32 `(num_rows,)`.
+
+    Raises:
+        ValueError: a label is missing, all are one class, or they are as many as an id or a measurement has.
+
+    Example:
+        >>> labels_of("grade", ["10", "9", "10"])
+        (('9', '10'), array([1, 0, 1], dtype=int32))
+    """
+    texts = [kit_module("prepare").text_of(value, ("",)) for value in values]
+    subject = f"the label column {column!r}"
+    num_missing = texts.count(None)
+    if num_missing:
+        remedy = "Drop those rows: nothing is learnt from them."
+        received = f"none in {num_missing:,} of {len(texts):,}"
+        raise ValueError(error_message(f"{subject} must have a value in every row", received, remedy))
+    names = sorted(set(texts))
+    numbers = [_number_or_none(text) for text in names]
+    if all(number is not None for number in numbers):
+        is_fraction = [not float(number).is_integer() for number in numbers if number is not None]
+        if any(is_fraction) or (len(names) > 20 and len(names) > len(texts) / 20):
+            received = f"{len(names):,} different numbers, {names[0]} among them"
+            remedy = "Name another column, or make classes of its ranges."
+            raise ValueError(error_message(f"{subject} must hold classes, no continuous number", received, remedy))
+        names.sort(key=float)
+    if len(names) < 2:
+        received = f"{names[0]!r} in every row" if names else "no row"
+        raise ValueError(error_message(f"{subject} must hold at least two classes", received, "Name another column."))
+    if len(names) > max(20, len(texts) / 2):
+        received = f"{len(names):,} different values in {len(texts):,} rows"
+        raise ValueError(error_message(f"{subject} must hold classes", received, "Name another column."))
+    places = {text: place for place, text in enumerate(names)}
+    return tuple(names), np.array([places[text] for text in texts], "int32")
+
+
+def fit_table(columns: Columns, label: str) -> Preparation:
+    """What makes features of a table's columns, fitted on the rows of its training split.
+
+    Raises:
+        ValueError: a column of numbers with words among them, of dates in another form, or none that can be used.
+    """
+    fitted, notes = [], []
+    for name, values in columns.items():
+        texts = [kit_module("prepare").text_of(value, MISSING) for value in values]
+        present = [text for text in texts if text is not None]
+        kind = _kind_of(name, present) if present else "category"
+        reason = _why_useless(kind, texts) if present else "no value in the training split"
+        if reason:
+            notes.append(f"The column {name!r} is left out: it has {reason}.")
+        else:
+            fitted.append(_fit_column(name, kind, texts))
+    if not fitted:
+        received = " ".join(notes) or f"none beside {label!r}"
+        raise ValueError(error_message("a table must have a column that a model can learn from", received))
+    specification = {
+        "format_version": kit_module("prepare").FORMAT_VERSION,
+        "kind": "table",
+        "description": _description(fitted),
+        "notes": notes,
+        "label": label,
+        "input": "inputs",
+        "missing": MISSING,
+        "columns": fitted,
+    }
+    return Preparation(specification)
+
+
+def feature_names(preparation: Preparation) -> list[str]:
+    """What each feature of a table says, in the order of the last axis of its inputs.
+
+    Example:
+        >>> table = {"size": [1.0, None] * 20, "colour": ["red", "blue"] * 20, "kind": ["a", "b"] * 20}
+        >>> feature_names(from_table(table, label="kind").preparation)
+        ['size', 'size is missing', 'colour=blue', 'colour=red']
+    """
+    names = []
+    for column in preparation.specification["columns"]:
+        name = column["name"]
+        if column["kind"] == "category":
+            names += [f"{name}={value}" for value in column["values"]]
+            names += [f"{name} is missing"] * column["missing"] + [f"{name} is another"] * column["other"]
+        else:
+            names += [name, *[f"{name} is missing"] * column["indicator"]]
+    return names
+
+
+def _fit_column(name: str, kind: str, texts: Sequence[str | None]) -> dict[str, Any]:
+    """What `prepare.py` needs to know of one column."""
+    present = [text for text in texts if text is not None]
+    has_missing = len(present) < len(texts)
+    if kind == "category":
+        counts = Counter(present)
+        # The rarest go first, of equally rare ones those at the end of the alphabet.
+        kept = sorted(sorted(counts, key=lambda value: (-counts[value], value))[:MAX_VALUES])
+        return {"name": name, "kind": kind, "values": kept, "missing": has_missing, "other": len(kept) < len(counts)}
+    numbers = kit_module("prepare").numbers_of(name, kind, present)
+    # Of a value that never changes nothing but its absence tells anything.
+    deviation = float(numbers.std()) or 1.0
+    return {"name": name, "kind": kind, "mean": float(numbers.mean()), "deviation": deviation, "indicator": has_missing}
+
+
+def _kind_of(name: str, present: Sequence[str]) -> str:
+    """What the values of a column are: one of `prepare.NUMBERS`, or "category".
+
+    Raises:
+        ValueError: numbers with words among them, or dates in another form.
+    """
+    parsers = kit_module("prepare").NUMBERS
+    for kind in ("boolean", "number", "date"):
+        if all(_parses(parsers[kind], text) for text in present):
+            return kind
+    dates = [text for text in present if _DATE_LIKE.match(text)]
+    if len(dates) == len(present):
+        remedy = f"Write them so, or leave the column out (--leave-out {name})."
+        raise ValueError(
+            error_message(f"the column {name!r} must hold dates such as 2020-12-31", repr(dates[0]), remedy)
+        )
+    words = [text for text in present if not _parses(parsers["number"], text)]
+    if len(words) < 0.05 * len(present) and len(set(present)) > MAX_VALUES:
+        received = f"{words[0]!r} among them ({len(words):,} of {len(present):,} values are no numbers)"
+        remedy = f"Leave them empty, or leave the column out (--leave-out {name})."
+        raise ValueError(error_message(f"the column {name!r} must hold numbers alone", received, remedy))
+    return "category"
+
+
+def _why_useless(kind: str, texts: Sequence[str | None]) -> str:
+    """What a column has that no model learns from, or nothing."""
+    distinct = {text for text in texts if text is not None}
+    if len(distinct) == 1 and None not in texts:
+        return f"the same value in every row of the training split, {texts[0]!r}"
+    is_own = len(distinct) == len(texts) >= _FEWEST_FOR_IDS
+    if kind == "number" and is_own:
+        numbers = [kit_module("prepare").number_of(text) for text in distinct]
+        # Other whole numbers may well be measured: what counts rows lies close together.
+        is_counter = all(each.is_integer() for each in numbers) and max(numbers) - min(numbers) < 3 * len(numbers)
+        return "a whole number of its own in every row, as an id has" if is_counter else ""
+    if kind == "category" and is_own:
+        return "a value of its own in every row, as an id or a name has"
+    if kind == "category" and len(distinct) > max(MAX_VALUES, len(texts) / 2):
+        return f"{len(distinct):,} different values in {len(texts):,} rows, as free text has"
+    return ""
+
+
+def _description(fitted: Sequence[Mapping[str, Any]]) -> str:
+    words = {
+        "number": ("number", "numbers"),
+        "boolean": ("boolean", "booleans"),
+        "date": ("date", "dates"),
+        "category": ("category", "categories"),
+    }
+    counts = Counter(column["kind"] for column in fitted)
+    parts = [f"{counts[kind]} {names[counts[kind] > 1]}" for kind, names in words.items() if counts[kind]]
+    width = sum(
+        len(column["values"]) + column["missing"] + column["other"]
+        if column["kind"] == "category"
+        else 1 + column["indicator"]
+        for column in fitted
+    )
+    return f"{', '.join(parts)}: {width} feature{'s' if width > 1 else ''}"
+
+
+def _split_column(columns: Columns, label: str) -> str | None:
+    """The column that says which split a row is of, where there is one."""
+    for name, values in columns.items():
+        if (
+            name.lower() == "split"
+            and name != label
+            and {str(value).strip().lower() for value in set(values)} <= set(_SPLITS)
+        ):
+            return name
+    return None
+
+
+def _positions(subject: str, labels: np.ndarray, splits: Sequence[Any] | None) -> dict[str, np.ndarray]:
+    """Which rows are of which split, each ascending."""
+    if splits is None:
+        if len(labels) < 10:
+            received = f"{len(labels)}"
+            raise ValueError(
+                error_message(f"{subject} must have at least 10 rows, to train, validate and test on", received)
+            )
+        test = stratified_positions(labels, max(1, len(labels) * _PER_CENT_TEST // 100))
+        positions = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
+    else:
+        meant = np.array([_SPLITS[str(value).strip().lower()] for value in splits])
+        positions = {split: np.flatnonzero(meant == split) for split in ("train", "validation", "test")}
+        for split in ("train", "test"):
+            if len(positions[split]) < 2:
+                received = f"{len(positions[split])}"
+                remedy = "Mark rows for it, or drop the column: then a fifth is tested on."
+                raise ValueError(
+                    error_message(f"the column split of {subject} must mark 2 rows as {split}", received, remedy)
+                )
+    if not len(positions.get("validation", ())):
+        num_taken = max(1, len(positions["train"]) * _PER_CENT_VALIDATION // 100)
+        rows = Split(positions["train"], labels[positions["train"]])
+        remains, taken = carve(rows, num_taken)
+        positions |= {"train": np.asarray(remains.inputs), "validation": np.asarray(taken.inputs)}
+    return positions
+
+
+def _columns_of(rows: Any) -> Columns:
+    """The columns of a table in whichever form it came, each a list; a DataFrame's missing values are None."""
+    if hasattr(rows, "iloc"):
+        return {str(name): _values_of_series(rows[name]) for name in rows.columns}
+    if isinstance(rows, Mapping):
+        columns = {str(name): list(values) for name, values in rows.items()}
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            received = ", ".join(f"{length} of {name!r}" for name, length in lengths.items())
+            raise ValueError(error_message("the columns of a table must have as many values", received))
+        return columns
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: kit_module("prepare").column_of(rows, name) for name in names}
+
+
+def _values_of_series(series: "pandas.Series") -> list[Any]:
+    values = series.astype(object)
+    return values.where(series.notna(), None).tolist()
+
+
+def _read_parquet(path: Path) -> Columns:
+    try:
+        import pandas
+    except ImportError as error:
+        remedy = "Install it: pip install 'keras-distill[tables]'; or save the table as .csv."
+        raise ImportError(error_message(f"reading {path.name} needs pandas", str(error), remedy)) from error
+    try:
+        frame = pandas.read_parquet(path)
+    except ImportError as error:
+        remedy = "Install it: pip install 'keras-distill[tables]'; or save the table as .csv."
+        raise ImportError(error_message(f"reading {path.name} needs pyarrow", "none", remedy)) from error
+    except (ValueError, OSError) as error:
+        received = " ".join(str(error).split())[:200]
+        raise ValueError(
+            error_message(f"{path.name} must be a readable Parquet file", received, "Write it again.")
+        ) from error
+    if frame.empty:
+        raise ValueError(error_message(f"{path.name} must hold columns and rows", f"{frame.shape}", "Check the file."))
+    return _columns_of(frame)
+
+
+def _number_or_none(text: str) -> float | None:
+    try:
+        return kit_module("prepare").number_of(text)
+    except ValueError:
+        return None
+
+
+def _parses(parse: Any, text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
