@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keras_distill.distillation import DeepMutualLearning, Distiller
     from keras_distill.models.saving import load_model
     from keras_distill.search import compress, tune
-    from keras_distill.teachers import Ensemble, OnnxTeacher
+    from keras_distill.teachers import Ensemble, OnnxTeacher, PredictProbaTeacher
 else:
     __getattr__ = lazy_names(
         __name__,
@@ -40,6 +40,7 @@ else:
             "Distiller": "distillation",
             "Ensemble": "teachers",
             "OnnxTeacher": "teachers",
+            "PredictProbaTeacher": "teachers",
             "data": "",
             "deploy": "",
             "distillation": "",
@@ -66,6 +67,7 @@ __all__ = [
     "Distiller",
     "Ensemble",
     "OnnxTeacher",
+    "PredictProbaTeacher",
     "compress",
     "data",
     "deploy",

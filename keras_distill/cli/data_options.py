@@ -29,15 +29,21 @@ class DataOptions(Protocol):
         """Columns of a table that the models do not see."""
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the switches that `load` reads; where `--data` is not required, it is empty by default."""
+def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, purpose: str = "") -> None:
+    """Adds the switches that `load` reads; where `--data` is not required, it is empty by default.
+
+    Args:
+        parser: of a command.
+        required: whether the command needs data.
+        purpose: what the help of `--data` says first.
+    """
     add = parser.add_argument
     add(
         "--data",
         required=required,
         default="",
-        help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz, a table (.csv, .csv.gz, .tsv, .parquet) or an "
-        "image folder",
+        help=f"{purpose}digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz, an image folder or a table (.csv, "
+        ".csv.gz, .tsv, .parquet)",
     )
     add("--label", metavar="COLUMN", help="the column of a table that holds the classes")
     add("--leave-out", nargs="+", default=[], metavar="COLUMN", help="columns of a table that the models do not see")

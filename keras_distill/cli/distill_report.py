@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from keras_distill._inputs import map_arrays
 from keras_distill.cli import evaluation
 from keras_distill.cli.distill_settings import DistillSettings
 from keras_distill.distillation import training_length
@@ -138,7 +139,7 @@ def record(
         "data": {
             "name": dataset.name,
             "classes": list(dataset.class_names),
-            "input_shape": list(dataset.input_shape),
+            "input_shape": map_arrays(lambda array: list(array.shape[1:]), dataset.train.inputs),
             "pixel_range": settings.pixel_range,
             "train": len(dataset.train),
             "validation": len(dataset.validation),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from keras_distill.cli import model_file
+from keras_distill.cli import data_options, model_file
 
 SUMMARY = "write a Keras model as ONNX and LiteRT files"
 FORMATS = ("onnx", "litert")
@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.keras", help="the model to write")
     parser.add_argument("--to", nargs="+", choices=FORMATS, default=list(FORMATS), help="formats (default: all)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files, named after the model")
-    parser.add_argument("--data", metavar="NAME", help="dataset to compare on, and whose class names go into the files")
+    data_options.add_data_arguments(
+        parser, required=False, purpose="to compare on, and whose class names go into the files: "
+    )
     parser.add_argument("--from-probabilities", action="store_true", help="a subclassed model gives probabilities")
     parser.add_argument("--batch", type=int, help="examples a call, fixed (default: open where the model allows)")
     model_file.add_loading_arguments(parser)
@@ -39,11 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_writable(Path(arguments.out) / "model")
     model = model_file.load(arguments.model, arguments)
-    dataset = None
-    if arguments.data:
-        from keras_distill import data
-
-        dataset = data.load(arguments.data)
+    dataset = data_options.load(arguments) if arguments.data else None
     example = take_rows(dataset.test.inputs, slice(1)) if dataset else None
     signature = signature_of(model, example)
     feed = signature.feed(dataset.test.inputs) if dataset else random_feed(signature, NUM_RANDOM_INPUTS)

@@ -9,7 +9,7 @@ without it.
 
 import argparse
 
-from keras_distill.cli import engine_options, model_file
+from keras_distill.cli import data_options, engine_options, model_file
 
 SUMMARY = "train specialists for confusable classes and merge them exactly"
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
     add("--generalist", required=True, metavar="G.keras", help="a trained classifier of all classes")
-    add("--data", required=True, help="digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz or an image folder")
+    data_options.add_data_arguments(parser)
     add("--num-clusters", type=int, required=True, metavar="N", help="how many specialists")
     add("--out", required=True, metavar="DIR", help="a folder for everything that is made")
     add("--cluster-size", type=int, metavar="K", help="classes a specialist has; may overlap (default: a partition)")
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from keras_distill import data, specialists
+    from keras_distill import specialists
     from keras_distill.cli import specialists_report
     from keras_distill.cli.evaluation import check_model_fits_dataset
     from keras_distill.cli.settings import settings_of
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from keras_distill.specialists.specialist import DUSTBINS
 
     check_choice("--dustbin", arguments.dustbin, DUSTBINS)
-    generalist, dataset = model_file.load(arguments.generalist, arguments), data.load(arguments.data)
+    generalist, dataset = model_file.load(arguments.generalist, arguments), data_options.load(arguments)
     check_model_fits_dataset(generalist, dataset, "generalist")
     out = Path(arguments.out)
     made = SpecialistsRun(

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill._inputs import example_shape, take_rows
 from keras_distill._types import Inputs
 from keras_distill.data import networks
 from keras_distill.pruning import channel_groups, prune, reestimate_batch_normalization, residual_blocks
@@ -221,13 +222,13 @@ class Own(Family):
     Args:
         name: what it is called.
         build: from a width in (0, 1] to a built model that ends in logits.
-        input_shape: of one example.
+        inputs: some of the data's, an array or a dict of named ones, of which one example is tried.
         num_classes: that its models must answer with.
     """
 
-    def __init__(self, name: str, build: Callable[[float], keras.Model], input_shape: Sequence[int], num_classes: int):
+    def __init__(self, name: str, build: Callable[[float], keras.Model], inputs: Inputs, num_classes: int):
         self.name, self.entries, self._build = name, {}, build
-        self._input_shape, self._num_classes = tuple(input_shape), num_classes
+        self._example, self._num_classes = take_rows(inputs, slice(1)), num_classes
 
     def build(self, shape: Shape, width: float) -> keras.Model:
         """Whatever the user builds.
@@ -240,14 +241,13 @@ class Own(Family):
         except Exception as error:
             received = f"{type(error).__name__}: {error} at width {width:.3g}"
             raise ValueError(error_message(f"the family {self.name} must build a model", received)) from error
-        expectation = (
-            f"the family {self.name} must build a model from {self._input_shape} to {self._num_classes} logits"
-        )
+        given = example_shape(self._example)
+        expectation = f"the family {self.name} must build a model from {given} to {self._num_classes} logits"
         if not isinstance(model, keras.Model) or not model.built:
             received = "one that is not built" if isinstance(model, keras.Model) else type(model).__name__
             raise ValueError(error_message(expectation, received, "Begin it with a keras.Input."))
         try:
-            outputs = model(np.zeros((1, *self._input_shape), "float32"), training=False)
+            outputs = model(self._example, training=False)
         except Exception as error:
             raise ValueError(error_message(expectation, " ".join(str(error).split()))) from error
         if tuple(getattr(outputs, "shape", ())) != (1, self._num_classes):

@@ -164,8 +164,15 @@ def families_for(
             families.append(Pruned(prunable, drawn))
         except ValueError as error:
             notes.append(f"Nothing is cut from the teacher: {error}")
-    families += hand_made(dataset.input_shape, dataset.num_classes)
-    families += [Own(name, build, dataset.input_shape, dataset.num_classes) for name, build in own.items()]
+    if isinstance(dataset.input_shape, dict):
+        names = ", ".join(dataset.input_shape)
+        notes.append(f"The hand-made families take one array, and the data has {names}: they are left out.")
+        if not families and not own:
+            remedy = "Give a Keras model whose channels can be cut, or a family of your own (families={name: build})."
+            raise ValueError(error_message("there must be a family for inputs of several arrays", "none", remedy))
+    else:
+        families += hand_made(dataset.input_shape, dataset.num_classes)
+    families += [Own(name, build, dataset.train.inputs, dataset.num_classes) for name, build in own.items()]
     return families, notes
 
 

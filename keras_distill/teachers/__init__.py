@@ -3,5 +3,6 @@
 from keras_distill.teachers.ensemble import Ensemble, arithmetic_mean, geometric_mean
 from keras_distill.teachers.moving_average import MovingAverage
 from keras_distill.teachers.onnx import OnnxTeacher
+from keras_distill.teachers.predict_proba import PredictProbaTeacher
 
-__all__ = ["Ensemble", "MovingAverage", "OnnxTeacher", "arithmetic_mean", "geometric_mean"]
+__all__ = ["Ensemble", "MovingAverage", "OnnxTeacher", "PredictProbaTeacher", "arithmetic_mean", "geometric_mean"]

@@ -60,7 +60,7 @@ def test_a_teacher_of_one_layer_cannot_be_cut():
 
 def test_a_users_own_family_gets_the_width():
     build = lambda width: keras.Sequential([keras.Input((4,)), layers.Dense(round(100 * width)), layers.Dense(3)])  # noqa: E731
-    assert Own("mine", build, (4,), 3).build({}, 0.5).layers[0].units == 50
+    assert Own("mine", build, np.zeros((8, 4), "float32"), 3).build({}, 0.5).layers[0].units == 50
 
 
 def raises(width):
@@ -79,7 +79,7 @@ def raises(width):
 )
 def test_a_users_family_that_is_none_is_refused_with_its_name(build, message):
     with pytest.raises(ValueError, match=message):
-        Own("mine", build, (4,), 3).build({}, 0.5)
+        Own("mine", build, np.zeros((8, 4), "float32"), 3).build({}, 0.5)
 
 
 def residual_teacher():
