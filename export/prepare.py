@@ -12,6 +12,7 @@ import csv
 import datetime
 import difflib
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
@@ -179,7 +180,8 @@ def prepare_table(specification, rows):
     """Returns one input of a table's columns side by side, float32 `(num_rows, num_features)`.
 
     Numbers are brought to mean 0 and deviation 1 of the training split; one that is missing is put at the mean and,
-    where the column has an indicator, said so by a 1 beside it. A category is 1 in the place of its value; missing is
+    where the column has an indicator, said so by a 1 beside it. Where it has edges, each piece between two of them is a
+    feature too: 0 below it, 1 above it, and straight in between. A category is 1 in the place of its value; missing is
     a value of its own where the training split had it; one never seen, or too rare, is 1 in the place of "other" where
     there is one, else all zeros.
     """
@@ -195,11 +197,13 @@ def prepare_table(specification, rows):
 
 
 def scaled(column, texts):
-    """Returns a column of numbers with mean 0 and deviation 1, and whether each is missing, float32 `(num_rows, …)`."""
+    """Returns a column's numbers scaled, their pieces, and whether each is missing, float32 `(num_rows, …)`."""
     numbers = numbers_of(column["name"], column["kind"], texts)
     is_missing = np.isnan(numbers)
     numbers = np.where(is_missing, column["mean"], numbers)
     features = [(numbers - column["mean"]) / column["deviation"]]
+    for low, high in itertools.pairwise(column["edges"]):
+        features.append(np.clip((numbers - low) / (high - low), 0.0, 1.0))
     if column["indicator"]:
         features.append(is_missing)
     return np.stack(features, axis=1).astype("float32")

@@ -28,6 +28,10 @@ class DataOptions(Protocol):
     def leave_out(self) -> Sequence[str]:
         """Columns of a table that the models do not see."""
 
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces each number of a table is cut."""
+
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True, purpose: str = "") -> None:
     """Adds the switches that `load` reads; where `--data` is not required, it is empty by default.
@@ -47,6 +51,8 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
     )
     add("--label", metavar="COLUMN", help="the column of a table that holds the classes")
     add("--leave-out", nargs="+", default=[], metavar="COLUMN", help="columns of a table that the models do not see")
+    add("--pieces", type=int, default=0, metavar="N", help="cut each number of a table into N pieces, so that a small "
+        "network sees thresholds as trees do; 16 to 32 (default: its scaled value alone)")  # fmt: skip
     add(
         "--pixel-range",
         metavar="RANGE",
@@ -69,7 +75,11 @@ def load(options: "DataOptions") -> "Dataset":
     if options.pixel_range is not None:
         check_choice("--pixel-range", options.pixel_range, PIXEL_RANGES, "Leave it out for data as they are read.")
     dataset = data.load(
-        options.data, pixel_range=options.pixel_range, label=options.label, leave_out=tuple(options.leave_out)
+        options.data,
+        pixel_range=options.pixel_range,
+        label=options.label,
+        leave_out=tuple(options.leave_out),
+        pieces=options.pieces,
     )
     for note in dataset.preparation.notes if dataset.preparation else ():
         print(note, file=sys.stderr)

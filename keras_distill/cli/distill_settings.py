@@ -14,6 +14,7 @@ class DistillSettings:
     pixel_range: str | None
     label: str | None
     leave_out: list[str]
+    pieces: int
     out: str
     temperature: float
     student_loss_weight: float

@@ -18,6 +18,7 @@ class PruneSettings:
     pixel_range: str | None
     label: str | None
     leave_out: list[str]
+    pieces: int
     out: str
     overwrite: bool
     quiet: bool

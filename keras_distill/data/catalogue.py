@@ -27,6 +27,7 @@ def load(
     pixel_range: str | None = None,
     label: str | None = None,
     leave_out: Sequence[str] = (),
+    pieces: int = 0,
 ) -> Dataset:
     """Loads a dataset by its name or its path, whole and into memory.
 
@@ -43,6 +44,7 @@ def load(
             trained on `"0-255"`, say; `None` leaves them as they were read.
         label: of a table, the column that holds the classes.
         leave_out: of a table, columns that the model shall not see.
+        pieces: of a table, into how many pieces each number is cut beside its scaled value.
 
     Returns:
         The `Dataset`; its images are float32 in [0, 1] with a channel axis, unless `pixel_range` says otherwise.
@@ -60,8 +62,8 @@ def load(
     text = os.fspath(name)
     path = Path(text).expanduser()
     if is_table(path):
-        dataset = load_table(path, label, leave_out=leave_out)
-    elif label is not None or leave_out:
+        dataset = load_table(path, label, leave_out=leave_out, pieces=pieces)
+    elif label is not None or leave_out or pieces:
         received = f"{text!r} beside it"
         raise ValueError(error_message("a label column must be a table's", received, "Leave it out: labels are known."))
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_distill._checks import error_message
+from keras_distill._checks import check_count, error_message
 from keras_distill._kit import kit_module
 from keras_distill.data.dataset import Dataset, Split, carve, stratified_positions
 from keras_distill.data.preparation import Preparation
@@ -44,13 +44,14 @@ _DATE_LIKE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}\b")
 _FEWEST_FOR_IDS = 20
 
 
-def load_table(path: str | Path, label: str | None, *, leave_out: Sequence[str] = ()) -> Dataset:
+def load_table(path: str | Path, label: str | None, *, leave_out: Sequence[str] = (), pieces: int = 0) -> Dataset:
     """Loads a dataset from a `.csv`, `.tsv` (either may be `.gz`) or `.parquet` file.
 
     Args:
         path: the file; its first line names the columns. Parquet needs pandas, the extra `tables`.
         label: the column that holds the classes.
         leave_out: columns that the model shall not see.
+        pieces: into how many pieces each number is cut, as `from_table` says.
 
     Raises:
         FileNotFoundError: no such file.
@@ -65,7 +66,7 @@ def load_table(path: str | Path, label: str | None, *, leave_out: Sequence[str] 
         raise ValueError(
             error_message(f"{path.name} needs the name of its label column", "none", f"Name one: {', '.join(columns)}.")
         )
-    return from_table(columns, label, name=path.name.split(".")[0], leave_out=leave_out)
+    return from_table(columns, label, name=path.name.split(".")[0], leave_out=leave_out, pieces=pieces)
 
 
 def is_table(path: Path) -> bool:
@@ -84,6 +85,7 @@ def from_table(
     *,
     name: str = "table",
     leave_out: Sequence[str] = (),
+    pieces: int = 0,
     licence: str = "not stated in the file",
 ) -> Dataset:
     """A dataset out of a table in memory.
@@ -101,6 +103,9 @@ def from_table(
         label: the column that holds the classes; their names are its values, sorted.
         name: the dataset's.
         leave_out: columns that the model shall not see.
+        pieces: into how many pieces of about as many rows each number and date is cut, beside its scaled value: 0 below
+            a piece, 1 above it, straight in between. A small network then sees thresholds as trees do; 16 to 32 are
+            usual, and it has so many more inputs for each number. 0 leaves the scaled value alone.
         licence: the data's terms.
 
     Returns:
@@ -120,7 +125,12 @@ def from_table(
           validation: Split(inputs=float32[4, 1], labels=int32[4])
           test: Split(inputs=float32[12, 1], labels=int32[12])
           prepared: 1 number: 1 feature
+
+    Reference:
+        Gorishniy, Rubachev, Babenko, "On Embeddings for Numerical Features in Tabular Deep Learning",
+        arXiv:2203.05556, section 3.2: the pieces.
     """
+    check_count("pieces", pieces, 0)
     columns = _columns_of(rows)
     subject = f"the table {name!r}"
     for column in (label, *leave_out):
@@ -135,7 +145,7 @@ def from_table(
         if column not in (label, split_column) and column not in leave_out
     }
     train_columns = {column: [values[at] for at in positions["train"]] for column, values in features.items()}
-    preparation = fit_table(train_columns, label)
+    preparation = fit_table(train_columns, label, pieces)
     # All rows at once, so that an error counts them as the file does.
     whole = Split(preparation(features), labels)
     train, validation, test = (whole.take(positions[split]) for split in ("train", "validation", "test"))
@@ -181,7 +191,7 @@ def labels_of(column: str, values: Sequence[Any]) -> tuple[tuple[str, ...], np.n
     return tuple(names), np.array([places[text] for text in texts], "int32")
 
 
-def fit_table(columns: Columns, label: str) -> Preparation:
+def fit_table(columns: Columns, label: str, pieces: int = 0) -> Preparation:
     """What makes features of a table's columns, fitted on the rows of its training split.
 
     Raises:
@@ -196,7 +206,7 @@ def fit_table(columns: Columns, label: str) -> Preparation:
         if reason:
             notes.append(f"The column {name!r} is left out: it has {reason}.")
         else:
-            fitted.append(_fit_column(name, kind, texts))
+            fitted.append(_fit_column(name, kind, texts, pieces))
     if not fitted:
         received = " ".join(notes) or f"none beside {label!r}"
         raise ValueError(error_message("a table must have a column that a model can learn from", received))
@@ -228,11 +238,12 @@ def feature_names(preparation: Preparation) -> list[str]:
             names += [f"{name}={value}" for value in column["values"]]
             names += [f"{name} is missing"] * column["missing"] + [f"{name} is another"] * column["other"]
         else:
-            names += [name, *[f"{name} is missing"] * column["indicator"]]
+            names += [name, *[f"{name} over {edge:g}" for edge in column["edges"][:-1]]]
+            names += [f"{name} is missing"] * column["indicator"]
     return names
 
 
-def _fit_column(name: str, kind: str, texts: Sequence[str | None]) -> dict[str, Any]:
+def _fit_column(name: str, kind: str, texts: Sequence[str | None], pieces: int) -> dict[str, Any]:
     """What `prepare.py` needs to know of one column."""
     present = [text for text in texts if text is not None]
     has_missing = len(present) < len(texts)
@@ -244,7 +255,38 @@ def _fit_column(name: str, kind: str, texts: Sequence[str | None]) -> dict[str, 
     numbers = kit_module("prepare").numbers_of(name, kind, present)
     # Of a value that never changes nothing but its absence tells anything.
     deviation = float(numbers.std()) or 1.0
-    return {"name": name, "kind": kind, "mean": float(numbers.mean()), "deviation": deviation, "indicator": has_missing}
+    edges = [] if kind == "boolean" else _edges(numbers, pieces)
+    return {
+        "name": name,
+        "kind": kind,
+        "mean": float(numbers.mean()),
+        "deviation": deviation,
+        "edges": edges,
+        "indicator": has_missing,
+    }
+
+
+def _edges(numbers: np.ndarray, pieces: int) -> list[float]:
+    """Where a column of numbers is cut, ascending; none where two pieces could not be told apart.
+
+    Example:
+        >>> _edges(np.arange(9.0), 4), _edges(np.array([0.0, 1.0]), 4)
+        ([0.0, 2.0, 4.0, 6.0, 8.0], [])
+        >>> _edges(np.array([0.0] * 90 + [1.0, 2.0, 5.0]), 3)
+        [0.0, 1.0, 2.0, 5.0]
+    """
+    if not pieces:
+        return []
+    shares = np.linspace(0.0, 1.0, pieces + 1)
+    # Values that are there, not means of two.
+    edges = np.unique(np.quantile(numbers, shares, method="nearest"))
+    if len(edges) <= max(2, pieces / 2):
+        # Most rows have one value: the others are cut among themselves.
+        values, counts = np.unique(numbers, return_counts=True)
+        others = numbers[numbers != values[counts.argmax()]]
+        if len(others):
+            edges = np.unique([*edges, *np.quantile(others, shares, method="nearest")])
+    return edges.tolist() if len(edges) > 2 else []
 
 
 def _kind_of(name: str, present: Sequence[str]) -> str:
@@ -289,6 +331,13 @@ def _why_useless(kind: str, texts: Sequence[str | None]) -> str:
     return ""
 
 
+def width_of(column: Mapping[str, Any]) -> int:
+    """How many features a fitted column has."""
+    if column["kind"] == "category":
+        return len(column["values"]) + column["missing"] + column["other"]
+    return 1 + max(0, len(column["edges"]) - 1) + column["indicator"]
+
+
 def _description(fitted: Sequence[Mapping[str, Any]]) -> str:
     words = {
         "number": ("number", "numbers"),
@@ -298,12 +347,7 @@ def _description(fitted: Sequence[Mapping[str, Any]]) -> str:
     }
     counts = Counter(column["kind"] for column in fitted)
     parts = [f"{counts[kind]} {names[counts[kind] > 1]}" for kind, names in words.items() if counts[kind]]
-    width = sum(
-        len(column["values"]) + column["missing"] + column["other"]
-        if column["kind"] == "category"
-        else 1 + column["indicator"]
-        for column in fitted
-    )
+    width = sum(map(width_of, fitted))
     return f"{', '.join(parts)}: {width} feature{'s' if width > 1 else ''}"
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from keras_distill import data
 from keras_distill._kit import kit_folder
-from keras_distill.data.table import feature_names, labels_of
+from keras_distill.data.recombination import recombined
+from keras_distill.data.table import feature_names, labels_of, width_of
 
 COLOURS = ("red", "green", "blue", "violet")
 
@@ -347,3 +348,64 @@ def test_a_table_needs_its_label_and_nothing_else_takes_one(tmp_path):
 def test_a_pixel_range_is_refused_for_a_table(tmp_path):
     with pytest.raises(ValueError, match="hold images in one array; got 2 numbers"):
         data.load(written(tmp_path, people(born=None, member=None, colour=None)), label="income", pixel_range="0-1")
+
+
+# Pieces
+
+
+def test_pieces_are_the_piecewise_linear_encoding_of_quantiles():
+    sizes = np.random.default_rng(0).exponential(3.0, 400).round(2)
+    table = {"size": sizes, "label": ["a", "b"] * 200, "split": ["train"] * 300 + ["test"] * 100}
+    dataset = data.from_table(table, "label", pieces=4)
+    edges = np.array(dataset.preparation.specification["columns"][0]["edges"])
+    assert dataset.train.inputs.shape == (270, 5)
+    # About a quarter of the rows in each piece.
+    assert np.histogram(sizes[:300], edges)[0] == pytest.approx(75, abs=15)
+    # NumPy's interpolation, from each edge's place to the next.
+    wanted = np.clip(np.interp(sizes[300:], edges, np.arange(5.0))[:, None] - np.arange(4.0), 0.0, 1.0)
+    np.testing.assert_allclose(dataset.test.inputs[:, 1:], wanted, atol=1e-6)
+
+
+def test_a_number_that_is_mostly_one_value_is_cut_among_the_others():
+    gains = [0.0] * 180 + [float(each) for each in range(100, 120)]
+    dataset = data.from_table({"gain": gains, "label": ["a", "b"] * 100}, "label", pieces=8)
+    names = feature_names(dataset.preparation)
+    assert names[:2] == ["gain", "gain over 0"]
+    assert len(names) >= 8
+    assert dataset.preparation([{"gain": 1e9}]).tolist()[0][1:] == [1.0] * (len(names) - 1)
+    assert dataset.preparation([{"gain": 0}]).tolist()[0][1:] == [0.0] * (len(names) - 1)
+
+
+def test_pieces_of_a_missing_number_are_those_of_the_mean():
+    numbers = [None, *map(float, range(39))] * 2
+    preparation = data.from_table({"n": numbers, "label": ["a", "b"] * 40}, "label", pieces=4).preparation
+    mean = preparation.specification["columns"][0]["mean"]
+    missing, there = preparation([{"n": None}, {"n": mean}]).tolist()
+    assert missing[:-1] == there[:-1]
+    assert (missing[-1], there[-1]) == (1.0, 0.0)
+
+
+# Rows for a teacher
+
+
+def test_recombined_rows_have_whole_columns_of_others_and_the_columns_own_shares():
+    dataset = data.from_table(people(), "income", pieces=8)
+    inputs = dataset.train.inputs
+    rows = recombined(dataset, 20, share=0.3)
+    assert rows.shape == (21 * len(inputs), inputs.shape[1])
+    np.testing.assert_array_equal(rows[: len(inputs)], inputs)
+    start = 0
+    for column in dataset.preparation.specification["columns"]:
+        stop = start + width_of(column)
+        own = {tuple(row) for row in inputs[:, start:stop].tolist()}
+        assert {tuple(row) for row in rows[:, start:stop].tolist()} <= own
+        np.testing.assert_allclose(rows[:, start:stop].mean(axis=0), inputs[:, start:stop].mean(axis=0), atol=0.1)
+        start = stop
+    # Three of ten ages are another row's, of which some are alike.
+    copies = rows[len(inputs) :].reshape(20, *inputs.shape)
+    assert 0.25 < (copies[:, :, 0] != inputs[:, 0]).mean() <= 0.31
+
+
+def test_recombined_rows_need_a_table():
+    with pytest.raises(ValueError, match="'digits' must be made of a table; got none"):
+        recombined(data.load("digits"))
