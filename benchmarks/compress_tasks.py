@@ -1,7 +1,6 @@
 """Five real tasks for `benchmarks.compress`: their data, a teacher each, and three budgets."""
 
 import csv
-import gzip
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,32 +52,17 @@ def images(name: str, num_examples: int | None = None) -> "Dataset":
 
 def adult() -> "Dataset":
     """Is somebody's income above 50,000 dollars? Numbers standardised, categories one-hot; missing is a category."""
-    from sklearn.compose import ColumnTransformer
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from keras_distill import data
+    from keras_distill._kit import kit_module
+    from keras_distill.data.dataset import stratified_positions
 
-    from keras_distill.data import Dataset, Split
-    from keras_distill.data.dataset import carve
-
-    with gzip.open(_folder() / "adult.csv.gz", "rt") as file:
-        header, *rows = list(csv.reader(file))
-    table = np.array(rows, dtype=object)
-    columns = {name: place for place, name in enumerate(header)}
-    numbers = ("age", "education_num", "capital_gain", "capital_loss", "hours_per_week")
-    left_out = {"fnlwgt", "education", "income", "split", *numbers}
-    categories = [place for name, place in columns.items() if name not in left_out]
-    encoder = ColumnTransformer(
-        [
-            ("numbers", StandardScaler(), [columns[name] for name in numbers]),
-            ("categories", OneHotEncoder(handle_unknown="ignore", sparse_output=False), categories),
-        ]
-    )
-    table[:, [columns[name] for name in numbers]] = table[:, [columns[name] for name in numbers]].astype(float)
-    is_train = table[:, columns["split"]] == "train"
-    labels = (table[:, columns["income"]] == ">50K").astype("int32")
-    inputs = encoder.fit(table[is_train]).transform(table).astype("float32")
-    train, validation = carve(Split(inputs[is_train], labels[is_train]), 4000)
-    test = Split(inputs[~is_train], labels[~is_train])
-    return Dataset("adult", train, validation, test, ("<=50K", ">50K"), "CC BY 4.0")
+    columns = kit_module("prepare").read_table(_folder() / "adult.csv.gz")
+    split = np.array(columns["split"], dtype=object)
+    to_train = np.flatnonzero(split == "train")
+    validation = stratified_positions(np.array(columns["income"])[to_train] == ">50K", 4000)
+    split[to_train[validation]] = "validation"
+    columns["split"] = split.tolist()
+    return data.from_table(columns, "income", name="adult", leave_out=("fnlwgt", "education"), licence="CC BY 4.0")
 
 
 def banking77() -> "Dataset":

@@ -35,6 +35,7 @@ COMMANDS = {
     "soft-targets-regularise": "python -m examples.soft_targets_regularise --jobs 2",
     "specialists": "python -m examples.specialists",
     "compress-and-ship": "python -m examples.compress_and_ship",
+    "adult": "python -m examples.adult",
     "compare-keras": "python -m examples.compare_keras",
 }
 PAGE_OPENING = """# The paper's experiments, and ours

@@ -12,7 +12,6 @@ import csv
 import datetime
 import difflib
 import gzip
-import itertools
 import json
 import math
 from pathlib import Path
@@ -201,12 +200,15 @@ def scaled(column, texts):
     numbers = numbers_of(column["name"], column["kind"], texts)
     is_missing = np.isnan(numbers)
     numbers = np.where(is_missing, column["mean"], numbers)
-    features = [(numbers - column["mean"]) / column["deviation"]]
-    for low, high in itertools.pairwise(column["edges"]):
-        features.append(np.clip((numbers - low) / (high - low), 0.0, 1.0))
+    features = np.empty((len(texts), 1 + max(0, len(column["edges"]) - 1) + column["indicator"]), "float32")
+    features[:, 0] = (numbers - column["mean"]) / column["deviation"]
+    if column["edges"]:
+        edges = np.array(column["edges"])
+        pieces = np.clip((numbers[:, None] - edges[:-1]) / np.diff(edges), 0.0, 1.0)
+        features[:, 1 : len(edges)] = pieces
     if column["indicator"]:
-        features.append(is_missing)
-    return np.stack(features, axis=1).astype("float32")
+        features[:, -1] = is_missing
+    return features
 
 
 def one_hot(column, texts):

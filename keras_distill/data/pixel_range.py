@@ -46,7 +46,7 @@ def other_pixel_ranges(dataset: Dataset) -> tuple[str, ...]:
         ('0-255', '-1-1', 'standardised')
     """
     arrays = [*arrays_by_name(dataset.train.inputs).values()]
-    if len(arrays) > 1 or not np.issubdtype(arrays[0].dtype, np.floating):
+    if len(arrays) > 1 or dataset.preparation is not None or not np.issubdtype(arrays[0].dtype, np.floating):
         return ()
     inputs = arrays[0]
     now = pixel_range_of(inputs)

@@ -128,13 +128,13 @@ def known_facts(provenance: Provenance, dataset: "Dataset", reference: Reference
                 "pixel_range": pixel_range(values),
             }
         )
-    first = inputs[0]
-    low, high = first["value_range"]
     in_range = f", pixel_range={provenance.pixel_range!r}" if provenance.pixel_range else ""
-    described = (
-        f"{first['dtype']} of shape {tuple(first['shape'][1:])} per example, values from {low:g} to {high:g}, "
-        f"as keras_distill.data.load({dataset.name!r}{in_range}) gives them"
-    )
+    each = [
+        f"{entry['name'] + ': ' if len(inputs) > 1 else ''}{entry['dtype']} of shape {tuple(entry['shape'][1:])} per "
+        f"example, values from {entry['value_range'][0]:g} to {entry['value_range'][1]:g}"
+        for entry in inputs
+    ]
+    described = f"{'; '.join(each)}, as keras_distill.data.load({dataset.name!r}{in_range}) gives them"
     return {
         "name": provenance.name,
         "inputs": inputs,
