@@ -14,7 +14,7 @@ ROOMS = (
     "", "losses", "schedules", "teachers", "targets", "specialists", "pruning", "search", "quantize_aware", "deploy",
     "data", "models", "scale",
 )  # fmt: skip
-MODULES = ("report.verdict", "report.metrics", "data.networks")
+MODULES = ("report.verdict", "report.metrics", "data.networks", "data.text")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

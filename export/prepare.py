@@ -14,12 +14,14 @@ import difflib
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 
 FORMAT_VERSION = 1
 DELIMITERS = ",;\t|"
+MOST_CHARACTERS = 100_000_000
 TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 EPOCH = datetime.datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
@@ -31,6 +33,7 @@ def prepare(specification, rows):
         specification: what preparation.json holds.
         rows: a dict of columns, `{column: one value a row}`, or a list of rows, a dict of columns' values each.
             A value is a string as a CSV file has it, a number, a boolean, a date, or None where it is missing.
+            Of texts a list of strings will do.
 
     Raises ValueError for a specification of another version, a column that is not there, a value that is no number in a
     column of numbers, or no rows.
@@ -57,6 +60,8 @@ def read_table(path):
     path = Path(path)
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        # The csv module refuses values of more than 131,072 characters, which a text may well have.
+        limit = csv.field_size_limit(MOST_CHARACTERS)
         try:
             first = file.readline()
             delimiter = max(DELIMITERS, key=first.count)
@@ -78,6 +83,8 @@ def read_table(path):
         except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
             remedy = "Write it again, as comma-separated values in UTF-8."
             raise ValueError(f"{path.name} must be a readable table; got {error}. {remedy}") from None
+        finally:
+            csv.field_size_limit(limit)
     if not columns[0]:
         raise ValueError(f"{path.name} must hold a header and rows under it; got no row. Check the file.")
     return dict(zip(header, columns, strict=True))
@@ -231,19 +238,141 @@ def one_hot(column, texts):
     return features
 
 
+# Texts
+
+# What a word is: up to 32 characters between spaces and punctuation; a mark of punctuation is a word of its own.
+# Written out, since each language has a \s and a \w of its own, in syntax that Python, JavaScript and Rust read alike.
+SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+MARKS = "!-\\/:-@\\[-`{-~\xa1\xab\xbb\xbf\u2010-\u2027\u2030-\u205e\u3001-\u3020\uff01-\uff0f\uff1a-\uff20"
+WORDS = f"[^{SPACES}{MARKS}]{{1,32}}|[{MARKS}]"
+# Printable bytes stand for themselves, the others for characters from U+0100 on, as in every byte-level tokeniser.
+UNPRINTABLE = [byte for byte in range(256) if not (33 <= byte <= 126 or (byte >= 161 and byte != 173))]
+BYTES = {byte: 256 + place for place, byte in enumerate(UNPRINTABLE)}
+MOST_WORDS_KEPT = 100_000
+
+
+class WordPieces:
+    """Texts to ids, as the tokenizer.json that keras-distill trains says: what the library `tokenizers` makes of it.
+
+    Lower case, character by character; words (see WORDS) as the bytes of UTF-8; of each word, from its start, the
+    longest piece of the vocabulary and so on, and the unknown id in place of a word that has no such pieces.
+    """
+
+    def __init__(self, tokenizer):
+        model = tokenizer["model"]
+        self.vocabulary = model["vocab"]
+        self.unknown = self.vocabulary[model["unk_token"]]
+        self.longest = max(map(len, self.vocabulary))
+        self.words = re.compile(WORDS).finditer
+        self.known = {}
+
+    def __call__(self, text, length):
+        """Returns the first `length` ids of a text, a list; reads no further than it needs."""
+        if not text.isascii():
+            # Half a surrogate pair is no character; a final sigma is a sigma.
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\u03a3", "\u03c3")
+        ids = []
+        for match in self.words(text.lower()):
+            word = match.group()
+            ids += self.known[word] if word in self.known else self.pieces(word)
+            if len(ids) >= length:
+                return ids[:length]
+        return ids
+
+    def pieces(self, word):
+        """Returns the ids of a word, and keeps them."""
+        if len(self.known) >= MOST_WORDS_KEPT:
+            self.known.clear()
+        letters = word.encode().decode("latin-1").translate(BYTES)
+        ids, start = [], 0
+        while start < len(letters):
+            for stop in range(min(len(letters), start + self.longest), start, -1):
+                if letters[start:stop] in self.vocabulary:
+                    ids.append(self.vocabulary[letters[start:stop]])
+                    start = stop
+                    break
+            else:
+                ids = [self.unknown]
+                break
+        self.known[word] = ids
+        return ids
+
+
+class AnyTokenizer:
+    """Texts to ids by the library `tokenizers`, for every other tokenizer.json."""
+
+    def __init__(self, tokenizer):
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            remedy = "Install it: pip install tokenizers."
+            raise ImportError(f"this tokenizer.json needs the library tokenizers; got {error}. {remedy}") from None
+        self.tokenizer = Tokenizer.from_str(json.dumps(tokenizer))
+        self.tokenizer.no_padding()
+
+    def __call__(self, text, length):
+        """Returns the ids of a text, a list of at most `length`."""
+        self.tokenizer.enable_truncation(length)
+        return self.tokenizer.encode(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")).ids
+
+
+def text_tokenizer(specification):
+    """Returns what turns one text into its ids, `tokenizer(text, length)`: make it once, call it for every text."""
+    is_ours = specification["algorithm"] == "word pieces"
+    return (WordPieces if is_ours else AnyTokenizer)(specification["tokenizer"])
+
+
+def prepare_text(specification, rows):
+    """Returns one input, int32 token ids `(num_rows, length)`: cut to length, or padded behind.
+
+    `rows` may be a list of strings. An empty text, or none, is padding alone.
+    """
+    is_plain = not isinstance(rows, dict) and all(isinstance(row, str) for row in rows)
+    texts = list(rows) if is_plain else column_of(rows, specification["column"])
+    if not texts:
+        raise ValueError("there must be a text; got none. Give one or more.")
+    tokenizer, length = text_tokenizer(specification), specification["length"]
+    tokens = np.full((len(texts), length), specification["padding"], "int32")
+    for row, value in enumerate(texts):
+        text = value if isinstance(value, str) else text_of(value)
+        ids = tokenizer(text or "", length)
+        tokens[row, : len(ids)] = ids
+    return {specification["input"]: tokens}
+
+
 # What a preparation may be: from a specification and rows to the inputs, `{input name: (num_rows, ...)}`.
-KINDS = {"table": prepare_table}
+KINDS = {"table": prepare_table, "text": prepare_text}
 
 
 # A bundle
+
+
+def read_specification(bundle, manifest):
+    """Returns what preparation.json holds, with the tokenizer.json that it names in place of the name."""
+    path = Path(bundle) / manifest["preparation"]["file"]
+    specification = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(specification.get("tokenizer"), str):
+        file = path.with_name(specification["tokenizer"])
+        specification["tokenizer"] = json.loads(file.read_text(encoding="utf-8"))
+    return specification
+
+
+def raw_rows(path, specification):
+    """Returns the rows of a table; of texts also the lines of a .txt, or what was given where no file is called so."""
+    if specification["kind"] != "text" or str(path).endswith((".csv", ".tsv", ".gz")):
+        return read_table(path)
+    if not str(path).endswith(".txt"):
+        return [str(path)]
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def inputs_from(path, manifest, bundle):
     """Returns a student's inputs, `{input name: (num_rows, ...)}`, out of a file.
 
     Args:
-        path: a .npy of its only input, a .npz of arrays by its inputs' names, both as the student takes them, or
-            golden.npz; or a table of raw rows, for which the bundle has a preparation.
+        path: a .npy of its only input, a .npz of arrays by its inputs' names, both as the student takes them; or, where
+            the bundle has a preparation, raw rows: a table, or for a student of texts a .txt of one a line, or a text.
         manifest: the bundle's.
         bundle: its folder.
 
@@ -257,8 +386,8 @@ def inputs_from(path, manifest, bundle):
         golden = {name.removeprefix("input/"): array for name, array in arrays.items() if name.startswith("input/")}
         arrays = golden or arrays
     elif manifest.get("preparation"):
-        text = (Path(bundle) / manifest["preparation"]["file"]).read_text(encoding="utf-8")
-        arrays = prepare(json.loads(text), read_table(path))
+        specification = read_specification(bundle, manifest)
+        arrays = prepare(specification, raw_rows(path, specification))
     else:
         raise ValueError(f"this student takes .npy or .npz files; got {path}. It was trained on no table.")
     if len(arrays) == len(entries) == 1:

@@ -33,6 +33,10 @@ export async function readFile(root, manifest, name) {
   return bytes;
 }
 
+export async function readJson(root, manifest, name) {
+  return JSON.parse(new TextDecoder().decode(await readFile(root, manifest, name)));
+}
+
 async function fetchBytes(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${url.pathname} must be in the bundle; got HTTP ${response.status}.`);

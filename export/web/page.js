@@ -1,8 +1,9 @@
-// The page: golden inputs first, then whatever is drawn or dropped. onnxruntime-web runs it, from local files.
+// The page: golden inputs first, then whatever is drawn, dropped or written. onnxruntime-web runs it, from local files.
 
 import * as ort from "./runtime/ort.wasm.min.mjs";
-import { readFile, readManifest, readNpz } from "./bundle.js";
+import { readFile, readJson, readManifest, readNpz } from "./bundle.js";
 import { readImage, resized } from "./image.js";
+import { textInput, textTokenizer } from "./text.js";
 
 const MS_PER_BLOCK = 60; // performance.now() ticks in 0.1 ms without isolation: only blocks of calls can be timed
 const MOST_CALLS = 20000; // a clock that stands still must not stop the page
@@ -28,6 +29,7 @@ async function main() {
   showExamples();
   if (isImage()) listen();
   else find("canvas").hidden = find("drawing-buttons").hidden = true;
+  if (manifest.preparation?.kind === "text") await listenToText();
   const asked = Number(new URLSearchParams(location.search).get("example") ?? 0);
   await showExample(Math.min(Math.max(Math.trunc(asked) || 0, 0), numExamples() - 1));
   document.body.dataset.state = holds ? "ready" : "differs";
@@ -113,6 +115,34 @@ function showProbabilities(probabilities) {
       return row;
     }),
   );
+}
+
+// Texts
+
+async function listenToText() {
+  const specification = await readJson(root, manifest, manifest.preparation.file);
+  if (specification.algorithm !== "word pieces") {
+    find("about").textContent += " The page has no tokeniser of this kind: it shows the examples alone.";
+    return;
+  }
+  const tokenize = textTokenizer(await readJson(root, manifest, specification.tokenizer));
+  find("writing").hidden = false;
+  let isBusy = false;
+  const answerLatest = async () => {
+    if (isBusy) return; // what is written meanwhile is answered next
+    isBusy = true;
+    try {
+      let text;
+      do {
+        text = find("text").value;
+        mark(-1);
+        await answer(textInput(specification, tokenize, text), "your text");
+      } while (text !== find("text").value);
+    } finally {
+      isBusy = false;
+    }
+  };
+  find("text").oninput = () => answerLatest().catch(fail);
 }
 
 // Images

@@ -29,6 +29,14 @@ class DataOptions(Protocol):
         """Columns of a table that the models do not see."""
 
     @property
+    def text(self) -> str | None:
+        """The column of a table that holds texts."""
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The path of a `tokenizer.json`."""
+
+    @property
     def pieces(self) -> int:
         """Into how many pieces each number of a table is cut."""
 
@@ -46,10 +54,12 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True
         "--data",
         required=required,
         default="",
-        help=f"{purpose}digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz, an image folder or a table (.csv, "
-        ".csv.gz, .tsv, .parquet)",
+        help=f"{purpose}digits, mnist, spoken_digit, cifar100, tfds:NAME, an .npz, a table (.csv, .csv.gz, .tsv, "
+        ".parquet), a folder of images or one of texts",
     )
     add("--label", metavar="COLUMN", help="the column of a table that holds the classes")
+    add("--text", metavar="COLUMN", help="the column of a table that holds texts, all that the models then see")
+    add("--tokenizer", metavar="FILE", help="a tokenizer.json for the texts (default: trained on the training split)")
     add("--leave-out", nargs="+", default=[], metavar="COLUMN", help="columns of a table that the models do not see")
     add("--pieces", type=int, default=0, metavar="N", help="cut each number of a table into N pieces, so that a small "
         "network sees thresholds as trees do; 16 to 32 (default: its scaled value alone)")  # fmt: skip
@@ -79,6 +89,8 @@ def load(options: "DataOptions") -> "Dataset":
         pixel_range=options.pixel_range,
         label=options.label,
         leave_out=tuple(options.leave_out),
+        text=options.text,
+        tokenizer=options.tokenizer,
         pieces=options.pieces,
     )
     for note in dataset.preparation.notes if dataset.preparation else ():

@@ -14,6 +14,8 @@ class DistillSettings:
     pixel_range: str | None
     label: str | None
     leave_out: list[str]
+    text: str | None
+    tokenizer: str | None
     pieces: int
     out: str
     temperature: float

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def check_model_fits_dataset(model: "keras.Model", dataset: "Dataset", who: str) -> None:
-    """Raises `ValueError` where a model's inputs or number of classes are not the dataset's."""
+    """Raises `ValueError` where a model's inputs, vocabulary or number of classes are not the dataset's."""
     from keras_distill._checks import error_message
     from keras_distill._inputs import arrays_by_name, take_rows
     from keras_distill.deploy.trace import signature_of
+    from keras_distill.models.vocabulary import check_vocabulary
 
     signature = signature_of(model, take_rows(dataset.train.inputs, slice(1)))
     taken = dict(zip(signature.names, (tuple(spec.shape[1:]) for spec in signature.specs), strict=True))
@@ -37,6 +38,8 @@ def check_model_fits_dataset(model: "keras.Model", dataset: "Dataset", who: str)
             remedy = f"The {who} must take what {dataset.name} holds; see keras_distill.data."
             subject = f"the {who}'s input" if len(held) == 1 else f"the {who}'s input {name!r}"
             raise ValueError(error_message(f"{subject} must have shape {expected}", received, remedy))
+    if dataset.preparation is not None and dataset.preparation.kind == "text":
+        check_vocabulary(model, dataset.preparation.specification["vocabulary_size"], who)
     if model.output_shape[-1] != dataset.num_classes:
         check_num_classes(model.output_shape[-1], dataset, who)
 

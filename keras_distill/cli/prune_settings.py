@@ -18,6 +18,8 @@ class PruneSettings:
     pixel_range: str | None
     label: str | None
     leave_out: list[str]
+    text: str | None
+    tokenizer: str | None
     pieces: int
     out: str
     overwrite: bool

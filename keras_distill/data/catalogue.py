@@ -8,16 +8,17 @@ from keras_distill._checks import did_you_mean, error_message
 from keras_distill.data.cifar100 import load_cifar100
 from keras_distill.data.dataset import Dataset
 from keras_distill.data.digits import load_digits
-from keras_distill.data.image_folder import load_image_folder
+from keras_distill.data.image_folder import image_files, load_image_folder
 from keras_distill.data.mnist import load_mnist
 from keras_distill.data.npz import load_npz
 from keras_distill.data.pixel_range import in_pixel_range
 from keras_distill.data.spoken_digit import load_spoken_digit
 from keras_distill.data.table import is_table, load_table
+from keras_distill.data.text import load_text_folder, load_texts, text_files
 from keras_distill.data.tfds import load_tfds
 
 NAMES = ("digits", "mnist", "spoken_digit", "cifar100")
-KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images, an .npz file or a table (.csv, .parquet)"
+KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images or texts, an .npz file or a table (.csv, .parquet)"
 
 
 def load(
@@ -27,6 +28,8 @@ def load(
     pixel_range: str | None = None,
     label: str | None = None,
     leave_out: Sequence[str] = (),
+    text: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
     pieces: int = 0,
 ) -> Dataset:
     """Loads a dataset by its name or its path, whole and into memory.
@@ -36,14 +39,16 @@ def load(
     downloaded by tensorflow-datasets. `digits` needs neither.
 
     Args:
-        name: `"digits"`, `"mnist"`, `"spoken_digit"`, `"cifar100"`, `"tfds:NAME"`, a folder with one
-            folder of images a class, an `.npz` with `x_train`, `y_train`, `x_test`, `y_test`, or a table: `.csv`,
-            `.csv.gz`, `.tsv` or `.parquet` (see `table.from_table`).
+        name: `"digits"`, `"mnist"`, `"spoken_digit"`, `"cifar100"`, `"tfds:NAME"`, a folder with one folder of images
+            or of `.txt` files a class, an `.npz` with `x_train`, `y_train`, `x_test`, `y_test`, or a table: `.csv`,
+            `.csv.gz`, `.tsv` or `.parquet` (see `table.from_table`, and `text.from_texts` where `text` is given).
         image_size: `(height, width)` to resize the images of a folder or of `tfds:NAME` to.
         pixel_range: the range to bring the inputs into, one of `pixel_range.PIXEL_RANGES`, for a model that was
             trained on `"0-255"`, say; `None` leaves them as they were read.
         label: of a table, the column that holds the classes.
         leave_out: of a table, columns that the model shall not see.
+        text: of a table, the column of texts that the model reads; others are not used.
+        tokenizer: of texts, the `tokenizer.json` to use; by default one is trained on the training split.
         pieces: of a table, into how many pieces each number is cut beside its scaled value.
 
     Returns:
@@ -59,16 +64,33 @@ def load(
         >>> digits.train.inputs.shape, digits.num_classes
         ((719, 8, 8, 1), 10)
     """
-    text = os.fspath(name)
-    path = Path(text).expanduser()
+    where = os.fspath(name)
+    path = Path(where).expanduser()
+    is_text_folder = path.is_dir() and _holds_texts(path)
+    if tokenizer is not None and text is None and not is_text_folder:
+        remedy = "Name the column of texts, text=... (--text)."
+        raise ValueError(error_message("a tokeniser must be of texts", f"{where!r} beside it", remedy))
+    own_tokenizer = None if tokenizer is None else os.fspath(tokenizer)
     if is_table(path):
-        dataset = load_table(path, label, leave_out=leave_out, pieces=pieces)
-    elif label is not None or leave_out or pieces:
-        received = f"{text!r} beside it"
-        raise ValueError(error_message("a label column must be a table's", received, "Leave it out: labels are known."))
+        if text is None:
+            dataset = load_table(path, label, leave_out=leave_out, pieces=pieces)
+        else:
+            dataset = load_texts(path, text, label, tokenizer=own_tokenizer)
+    elif label is not None or leave_out or pieces or text is not None:
+        of_texts = text is not None and label is None and not leave_out and not pieces
+        remedy = "Leave it out: the inputs are known." if of_texts else "Leave it out: labels are known."
+        expectation = f"a {'text' if of_texts else 'label'} column must be a table's"
+        raise ValueError(error_message(expectation, f"{where!r} beside it", remedy))
+    elif is_text_folder:
+        dataset = load_text_folder(path, tokenizer=own_tokenizer)
     else:
-        dataset = _read(text, image_size)
+        dataset = _read(where, image_size)
     return dataset if pixel_range is None else in_pixel_range(dataset, pixel_range)
+
+
+def _holds_texts(folder: Path) -> bool:
+    """Whether there are texts and no images in a folder's classes: pictures may have captions beside them."""
+    return bool(text_files(folder)) and not image_files(folder)
 
 
 def _read(text: str, image_size: tuple[int, int] | None) -> Dataset:
@@ -91,7 +113,7 @@ def _read(text: str, image_size: tuple[int, int] | None) -> Dataset:
     if path.exists():
         raise ValueError(
             error_message(
-                f"the data {text!r} must be a folder of images, an .npz file or a table (.csv, .parquet)",
+                f"the data {text!r} must be a folder of images or texts, an .npz file or a table (.csv, .parquet)",
                 "another kind of file",
             )
         )

@@ -54,7 +54,7 @@ def load_image_folder(folder: Path, image_size: tuple[int, int] | None = None) -
 
 def classes_of(folder: Path) -> tuple[str, ...]:
     """The names of the classes: the sub-folders that hold images, or nothing yet, sorted."""
-    visible = [path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)]
+    visible = [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
     names = tuple(sorted(path.name for path in visible if image_files(path) or _is_empty(path)))
     if not names:
         remedy = f"Put the images of each class into a folder of its own, {folder}/CLASS/."
@@ -71,7 +71,7 @@ def image_files(folder: Path) -> list[Path]:
     found = []
     for path in folder.rglob("*"):
         suffix = path.suffix.lower()
-        if suffix not in SUFFIXES + OTHER_SUFFIXES or any(map(_is_hidden, path.relative_to(folder).parts)):
+        if suffix not in SUFFIXES + OTHER_SUFFIXES or any(map(is_hidden, path.relative_to(folder).parts)):
             continue
         if not path.is_file():
             continue
@@ -122,9 +122,10 @@ def _carve(folder: Path, split: Split, fraction: float, seed: int = 0) -> tuple[
     return carve(split, max(1, round(len(split) * fraction)), seed)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder is nothing that the user put there, by its name."""
     return name.startswith(".") or name in LEFT_BY_SYSTEMS
 
 
 def _is_empty(folder: Path) -> bool:
-    return all(_is_hidden(path.name) for path in folder.iterdir())
+    return all(is_hidden(path.name) for path in folder.iterdir())

@@ -59,14 +59,27 @@ def load_table(path: str | Path, label: str | None, *, leave_out: Sequence[str] 
         ValueError: what `from_table` refuses, and an empty or ragged file.
     """
     path = Path(path)
+    columns = read_columns(path, label)
+    assert label is not None  # or read_columns would have refused it
+    return from_table(columns, label, name=path.name.split(".")[0], leave_out=leave_out, pieces=pieces)
+
+
+def read_columns(path: Path, label: str | None) -> Columns:
+    """A table's columns, each a list of what the file has.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: a Parquet file, and no pandas.
+        ValueError: an empty or ragged file, or no label column named.
+    """
     if not path.is_file():
         raise FileNotFoundError(error_message(f"{path!s} must be a table", "no such file"))
-    columns = _read_parquet(path) if path.suffix == ".parquet" else kit_module("prepare").read_table(path)
+    columns: Columns = _read_parquet(path) if path.suffix == ".parquet" else kit_module("prepare").read_table(path)
     if label is None:
         raise ValueError(
             error_message(f"{path.name} needs the name of its label column", "none", f"Name one: {', '.join(columns)}.")
         )
-    return from_table(columns, label, name=path.name.split(".")[0], leave_out=leave_out, pieces=pieces)
+    return columns
 
 
 def is_table(path: Path) -> bool:
@@ -131,14 +144,14 @@ def from_table(
         arXiv:2203.05556, section 3.2: the pieces.
     """
     check_count("pieces", pieces, 0)
-    columns = _columns_of(rows)
+    columns = columns_of(rows)
     subject = f"the table {name!r}"
     for column in (label, *leave_out):
         if column not in columns:
             raise ValueError(kit_module("prepare").no_such_column(column, list(columns)))
     class_names, labels = labels_of(label, columns[label])
-    split_column = _split_column(columns, label)
-    positions = _positions(subject, labels, None if split_column is None else columns[split_column])
+    split_column = split_column_of(columns, label)
+    positions = split_positions(subject, labels, None if split_column is None else columns[split_column])
     features = {
         column: values
         for column, values in columns.items()
@@ -209,7 +222,9 @@ def fit_table(columns: Columns, label: str, pieces: int = 0) -> Preparation:
             fitted.append(_fit_column(name, kind, texts, pieces))
     if not fitted:
         received = " ".join(notes) or f"none beside {label!r}"
-        raise ValueError(error_message("a table must have a column that a model can learn from", received))
+        sentences = next((name for name, values in columns.items() if " " in str(values[0]).strip()), None)
+        remedy = f"If {sentences!r} holds texts, say --text {sentences} (text={sentences!r})." if sentences else ""
+        raise ValueError(error_message("a table must have a column that a model can learn from", received, remedy))
     specification = {
         "format_version": kit_module("prepare").FORMAT_VERSION,
         "kind": "table",
@@ -351,7 +366,7 @@ def _description(fitted: Sequence[Mapping[str, Any]]) -> str:
     return f"{', '.join(parts)}: {width} feature{'s' if width > 1 else ''}"
 
 
-def _split_column(columns: Columns, label: str) -> str | None:
+def split_column_of(columns: Columns, label: str) -> str | None:
     """The column that says which split a row is of, where there is one."""
     for name, values in columns.items():
         if (
@@ -363,7 +378,7 @@ def _split_column(columns: Columns, label: str) -> str | None:
     return None
 
 
-def _positions(subject: str, labels: np.ndarray, splits: Sequence[Any] | None) -> dict[str, np.ndarray]:
+def split_positions(subject: str, labels: np.ndarray, splits: Sequence[Any] | None) -> dict[str, np.ndarray]:
     """Which rows are of which split, each ascending."""
     if splits is None:
         if len(labels) < 10:
@@ -391,7 +406,7 @@ def _positions(subject: str, labels: np.ndarray, splits: Sequence[Any] | None) -
     return positions
 
 
-def _columns_of(rows: Any) -> Columns:
+def columns_of(rows: Any) -> Columns:
     """The columns of a table in whichever form it came, each a list; a DataFrame's missing values are None."""
     if hasattr(rows, "iloc"):
         return {str(name): _values_of_series(rows[name]) for name in rows.columns}
@@ -429,7 +444,7 @@ def _read_parquet(path: Path) -> Columns:
         ) from error
     if frame.empty:
         raise ValueError(error_message(f"{path.name} must hold columns and rows", f"{frame.shape}", "Check the file."))
-    return _columns_of(frame)
+    return columns_of(frame)
 
 
 def _number_or_none(text: str) -> float | None:

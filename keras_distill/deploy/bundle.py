@@ -29,8 +29,8 @@ KIT_FILES = (
     "requirements-onnx.txt",
     "requirements-litert.txt",
 )
-PREPARATION = "preparation.json"
-WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "style.css")
+PREPARATION, TOKENIZER = "preparation.json", "tokenizer.json"
+WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "text.js", "style.css")
 
 
 def write_kit(folder: Path, *, web: bool = False) -> None:
@@ -46,12 +46,19 @@ def write_kit(folder: Path, *, web: bool = False) -> None:
 def write_preparation(folder: Path, preparation: "Preparation | None") -> dict[str, str] | None:
     """Writes `preparation.json`, where the data set was prepared from raw rows; what the manifest says of it.
 
+    A tokeniser becomes a file of its own, `tokenizer.json`, which libraries of other languages read too.
+
     Returns:
         `{"file", "kind", "description"}`, or `None` where there is nothing to prepare.
     """
     if preparation is None:
         return None
-    text = json.dumps(preparation.to_json(), indent=1, ensure_ascii=False)
+    specification = preparation.to_json()
+    if "tokenizer" in specification:
+        tokenizer = json.dumps(specification["tokenizer"], separators=(",", ":"), ensure_ascii=False)
+        (folder / TOKENIZER).write_text(tokenizer + "\n", encoding="utf-8")
+        specification["tokenizer"] = TOKENIZER
+    text = json.dumps(specification, indent=1, ensure_ascii=False)
     (folder / PREPARATION).write_text(text + "\n", encoding="utf-8")
     return {"file": PREPARATION, "kind": preparation.kind, "description": preparation.description}
 

@@ -59,7 +59,11 @@ def reference_of(model: "keras.Model", dataset: "Dataset") -> Reference:
     Raises:
         ValueError: it takes other inputs, gives no logits of the dataset's classes, or any that are not finite.
     """
+    from keras_distill.models.vocabulary import check_vocabulary
+
     signature = signature_of(model, take_rows(dataset.test.inputs, slice(1)))
+    if dataset.preparation is not None and dataset.preparation.kind == "text":
+        check_vocabulary(model, dataset.preparation.specification["vocabulary_size"], f"model {model.name!r}")
     feed = signature.feed(dataset.test.inputs)
     stripped = served_model(model, signature, from_logits=True)
     outputs = float32_outputs(stripped, feed, signature)

@@ -35,6 +35,9 @@ class TrainableModel(keras.Model):
         validation_freq: int | Sequence[int] = 1,
     ) -> keras.callbacks.History:
         """Trains; the arguments are those of `keras.Model.fit`, in its order."""
+        x, y, sample_weight = self._without_strings(x, y, sample_weight)
+        if isinstance(validation_data, (tuple, list)):
+            validation_data = keras.utils.pack_x_y_sample_weight(*self._without_strings(*validation_data))
         y, class_weight, sample_weight = self._check_fit(x, y, class_weight, sample_weight)
         build_optimizer(self)
         with self._unharmed_by_errors():
@@ -70,6 +73,7 @@ class TrainableModel(keras.Model):
         _use_cached_eval_dataset: bool = False,
     ) -> float | list[float] | dict[str, float]:
         """Measures the student; the arguments are those of `keras.Model.evaluate`, in its order."""
+        x, y, sample_weight = self._without_strings(x, y, sample_weight)
         # The last one is what Keras's `fit` hands to the evaluations between its epochs.
         with self._unharmed_by_errors():
             return super().evaluate(
@@ -93,6 +97,7 @@ class TrainableModel(keras.Model):
         callbacks: Callbacks = None,
     ) -> TensorTree:
         """The student's own output for each example; the arguments are those of `keras.Model.predict`."""
+        x, _, _ = self._without_strings(x)
         return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
     @contextmanager
@@ -114,6 +119,10 @@ class TrainableModel(keras.Model):
     ) -> tuple[Data, Mapping[int, float] | None, ArrayLike | None]:
         """`y`, `class_weight` and `sample_weight` as Keras is to have them."""
         return y, class_weight, sample_weight
+
+    def _without_strings(self, x: Data, y: Data = None, sample_weight: Data = None) -> tuple[Data, Data, Data]:
+        """The three, texts among the inputs made what the models read."""
+        return x, y, sample_weight
 
     def _own_callbacks(self) -> list[keras.callbacks.Callback]:
         """What runs beside the caller's callbacks."""

@@ -216,6 +216,44 @@ class MLP(Family):
         return networks.mlp(self._input_shape, self._num_classes, widths)
 
 
+class TextBag(Family):
+    """The mean of token vectors, then one hidden layer: `networks.text_bag`."""
+
+    name = "text_bag"
+
+    def __init__(self, length: int, vocabulary_size: int, num_classes: int):
+        self._length, self._vocabulary_size, self._num_classes = length, vocabulary_size, num_classes
+        self.entries = {"hidden": Entry(1.0, 8.0, 4.0)}
+
+    def build(self, shape: Shape, width: float) -> keras.Model:
+        """A table whose vectors grow with the width, and a hidden layer in proportion to them."""
+        size = max(1, round(256 * width))
+        hidden = max(2, round(shape["hidden"] * size))
+        return networks.text_bag(self._length, self._vocabulary_size, self._num_classes, size, hidden_width=hidden)
+
+
+class TextConv(Family):
+    """Token vectors and one convolution over neighbours: `networks.text_conv`."""
+
+    name = "text_conv"
+
+    def __init__(self, length: int, vocabulary_size: int, num_classes: int):
+        self._length, self._vocabulary_size, self._num_classes = length, vocabulary_size, num_classes
+        self.entries = {"filters": Entry(1.0, 8.0, 4.0), "kernel": Entry(2, 5, 3, is_whole=True)}
+
+    def build(self, shape: Shape, width: float) -> keras.Model:
+        """A table whose vectors grow with the width, and filters in proportion to them."""
+        size = max(1, round(256 * width))
+        return networks.text_conv(
+            self._length,
+            self._vocabulary_size,
+            self._num_classes,
+            size,
+            num_filters=max(2, round(shape["filters"] * size)),
+            kernel_size=int(shape["kernel"]),
+        )
+
+
 class Own(Family):
     """A user's own family.
 
@@ -266,6 +304,16 @@ def hand_made(input_shape: Sequence[int], num_classes: int) -> list[Family]:
     is_image = len(input_shape) == 3 and min(input_shape[:2]) >= 4
     images: list[Family] = [ConvNet(input_shape, num_classes), SeparableConvNet(input_shape, num_classes)]
     return [*(images if is_image else []), MLP(input_shape, num_classes)]
+
+
+def for_texts(length: int, vocabulary_size: int, num_classes: int) -> list[Family]:
+    """The families that suit token ids.
+
+    Example:
+        >>> [family.build(family.default(), 0.125).count_params() for family in for_texts(48, 4000, 77)]
+        [142157, 150349]
+    """
+    return [TextBag(length, vocabulary_size, num_classes), TextConv(length, vocabulary_size, num_classes)]
 
 
 def _deepest(input_shape: Sequence[int]) -> int:

@@ -12,7 +12,19 @@ from keras_distill._types import Teacher
 from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.search.cost import Cost, Meter, features_of
-from keras_distill.search.families import MLP, ConvNet, Family, Own, Pruned, SeparableConvNet, Shape, hand_made
+from keras_distill.search.families import (
+    MLP,
+    ConvNet,
+    Family,
+    Own,
+    Pruned,
+    SeparableConvNet,
+    Shape,
+    TextBag,
+    TextConv,
+    for_texts,
+    hand_made,
+)
 from keras_distill.search.training import logits_of, score_of
 from keras_distill.search.trials import Trial
 
@@ -154,7 +166,7 @@ def families_for(
     Raises:
         ValueError: one of the user's own has the name of another.
     """
-    if taken := sorted(set(own) & {each.name for each in (Pruned, ConvNet, SeparableConvNet, MLP)}):
+    if taken := sorted(set(own) & {each.name for each in (Pruned, ConvNet, SeparableConvNet, MLP, TextBag, TextConv)}):
         raise ValueError(error_message("families must have names of their own", ", ".join(taken), "Rename them."))
     families: list[Family] = []
     prunable, notes = _prunable(teacher, dataset)
@@ -164,7 +176,10 @@ def families_for(
             families.append(Pruned(prunable, drawn))
         except ValueError as error:
             notes.append(f"Nothing is cut from the teacher: {error}")
-    if isinstance(dataset.input_shape, dict):
+    if dataset.preparation is not None and dataset.preparation.kind == "text":
+        specification = dataset.preparation.specification
+        families += for_texts(specification["length"], specification["vocabulary_size"], dataset.num_classes)
+    elif isinstance(dataset.input_shape, dict):
         names = ", ".join(dataset.input_shape)
         notes.append(f"The hand-made families take one array, and the data has {names}: they are left out.")
         if not families and not own:

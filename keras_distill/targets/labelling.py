@@ -20,6 +20,7 @@ from keras_distill._checks import check_count, error_message
 from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
 from keras_distill._types import Data, Teacher, Tensor, TensorTree
+from keras_distill.models.strings import holds_strings, preprocess_strings, refuse_string_stream
 from keras_distill.targets.fingerprints import fingerprint, item_marks
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
 from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
@@ -64,7 +65,8 @@ def label(
 
     Args:
         teacher: a Keras model with any head, an `Ensemble`, or any callable from a batch of inputs to logits.
-        dataset: the inputs as an array (or a structure of arrays) or a table, a `Split`, `(inputs, labels)`; or a
+        dataset: the inputs as an array (or a structure of arrays), a table, or texts where the teacher has a
+            preprocessor (see `models.preprocess_strings`), a `Split`, `(inputs, labels)`; or a
             `tf.data.Dataset` of `x` or `(x, …)`, of single examples or, where the teacher is a Keras model and its
             inputs tell, of batches; or batches as `fit` takes them, in a `PyDataset`, a generator or another iterable.
             In a fixed order: an item's id is its place.
@@ -109,6 +111,7 @@ def label(
     """
     path = Path(path)
     num_views = _num_views(augmentation, views)
+    dataset = _without_strings(teacher, dataset)
     num_axes = sum(len(tensor.shape) for tensor in getattr(teacher, "inputs", None) or []) or None
     source = open_source(dataset, num_items, batch_size, augmentation, num_views=num_views, num_axes=num_axes)
     if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
@@ -300,6 +303,13 @@ class _ShardQueue:
 
 def _numpy(values: Tensor) -> np.ndarray:
     return keras.ops.convert_to_numpy(values)
+
+
+def _without_strings(teacher: Teacher, dataset: Data) -> Data:
+    """The dataset, its texts made what the teacher reads."""
+    refuse_string_stream(dataset)
+    inputs = dataset[0] if isinstance(dataset, tuple) and len(dataset) else dataset
+    return preprocess_strings(inputs, teacher) if holds_strings(inputs) else dataset
 
 
 def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:

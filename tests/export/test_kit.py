@@ -14,7 +14,8 @@ from keras_distill._kit import kit_folder, kit_module
 from keras_distill.deploy import bundle as deploy_bundle
 
 KIT = kit_folder()
-ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert"}
+# The last only for tokenisers that are not ours.
+ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert", "tokenizers"}
 kit = kit_module()
 
 

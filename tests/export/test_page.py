@@ -1,6 +1,7 @@
 """The page of a bundle in a real headless Chromium: golden answers said aloud, drawing, dropping, a damaged bundle."""
 
 import base64
+import contextlib
 import functools
 import http.server
 import io
@@ -10,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 from chromium import Browser, find_chromium
-from hand_made import write_bundle
+from hand_made import write_bundle, write_text_bundle
 from pictures import as_stored, exif, png
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -40,11 +41,18 @@ def runtime():
 def served(runtime, tmp_path):
     """(folder, its address, golden images, golden logits)."""
     folder, images, logits = write_bundle(tmp_path / "bundle", web=True)
+    with serving(folder, runtime) as address:
+        yield folder, address, images, logits
+
+
+@contextlib.contextmanager
+def serving(folder, runtime):
+    """The address of a bundle's page."""
     copy_web_runtime(runtime, folder / "web" / "runtime")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield folder, f"http://127.0.0.1:{server.server_address[1]}/web/", images, logits
+    yield f"http://127.0.0.1:{server.server_address[1]}/web/"
     server.shutdown()
     thread.join()
     server.server_close()
@@ -305,3 +313,25 @@ def test_answers_that_differ_from_the_golden_ones_are_said_aloud(served, browser
     browser.call("Page.navigate", url=address)
     assert browser.wait_for(STATE) == "differs"
     assert "Do not use it" in browser.evaluate("document.querySelector('[role=status]').innerText")
+
+
+WRITE = """(() => {{
+  const box = document.getElementById("text");
+  box.value = {};
+  box.dispatchEvent(new Event("input"));
+}})()"""
+
+
+@pytest.mark.parametrize("text", ["Where is my CARD, please?", "", "字 👍 top-up"])
+def test_a_text_is_tokenised_and_classified_as_in_python(runtime, browser, tmp_path, text):
+    folder, preparation, votes = write_text_bundle(tmp_path / "bundle", web=True)
+    with serving(folder, runtime) as address:
+        browser.call("Page.navigate", url=address)
+        assert browser.wait_for(STATE) == "ready"
+        assert browser.evaluate("document.getElementById('canvas').offsetParent === null")
+        browser.evaluate(WRITE.format(json.dumps(text)))
+        browser.wait_for("document.getElementById('source').innerText == 'your text'")
+        found = dict(shown(browser))
+    logits = votes[preparation([text])[0]].sum(axis=0).astype("float64")
+    for name, share in zip(["card", "fee", "top_up"], np.exp(logits) / np.exp(logits).sum(), strict=True):
+        assert found[name] == pytest.approx(100 * share, abs=0.06)

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from keras_distill.search.cost import Cost
-from keras_distill.search.families import Own, Pruned, hand_made
+from keras_distill.search.families import Own, Pruned, for_texts, hand_made
 from keras_distill.search.fitting import Fitter
 from keras_distill.search.trials import Trial
 
@@ -22,10 +22,10 @@ def teacher():
 
 
 def families():
-    return [Pruned(teacher(), X), *hand_made((8, 8, 1), 3)]
+    return [Pruned(teacher(), X), *hand_made((8, 8, 1), 3), *for_texts(12, 500, 3)]
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(6))
 def test_wider_students_have_more_weights_whatever_the_shape(place):
     family = families()[place]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
