@@ -37,6 +37,7 @@ COMMANDS = {
     "compress-and-ship": "python -m examples.compress_and_ship",
     "adult": "python -m examples.adult",
     "compare-keras": "python -m examples.compare_keras",
+    "banking77": "python -m examples.banking77",
 }
 PAGE_OPENING = """# The paper's experiments, and ours
 
