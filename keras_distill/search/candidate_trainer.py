@@ -17,7 +17,7 @@ from keras_distill.deploy.verify import open_artifact, run_in_batches
 from keras_distill.distillation import Distiller
 from keras_distill.models.saving import load_model
 from keras_distill.search.cost import Meter
-from keras_distill.search.training import DIVERGED, Recipe, Training
+from keras_distill.search.training import DIVERGED, Part, Recipe, Training
 
 # What all candidates are taught with: in the middle of what is tuned for the best of them.
 TEMPERATURE, STUDENT_LOSS_WEIGHT = 2.0, 0.5
@@ -111,11 +111,10 @@ class CandidateTrainer:
             self._running[stretch.number] = distiller
             started = time.monotonic()
             for start, stop in stretch.parts:
-                self.training.go_on(distiller, start, stop)
+                part = self.training.go_on(distiller, start, stop)
             seconds = time.monotonic() - started
-            is_whole = stretch.stop == self.training.epochs
-            score, error_rate = self._judged(stretch.precision, distiller.student, is_whole=is_whole)
-            if not is_whole:
+            score, error_rate = self._judged(stretch, distiller.student, part)
+            if stretch.stop < self.training.epochs:
                 with whole_folder(self._state_of(stretch.number, stretch.stop)) as aside:
                     save_state(distiller, aside)
         except OF_ONE as error:
@@ -158,15 +157,13 @@ class CandidateTrainer:
             restore_state(distiller, self._state_of(stretch.number, stretch.start))
         return distiller
 
-    def _judged(self, precision: str, student: keras.Model, *, is_whole: bool) -> tuple[float, float]:
+    def _judged(self, stretch: Stretch, student: keras.Model, part: Part) -> tuple[float, float]:
         """Score and share of errors on validation data; of the int8 file, where the student was trained to its end."""
-        inputs, labels = (np.asarray(part) for part in self.training.validation)
-        if not is_whole:
-            self.training.settle(student)
-        logits = self.training.validation_logits(student)
-        if is_whole and precision == "int8" and np.isfinite(logits).all():
+        inputs, labels = self.training.validation
+        logits = self.training.logits_after(student, part, stretch.stop)
+        if stretch.stop == self.training.epochs and stretch.precision == "int8" and np.isfinite(logits).all():
             with tempfile.TemporaryDirectory(prefix="keras-distill-compress-") as folder:
-                artifact = open_artifact(self.meter.write(student, Path(folder), precision))
+                artifact = open_artifact(self.meter.write(student, Path(folder), stretch.precision))
                 (logits,) = run_in_batches(artifact, self.meter.feed(student, inputs)).values()
         score = self.training.score(logits)
         return score, 1.0 if score == DIVERGED else float(np.mean(logits.argmax(axis=-1) != np.asarray(labels)))

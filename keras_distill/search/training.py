@@ -54,6 +54,19 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a part of a training leaves.
+
+    Attributes:
+        history: by epoch, as `fit` reports it; what is validated, every `validated_every(epochs)`.
+        weights: the average of the trainable weights over its second half.
+    """
+
+    history: dict[str, list[float]]
+    weights: list[np.ndarray]
+
+
+@dataclass(frozen=True)
 class Training:
     """What is the same for all students of a search.
 
@@ -128,10 +141,8 @@ class Training:
         )
         return distiller
 
-    def go_on(self, distiller: Distiller, start: int, stop: int) -> dict[str, list[float]]:
-        """Trains from one epoch to another; these epochs' history, validated every `validated_every(epochs)`."""
-        if stop <= start:
-            return {}
+    def go_on(self, distiller: Distiller, start: int, stop: int) -> Part:
+        """Trains from one epoch to another, validated every `validated_every(epochs)`."""
         # Each part of a training has an order of its own, the same for all students and after a kill.
         keras.utils.set_random_seed(self.seed + start)
         examples, ids = self.examples(on_labels=distiller.student_loss_weight == 1.0)
@@ -148,16 +159,34 @@ class Training:
                 for metric, value in self._validation_figures(self.validation_logits(distiller.student)).items():
                     validated.setdefault(metric, []).append(value)
 
-        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=validate)]
+        average = WeightAverage(distiller.student, (stop - start) * self.steps_per_epoch, self._steps_per_execution)
+        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=validate), average]
         history = distiller.fit(batches, callbacks=callbacks, **options)
         figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
-        return figures | validated
+        return Part(figures | validated, average.weights)
 
-    def settle(self, student: keras.Model) -> None:
-        """Gives BatchNormalization the statistics of the training data: early in a training moving ones lag behind."""
+    def logits_after(self, student: keras.Model, part: Part, epoch: int) -> np.ndarray:
+        """A student's logits for the validation data after a part; before the end as if its rate had gone to zero.
+
+        The average of the weights along a training stands for where annealing would lead: the higher the rate, the
+        further the last step's weights are from it, and the worse they look. BatchNormalization gets the statistics of
+        the training data, since moving ones lag behind.
+
+        Reference:
+            Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407,
+            section 3.
+        """
+        if epoch == self.epochs:
+            return self.validation_logits(student)
+        before = student.get_weights()
+        for variable, mean in zip(student.trainable_variables, part.weights, strict=True):
+            variable.assign(mean)
         if is_readable(student):
             drawn = np.random.default_rng(0).permutation(len(np.asarray(self.train[1])))[:_NUM_CALIBRATION]
             reestimate_batch_normalization(student, take_rows(_arrays(self.train[0]), np.sort(drawn)))
+        logits = self.validation_logits(student)
+        student.set_weights(before)
+        return logits
 
     def examples(self, *, on_labels: bool) -> tuple[tuple[TensorTree, ArrayLike], np.ndarray | None]:
         """What a candidate trains on, and the ids where they are not all items in their order.
@@ -188,6 +217,35 @@ class Training:
         labels = np.asarray(self.validation[1])
         loss, errors = metrics.negative_log_likelihood(logits, labels), metrics.error_rate(logits, labels)
         return {"val_loss": loss, "val_accuracy": 1.0 - errors}
+
+
+class WeightAverage(keras.callbacks.Callback):
+    """Averages the trainable weights of a student over the second half of some steps.
+
+    Args:
+        student: whose weights are averaged.
+        num_steps: how many steps there will be.
+        steps_per_call: after how many of them the weights are looked at.
+
+    Attributes:
+        weights: the average so far; empty in the first half.
+    """
+
+    def __init__(self, student: keras.Model, num_steps: int, steps_per_call: int):
+        super().__init__()
+        self._student, self._num_calls = student, -(-num_steps // steps_per_call)
+        self._calls = 0
+        self.weights: list[np.ndarray] = []
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Takes note of the weights after as many steps as a call makes."""
+        self._calls += 1
+        number = self._calls - self._num_calls // 2
+        if number < 1:
+            return
+        now = [keras.ops.convert_to_numpy(variable) for variable in self._student.trainable_variables]
+        before = self.weights or now
+        self.weights = [mean + (each - mean) / number for mean, each in zip(before, now, strict=True)]
 
 
 def validated_every(epochs: int) -> int:

@@ -15,7 +15,7 @@ from keras_distill.deploy import Budgets
 from keras_distill.scale import Processes
 from keras_distill.search import compressing
 from keras_distill.search.cost import Cost
-from keras_distill.search.training import Recipe, Training
+from keras_distill.search.training import Recipe, Training, WeightAverage
 from keras_distill.search.tuning import Tuned
 
 pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
@@ -152,8 +152,9 @@ def test_killed_at_ten_moments_it_ends_in_the_same_front_and_trains_nothing_twic
         calls.append((start, stop))
         if len(calls) in moments:
             raise Killed
-        go_on(self, distiller, start, stop)
+        part = go_on(self, distiller, start, stop)
         done.append((start, stop))
+        return part
 
     monkeypatch.setattr(Training, "go_on", killed)
     for _ in range(11):
@@ -333,7 +334,22 @@ def test_early_scores_do_not_wait_for_moving_statistics(dataset, tmp_path):
     keras.utils.set_random_seed(0)
     student = kd.data.networks.separable_convnet((8, 8, 1), NUM_CLASSES, (16, 32))
     distiller = training.begin(student, Recipe(1.0, 1.0, 0.01))
-    training.go_on(distiller, 0, 5)
-    before = training.score(training.validation_logits(student))
-    training.settle(student)
-    assert training.score(training.validation_logits(student)) < 0.9 * before
+    part = training.go_on(distiller, 0, 5)
+    before = student.get_weights()
+    assert training.score(training.logits_after(student, part, 5)) < 0.9 * training.score(
+        training.validation_logits(student)
+    )
+    for one, other in zip(before, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(training.logits_after(student, part, 40), training.validation_logits(student))
+
+
+def test_the_average_of_weights_is_that_of_the_second_half():
+    student = keras.Sequential([keras.Input((2,)), layers.Dense(1, use_bias=False)])
+    # Seven calls of three steps, the last of them shorter: weights 0 to 6, of which 3 to 6 count.
+    average = WeightAverage(student, 20, 3)
+    for call in range(7):
+        student.set_weights([np.full((2, 1), float(call))])
+        average.on_train_batch_end(3 * call + 2)
+    (mean,) = average.weights
+    np.testing.assert_allclose(mean, np.full((2, 1), (3 + 4 + 5 + 6) / 4))
