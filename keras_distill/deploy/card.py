@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_distill._inputs import arrays_by_name
 from keras_distill._types import Inputs
+from keras_distill.deploy.card_metadata import front_matter
 from keras_distill.report import metrics
 from keras_distill.report.verdict import Verdict
 
@@ -145,6 +146,7 @@ def model_card(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> str:
     student = next(row for row in figures if row.name == "student").to_json()
     inputs = "; ".join(f"`{entry['name']}`, {entry['dtype']}, {entry['shape']}" for entry in manifest["inputs"])
     lines = [
+        front_matter(manifest, 1.0 - student["error_rate"]),
         f"# {manifest['name']}",
         "",
         f"A classifier of {len(classes)} classes ({shown}), made by {provenance['made_by']} on {manifest['created']}.",

@@ -144,6 +144,12 @@ def test_report_and_card_are_of_this_run_and_need_no_network(bundle):
         assert f"{student['num_errors']} of {student['num_items']}" in text
         assert "student on labels" in text
     assert "CC-BY-4.0" in card
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert (metadata["library_name"], metadata["license"]) == ("keras", "cc-by-4.0")
+    assert metadata["pipeline_tag"] == "image-classification"
+    (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
+    assert metric["value"] == pytest.approx(1 - student["error_rate"], abs=1e-4)
     assert page.count("<svg") == 4
     # What a browser would fetch; the names of XML namespaces are addresses that nobody visits.
     assert re.findall(r"""(?:src|href)=["']?https?:|url\(["']?https?:|@import|<script src""", page) == []
