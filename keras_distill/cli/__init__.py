@@ -19,7 +19,7 @@ from keras_distill._native_log import quiet_start
 from keras_distill.cli.config_file import with_config
 from keras_distill.cli.parser import Parser
 
-COMMANDS = ("demo", "new", "compress", "prune", "label", "distill", "export", "ship", "specialists")
+COMMANDS = ("demo", "new", "compress", "prune", "label", "store", "distill", "export", "ship", "specialists")
 
 
 class Terminated(KeyboardInterrupt):

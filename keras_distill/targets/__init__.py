@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from keras_distill.targets.fingerprints import fingerprint
     from keras_distill.targets.labelling import label
     from keras_distill.targets.store import SoftTargetStore
+    from keras_distill.targets.upgrading import upgrade
 else:
     __getattr__ = lazy_names(
         __name__,
@@ -29,6 +30,7 @@ else:
             "attach": "attaching",
             "fingerprint": "fingerprints",
             "label": "labelling",
+            "upgrade": "upgrading",
         },
     )
 
@@ -44,4 +46,5 @@ __all__ = [
     "attach",
     "fingerprint",
     "label",
+    "upgrade",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from keras_distill.targets import upgrading
 from keras_distill.targets.manifest import (
     DamagedShardError,
     ForeignDatasetError,
@@ -31,6 +32,7 @@ from keras_distill.targets.manifest import (
 from keras_distill.targets.rows import MappedRows, PositionedRows
 from keras_distill.targets.shards import create, finish, labelled_shards, missing_shards, write_shard
 from keras_distill.targets.store import SoftTargetStore
+from keras_distill.targets.upgrading import upgrade
 
 
 def random_rows(manifest, seed=0):
@@ -246,6 +248,42 @@ def test_a_store_of_version_1_is_read(tmp_path):
     np.testing.assert_allclose(targets["probabilities"], expected[:, :4], rtol=1e-4)
     np.testing.assert_allclose(targets["tail_probability"], expected[:, 4:].sum(axis=-1), rtol=1e-4)
     assert len(store.marks()[0]) == 0
+
+
+def test_an_upgrade_that_was_killed_goes_on(tmp_path, monkeypatch):
+    write_version_1(tmp_path / "old", np.random.default_rng(0).normal(size=(90, 40)), 4)
+    whole = upgrade(tmp_path / "old", tmp_path / "whole")
+    written = []
+
+    def killed(*arguments):
+        written.append(arguments[2])
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return write_shard(*arguments)
+
+    monkeypatch.setattr(upgrading, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade(tmp_path / "old", tmp_path / "killed")
+    again = upgrade(tmp_path / "old", tmp_path / "killed")
+    assert written == [0, 1, 1, 2]
+    assert again.manifest == whole.manifest
+
+
+def test_a_store_of_version_1_is_written_anew(tmp_path):
+    dense = np.random.default_rng(0).normal(size=(50, 40))
+    rows = write_version_1(tmp_path / "old", dense, 4, "float32")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    store = upgrade(tmp_path / "old", tmp_path / "new")
+    assert store.manifest.version == 2
+    found = store.read(np.arange(50))
+    for name in ("top_k_logits", "top_k_ids"):
+        np.testing.assert_array_equal(found[name], rows[name])
+    rest = -np.sort(-dense, axis=-1)[:, 4:]
+    np.testing.assert_allclose(found["log_tail"], scipy.special.logsumexp(rest, axis=-1), rtol=1e-5)
+    assert len(store.marks()[0]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == before
+    with pytest.raises(FormatVersionError, match="must be a store of an older format; got format 2"):
+        upgrade(tmp_path / "new", tmp_path / "newer")
 
 
 @pytest.mark.parametrize(("dtype", "tail"), [("float16", 1e-4), ("float32", 1e-8)])
