@@ -33,7 +33,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 import keras_distill as kd
 from examples import record
 from keras_distill.data import networks
-from keras_distill.data.recombination import recombined
 from keras_distill.deploy import Budgets, Provenance, read_bundle, ship
 from keras_distill.report import metrics
 from keras_distill.report.verdict import compare_models
@@ -107,7 +106,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> dict[str, Any]:
         max_iter=recipe.num_trees, l2_regularization=1.0, early_stopping=False, random_state=0
     )
     teacher = kd.PredictProbaTeacher(trees.fit(train_split.inputs, train_split.labels))
-    rows = recombined(dataset, recipe.num_copies)
+    rows = kd.data.recombined(dataset, recipe.num_copies)
     say(f"store: what they say of {len(rows):,} rows")
     store = label(teacher, rows, out / "store", batch_size=4096, progress=False)
     teacher_logits = teacher.logits(test.inputs)
