@@ -11,7 +11,7 @@ so small a network sees thresholds as trees do. The student that ships is the se
 Last epoch, three seeds, accuracy on the test rows. Goals, set beforehand: within 0.3 points of the teacher, at most
 20 kB and 20 µs a row in LiteRT, the network's own time; what prepare.py takes for a row stands apart.
 
-Machine and minutes: 2 cores of an AMD EPYC, 3.6 minutes, 1.6 of one core. Expect the teacher 87.3 % right, the student
+Machine and minutes: 2 cores of an AMD EPYC, 3.8 minutes, 1.6 of one core. Expect the teacher 87.3 % right, the student
 on labels 86.6 ± 0.2, distilled 87.2 ± 0.1; 19.4 kB and 1.8 µs. Writes results.json, store/, student.keras and bundle/.
 """
 
@@ -33,7 +33,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 import keras_distill as kd
 from examples import record
 from keras_distill.data import networks
-from keras_distill.data.recombination import recombined
 from keras_distill.deploy import Budgets, Provenance, read_bundle, ship
 from keras_distill.report import metrics
 from keras_distill.report.verdict import compare_models
@@ -107,7 +106,7 @@ def run(recipe: Recipe, out: Path, seeds: list[int]) -> dict[str, Any]:
         max_iter=recipe.num_trees, l2_regularization=1.0, early_stopping=False, random_state=0
     )
     teacher = kd.PredictProbaTeacher(trees.fit(train_split.inputs, train_split.labels))
-    rows = recombined(dataset, recipe.num_copies)
+    rows = kd.data.recombined(dataset, recipe.num_copies)
     say(f"store: what they say of {len(rows):,} rows")
     store = label(teacher, rows, out / "store", batch_size=4096, progress=False)
     teacher_logits = teacher.logits(test.inputs)
