@@ -129,7 +129,7 @@ def test_distill_trains_beside_it(teacher, tmp_path, capsys):
     keras.utils.set_random_seed(0)
     keras.Sequential([keras.Input((5,)), layers.Dense(3)]).save(tmp_path / "student.keras")
     command = ["distill", "--teacher", teacher, "--student", str(tmp_path / "student.keras"), "--data", "data.npz"]
-    options = ["--epochs", "60", "--batch-size", "10", "--learning-rate", "0.05", "--no-twin", "--quiet"]
+    options = ["--epochs", "25", "--batch-size", "10", "--learning-rate", "0.1", "--no-twin", "--quiet"]
     assert main([*command, *options, "--out", str(tmp_path / "out.keras")]) == 0, capsys.readouterr().err
     data = np.load("data.npz")
     answers = np.asarray(keras.models.load_model(tmp_path / "out.keras")(data["x_test"])).argmax(-1)
