@@ -62,6 +62,12 @@ def folder(tmp_path_factory):
         if keras.config.backend() == "tensorflow":
             model.export(folder / ("saved" if activation is None else "saved_softmax"), verbose=False)
     keras.models.load_model(folder / "plain.keras").save(folder / "old.h5")
+    # Batches of seven alone; no split is a multiple of that.
+    inputs = keras.Input((5,), batch_size=7)
+    hidden = keras.ops.reshape(keras.ops.reshape(inputs, (35, 1)), (7, 5))
+    model = keras.Model(inputs, layers.Dense(3)(hidden))
+    model.layers[-1].set_weights([4.0 * kernel, np.zeros(3)])
+    model.save(folder / "fixed.keras")
     floats = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["x", "kernel"], ["logits"])],
@@ -103,6 +109,7 @@ def centred(logits):
 TEACHERS = [
     "plain.keras",
     "old.h5",
+    "fixed.keras",
     "other.onnx",
     SAVED,
     SAVED_SOFTMAX,
