@@ -275,3 +275,11 @@ def test_a_layer_as_an_activation_sees_no_mask_that_it_did_not_see_before():
     given = run(x, False)
     np.testing.assert_allclose(given.output, model(x), rtol=1e-6)
     np.testing.assert_allclose(ops.softmax(given.logits), model(x), rtol=1e-5)
+
+
+def test_one_of_several_outputs_of_an_operation_is_taken_as_it_is():
+    inputs = keras.Input((8,))
+    real, _ = keras.ops.fft((inputs, keras.ops.zeros_like(inputs)))
+    model = keras.Model(inputs, real)
+    x = np.random.default_rng(0).normal(size=(2, 8)).astype("float32")
+    np.testing.assert_allclose(logits_model(model)(x), np.fft.fft(x).real, atol=1e-5)

@@ -27,7 +27,7 @@ SUMMARY = "find the best student within a budget of latency or size"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
-    add("teacher", nargs="+", metavar="TEACHER.keras", help="the teacher (.keras, .h5, .onnx), or several")
+    add("teacher", nargs="+", metavar="TEACHER.keras", help=model_file.TEACHER_HELP)
     data_options.add_data_arguments(parser)
     add("--out", required=True, metavar="OUT", help="folder of what is found; a run that was killed goes on in it")
     add("--max-latency", help="budget: p50 of one example on one thread of this machine: 200us, 2ms, …")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--teacher", nargs="+", metavar="T.keras", help="one teacher (.keras, .h5, .onnx), or several")
+    source.add_argument("--teacher", nargs="+", metavar="TEACHER", help=model_file.TEACHER_HELP)
     source.add_argument("--store", metavar="STORE", help="soft targets that `keras-distill label` stored")
     add("--student", required=True, metavar="S.keras", help="the model to train; the file itself is not changed")
     data_options.add_data_arguments(parser)

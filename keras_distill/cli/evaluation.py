@@ -83,6 +83,7 @@ def logits_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
     run = model
     if isinstance(model, keras.Model):
         from keras_distill.models.compilation import compiled
+        from keras_distill.models.fixed_batch import fixed_batch_of, in_portions
         from keras_distill.models.forward_pass import logits_model
 
         bare = logits_model(model)
@@ -93,6 +94,8 @@ def logits_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
         # TensorFlow warns of a function that is traced anew for each of several models; it is fast without, too.
         if keras.config.backend() != "tensorflow":
             run = compiled(run, bare)
+        if (size := fixed_batch_of(model)) is not None:
+            run = in_portions(run, size)
 
     def logits_of(inputs: "Inputs") -> np.ndarray:
         portions = (take_rows(inputs, slice(start, start + 512)) for start in range(0, num_rows(inputs), 512))

@@ -16,7 +16,7 @@ SUMMARY = "store your teacher's soft targets, once"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
-    add("--teacher", nargs="+", required=True, metavar="T.keras", help="one teacher (.keras, .h5, .onnx), or several")
+    add("--teacher", nargs="+", required=True, metavar="TEACHER", help=model_file.TEACHER_HELP)
     data_options.add_data_arguments(parser)
     add("--out", required=True, metavar="STORE", help="the store's folder; new, or one to go on with")
     add("--top-k", type=int, metavar="K", help="keep only the K largest logits of each item")

@@ -27,7 +27,7 @@ NUM_CALIBRATION = 2560
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
-    add("teacher", metavar="TEACHER.keras", help="what is cut; the file itself is not changed")
+    add("teacher", metavar="TEACHER.keras", help="what is cut (.keras, .h5); the file itself is not changed")
     add("--keep", type=float, default=1.0, metavar="SHARE", help="share of the channels of every group (default: all)")
     add(
         "--multiple-of", type=int, default=1, metavar="N", help="round widths up to multiples of N; those of 8 are fast"
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console(quiet=settings.quiet, highlight=False)
     with student_file(settings.out, overwrite=settings.overwrite, command="prune") as out:
-        teacher = model_file.load(settings.teacher, settings)
+        teacher = model_file.load_cuttable(settings.teacher, settings)
         dataset = data_options.load(settings) if settings.data else None
         errors = {}
         if dataset is None:

@@ -50,6 +50,9 @@ class Term:
         if self.output_name is None:
             if not hasattr(self.loss, "per_example") or self.loss.teacher_layer_name is not None:
                 return structure
+            if len(structure) == 1:
+                # A layer of a SavedModel gives a dict of its only output.
+                return next(iter(structure.values())) if isinstance(structure, dict) else structure[0]
             names = list(structure) if isinstance(structure, dict) else output_names
             expectation = f"distillation_losses of several outputs must be given by name ({names})"
             raise ValueError(error_message(expectation, self.loss, "Give a dict {output name: loss or None}."))

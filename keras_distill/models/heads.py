@@ -236,7 +236,8 @@ class _Sample:
             return self._of_squash(node, squash_activation(operation, place.tensor.shape))
         if role is Role.IDENTITY:
             return self.values(place.beside(values_read(node)[0]))
-        if role in (Role.LAYOUT, Role.FUNCTION, Role.MERGE):
+        # Of one of several outputs, such as a Fourier transform's real part, nothing is known.
+        if role in (Role.LAYOUT, Role.FUNCTION, Role.MERGE) and len(node.outputs) == 1:
             # What moves or merges values may want the sizes that they have.
             self._is_of_full_shape = True
             return self._through(node, role, [self.values(place.beside(tensor)) for tensor in values_read(node)])

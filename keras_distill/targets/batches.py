@@ -14,6 +14,7 @@ import numpy as np
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data
 from keras_distill.targets.arrays import checked_arrays
+from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.store import SoftTargetStore
 
 _ROUNDS = 6
@@ -106,8 +107,12 @@ class StoredBatches(keras.utils.PyDataset):
         self.epoch += 1
 
 
-def attach(dataset: Data, store: SoftTargetStore | str | os.PathLike, **options: Any) -> StoredBatches:
+def attach(
+    dataset: Data, store: SoftTargetStore | str | os.PathLike, **options: Any
+) -> StoredBatches | LabelledBatches:
     """`StoredBatches` over an open store or its folder (which is then verified); the options are its own.
+
+    A `keras.utils.PyDataset` becomes `LabelledBatches`, with its options `seed` and `check_items`.
 
     Example:
         >>> import tempfile
@@ -124,6 +129,11 @@ def attach(dataset: Data, store: SoftTargetStore | str | os.PathLike, **options:
         remedy = "Give arrays (memory maps, too), or set KERAS_BACKEND=tensorflow."
         expected = f"be arrays on Keras's {keras.config.backend()} backend"
         raise ValueError(error_message(f"the dataset must {expected}", "a tf.data.Dataset", remedy))
+    if is_py_dataset(dataset):
+        return LabelledBatches(
+            dataset, store, **{name: options[name] for name in ("seed", "check_items") if name in options}
+        )
+    check_has_ids(dataset)
     return StoredBatches(dataset, store, **options)
 
 

@@ -15,6 +15,7 @@ from keras_distill._types import ArrayLike, Data, TensorTree
 from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.augmentation import Augmentation, hashes
 from keras_distill.targets.known_items import KnownItems
+from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.manifest import Manifest
 from keras_distill.targets.store import SoftTargetStore
 
@@ -32,7 +33,7 @@ def attach(
     ids: ArrayLike | None = None,
     drop_remainder: bool = False,
     check_items: bool = True,
-) -> tf.data.Dataset:
+) -> "tf.data.Dataset | LabelledBatches":
     """A pipeline for `Distiller(teacher=None, …).fit`: inputs, labels and the stored soft targets.
 
     It brings its own order: `fit(attach(…), shuffle=False)` keeps Keras from warning that it will not shuffle it.
@@ -41,7 +42,8 @@ def attach(
         dataset: in memory: a `Split`, `(inputs, labels)`, `(inputs, labels, sample_weight)`, or inputs alone. Each
             epoch has its own order, and memory does not grow with the number of items beyond the arrays themselves.
             A stream: a `tf.data.Dataset` of `(id, (x, y))`, `(id, (x, y, sample_weight))` or `(id, x)`, as
-            `enumerate` makes them, then shuffled, filtered and batched as you like.
+            `enumerate` makes them, then shuffled, filtered and batched as you like. A `keras.utils.PyDataset`, in the
+            order and of the batches that were labelled; it comes back as one, which `fit` may shuffle.
         store: an open store or its folder (which is then verified).
         batch_size: items a batch; arrays only, a stream brings its own batches.
         shuffle: whether arrays are gone through in a new order every epoch.
@@ -72,11 +74,14 @@ def attach(
     """
     if not isinstance(store, SoftTargetStore):
         store = SoftTargetStore.open(store)
+    if is_py_dataset(dataset):
+        return LabelledBatches(dataset, store, seed=seed, check_items=check_items)
     manifest = store.manifest
     replay = Augmentation.from_config(manifest.augmentation) if manifest.augmentation else None
     if isinstance(dataset, tf.data.Dataset):
         joined = _of_stream(dataset, store, replay, seed, check_items)
     else:
+        check_has_ids(dataset)
         arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items)
         check_count("batch_size", batch_size)
         joined = _of_arrays(arrays, num_items, store, replay, batch_size, shuffle, seed, ids, drop_remainder)

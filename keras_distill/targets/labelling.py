@@ -26,7 +26,7 @@ from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_p
 from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
 from keras_distill.targets.source import ArraySource, Source, open_source
 from keras_distill.targets.store import SoftTargetStore
-from keras_distill.targets.teacher_rows import check_rows, describe_rows, row_function
+from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function
 
 if TYPE_CHECKING:
     from keras_distill.scale import Engine
@@ -119,6 +119,7 @@ def label(
     if engine is not None:
         _check_for_engine(source, num_processes)
     first_batch = source.first_batch()
+    check_inputs(teacher, first_batch)
     forward = row_function(teacher, first_batch, members, temperature, top_k, dtype, from_logits)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
     outputs = {name: _numpy(values) for name, values in forward(first_batch).items()}

@@ -64,7 +64,7 @@ def open_source(
     """
     if is_stream(dataset):
         return TensorFlowStream(dataset, num_items, batch_size, augmentation, num_axes)
-    if isinstance(dataset, keras.utils.PyDataset) or _gives_batches(dataset):
+    if isinstance(dataset, keras.utils.PyDataset) or gives_batches(dataset):
         return BatchStream(dataset, num_items, batch_size, augmentation, num_views)
     return ArraySource(dataset, num_items, batch_size, augmentation)
 
@@ -360,7 +360,7 @@ def is_stream(dataset: Data) -> bool:
     return tensorflow is not None and isinstance(dataset, tensorflow.data.Dataset)
 
 
-def _gives_batches(dataset: Data) -> bool:
+def gives_batches(dataset: Data) -> bool:
     """Whether it is a generator or another iterable, and neither arrays nor a structure of them."""
     is_structure = isinstance(dataset, (tuple, list, dict, str, bytes))
     return hasattr(dataset, "__iter__") and not is_structure and not hasattr(dataset, "shape")

@@ -9,6 +9,7 @@ from keras import ops
 from keras_distill._checks import check_count, check_positive, error_message
 from keras_distill._types import Teacher, Tensor, TensorTree
 from keras_distill.models.compilation import compiled
+from keras_distill.models.fixed_batch import fixed_batch_of, in_portions
 from keras_distill.models.forward_pass import logits_model
 from keras_distill.models.heads import LINEAR, find_heads
 from keras_distill.models.layer_roles import is_readable
@@ -87,7 +88,9 @@ def row_function(
         return {**fields, "width": ops.shape(logits)[-1]}
 
     if isinstance(teacher, keras.Model):
-        return compiled(lambda inputs: rows(run(inputs)), teacher)
+        size = fixed_batch_of(teacher)
+        rows_of = compiled(lambda inputs: rows(run(inputs)), teacher)
+        return rows_of if size is None else in_portions(rows_of, size)
     compiled_rows = compiled(rows)
 
     def eagerly(inputs: TensorTree) -> dict[str, Tensor]:
@@ -96,6 +99,23 @@ def row_function(
         return compiled_rows(keras.tree.map_structure(ops.convert_to_tensor, given))
 
     return eagerly
+
+
+def check_inputs(teacher: Teacher, batch: TensorTree) -> None:
+    """Raises `ValueError` where a batch has other sizes than a Keras model was built for."""
+    tensors = getattr(teacher, "inputs", None) if isinstance(teacher, keras.Model) else None
+    arrays = keras.tree.flatten(batch)
+    if not tensors or len(tensors) != len(arrays) or isinstance(batch, dict):
+        return
+    for tensor, array in zip(tensors, arrays, strict=True):
+        wanted, given = tuple(tensor.shape[1:]), tuple(array.shape[1:])
+        # Keras itself adds or drops a last axis of one place.
+        if len(wanted) == len(given) and any(a not in (None, b) for a, b in zip(wanted, given, strict=True)):
+            remedy = (
+                "Wrap it in a model that takes them: keras.Sequential([keras.Input(…), layers.Resizing(…), teacher])."
+            )
+            expectation = f"the teacher's inputs must have shape {('batch', *wanted)}, as it was built"
+            raise ValueError(error_message(expectation, ("batch", *given), remedy))
 
 
 def check_rows(teacher: Teacher, rows: dict[str, np.ndarray]) -> None:

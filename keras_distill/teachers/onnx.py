@@ -13,9 +13,10 @@ import numpy as np
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import TensorTree
+from keras_distill.teachers.outside import OutsideTeacher
 
 
-class OnnxTeacher:
+class OnnxTeacher(OutsideTeacher):
     """An ONNX file as a teacher: beside the student in a `Distiller`, or through a store by `targets.label`.
 
     A batch goes through `preprocess`, then (`channels_first`) to the axes that PyTorch wants, then to the type and, if
@@ -57,9 +58,6 @@ class OnnxTeacher:
         Hinton, Vinyals, Dean, arXiv:1503.02531, section 2: nothing is asked of a teacher but its logits.
     """
 
-    #: A step that calls another runtime cannot be compiled by XLA; the `Distiller` looks here.
-    supports_jit = False
-
     def __init__(
         self,
         path: str | os.PathLike,
@@ -71,18 +69,16 @@ class OnnxTeacher:
         input_names: dict[str, str] | None = None,
         num_threads: int | None = None,
     ):
+        super().__init__(from_logits)
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(
                 error_message("an OnnxTeacher's path must be an .onnx file", f"no file at {self.path}")
             )
-        self.from_logits = bool(from_logits)
         self.channels_first = bool(channels_first)
         self.preprocess = preprocess
         self.input_names = input_names
         self.num_threads = None if num_threads is None else check_count("num_threads", num_threads)
-        # What made its probabilities, softmax or sigmoid: the first batch shows it.
-        self._activation: str | None = None
         self._session = _open(self.path, self.num_threads)
         self._inputs = self._session.get_inputs()
         self.output_name, shape = _choose_output(self._session.get_outputs(), output_name)
@@ -93,34 +89,6 @@ class OnnxTeacher:
         self._output_shape = [size if isinstance(size, int) else None for size in shape]
         settings = (self.output_name, self.from_logits, self.channels_first, _name_of(preprocess), input_names)
         self.fingerprint = hashlib.sha256(self.path.read_bytes() + repr(settings).encode()).hexdigest()[:32]
-
-    def __call__(self, inputs: TensorTree) -> Any:
-        """The logits of a batch.
-
-        Args:
-            inputs: `(batch, …)`, or a dict or list of such; NumPy arrays or tensors, also inside a `tf.function`.
-
-        Returns:
-            A float32 tensor `(batch, …, num_classes)`.
-        """
-        import keras
-
-        if keras.config.backend() != "tensorflow":
-            # There it runs between the compiled steps, on whole batches.
-            return keras.ops.convert_to_tensor(self.logits(keras.tree.map_structure(np.asarray, inputs)))
-        import tensorflow as tf
-
-        flat = [tf.convert_to_tensor(values) for values in keras.tree.flatten(inputs)]
-
-        def run(*arrays: np.ndarray) -> np.ndarray:
-            return self.logits(keras.tree.pack_sequence_as(inputs, [np.asarray(array) for array in arrays]))
-
-        if tf.executing_eagerly():
-            return tf.convert_to_tensor(run(*[tensor.numpy() for tensor in flat]))
-        logits = tf.numpy_function(run, flat, tf.float32, stateful=False)
-        # A graph knows nothing of what another runtime returns.
-        logits.set_shape([flat[0].shape[0], *self._output_shape[1:]])
-        return logits
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process: the settings; the file must be there, too."""
@@ -146,21 +114,10 @@ class OnnxTeacher:
         outputs = np.asarray(outputs, "float32")
         if self._is_map:
             outputs = np.moveaxis(outputs, 1, -1)
-        return self._as_logits(outputs)
+        return self._as_logits(outputs, f"the output {self.output_name!r} of {self.path.name}")
 
-    def _as_logits(self, outputs: np.ndarray) -> np.ndarray:
-        if self.from_logits:
-            return outputs
-        if self._activation is None:
-            from keras_distill.models.probabilities import promised_activation
-
-            who = f"the output {self.output_name!r} of {self.path.name}"
-            self._activation = promised_activation(who, outputs, from_logits=False)
-        logits = np.log(np.maximum(outputs, np.float32(1e-30)))
-        if self._activation == "sigmoid":
-            # 1 − p has no numbers between 0 and 2⁻²⁴.
-            logits -= np.log(np.maximum(1.0 - outputs, np.float32(2.0**-24)))
-        return logits
+    def _logits_shape(self, inputs: TensorTree) -> list[int | None]:
+        return self._output_shape
 
     def _in_portions(self, feeds: dict[str, np.ndarray], num_items: int, size: int) -> np.ndarray:
         """A file of fixed batch size: the last portion is filled up with its own last item."""

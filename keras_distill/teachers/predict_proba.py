@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_distill._checks import check_fraction, error_message
 from keras_distill._types import TensorTree
+from keras_distill.teachers.outside import OutsideTeacher
 
 
 class Classifier(Protocol):
@@ -21,7 +22,7 @@ class Classifier(Protocol):
         """The probability of each class, `(num_items, num_classes)`."""
 
 
-class PredictProbaTeacher:
+class PredictProbaTeacher(OutsideTeacher):
     """A fitted classifier as a teacher: beside the student in a `Distiller`, or through a store by `targets.label`.
 
     Its logits are the logarithms of its probabilities. It runs outside the student's compiled step, on NumPy arrays;
@@ -54,9 +55,6 @@ class PredictProbaTeacher:
         Hinton, Vinyals, Dean, arXiv:1503.02531, section 2: nothing is asked of a teacher but its logits.
     """
 
-    #: A step that calls another library cannot be compiled by XLA; the `Distiller` looks here.
-    supports_jit = False
-
     def __init__(
         self,
         classifier: Classifier,
@@ -69,6 +67,8 @@ class PredictProbaTeacher:
             received = type(classifier).__name__
             remedy = "A regressor or an SVM without probabilities cannot teach classes."
             raise TypeError(error_message("the classifier must have predict_proba", received, remedy))
+        # Logarithms of probabilities are logits.
+        super().__init__(from_logits=True)
         self.classifier = classifier
         self.class_names = None if class_names is None else tuple(class_names)
         self.smallest = check_fraction("smallest", smallest)
@@ -80,41 +80,12 @@ class PredictProbaTeacher:
         self.num_classes = int(self._places.max()) + 1 if self.class_names is None else len(self.class_names)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # hashing a forest takes time: on first use
         """Of what was fitted and of the settings."""
         import joblib
 
         settings = (self.class_names, self.smallest, getattr(self.preprocess, "__qualname__", None))
         return joblib.hash((self.classifier, settings))
-
-    def __call__(self, inputs: TensorTree) -> Any:
-        """The logits of a batch.
-
-        Args:
-            inputs: `(batch, …)`, or a dict of such; NumPy arrays or tensors, also inside a `tf.function`.
-
-        Returns:
-            A float32 tensor `(batch, num_classes)`.
-        """
-        import keras
-
-        if keras.config.backend() != "tensorflow":
-            return keras.ops.convert_to_tensor(
-                self.logits(keras.tree.map_structure(keras.ops.convert_to_numpy, inputs))
-            )
-        import tensorflow as tf
-
-        flat = [tf.convert_to_tensor(values) for values in keras.tree.flatten(inputs)]
-
-        def run(*arrays: np.ndarray) -> np.ndarray:
-            return self.logits(keras.tree.pack_sequence_as(inputs, [np.asarray(array) for array in arrays]))
-
-        if tf.executing_eagerly():
-            return tf.convert_to_tensor(run(*[tensor.numpy() for tensor in flat]))
-        logits = tf.numpy_function(run, flat, tf.float32, stateful=False)
-        # A graph knows nothing of what another library returns.
-        logits.set_shape([flat[0].shape[0], self.num_classes])
-        return logits
 
     def logits(self, inputs: TensorTree) -> np.ndarray:
         """The same for NumPy arrays alone: float32 `(batch, num_classes)`."""
@@ -128,6 +99,9 @@ class PredictProbaTeacher:
         whole = np.zeros((len(probabilities), self.num_classes))
         whole[:, self._places] = probabilities
         return np.log(np.maximum(whole, self.smallest)).astype("float32")
+
+    def _logits_shape(self, inputs: TensorTree) -> list[int | None]:
+        return [None, self.num_classes]
 
     def __repr__(self) -> str:
         return f"PredictProbaTeacher({type(self.classifier).__name__}, {self.num_classes} classes)"

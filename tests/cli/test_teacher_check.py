@@ -134,7 +134,7 @@ def test_teachers_of_other_formats_load(dataset, tmp_path):
     expected = 20 * dataset.test.inputs.reshape(-1, 16) @ quarter_means()
     expected = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
     np.testing.assert_allclose(teacher.logits(dataset.test.inputs), expected, atol=1e-4)
-    with pytest.raises(ValueError, match=r"several teachers must all be Keras models; got an \.onnx file among them"):
+    with pytest.raises(ValueError, match=r"several teachers must all be Keras models; got OnnxTeacher.* among them"):
         as_one_teacher([teacher, network])
 
 
@@ -144,8 +144,8 @@ def test_what_does_not_load_says_the_way(dataset, tmp_path):
     (tmp_path / "bad.h5").write_bytes(b"no HDF5")
     (tmp_path / "bad.onnx").write_bytes(b"no ONNX")
     for name, said in {
-        "saved": r"a SavedModel, .*python -m tf2onnx.convert --saved-model \S*saved --output teacher.onnx",
-        ".": r"must name \.keras, \.h5 or \.onnx files; got .*, a folder",
+        "saved": r"saved must be a SavedModel that TensorFlow loads; got ",
+        ".": r"must name \.keras, \.h5 or \.onnx files, SavedModels or functions; got .*, a folder",
         "bad.h5": r"bad.h5 must be a model that Keras opens; got \w+: .*load_weights",
         "bad.onnx": r"bad.onnx must be a readable ONNX file",
     }.items():

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import onnx
 import pytest
+from hub_models import APPLICATIONS, HUB
 from matrix_models import MODELS, with_probabilities
 
 from keras_distill._kit import kit_module
-from keras_distill.deploy import to_litert, to_onnx, verify
+from keras_distill.deploy import ConversionError, to_litert, to_onnx, verify
 from keras_distill.deploy.trace import signature_of
 
 MAKERS = {"onnx": (to_onnx, "student.onnx"), "litert": (to_litert, "student.tflite")}
@@ -51,17 +52,40 @@ def test_artifact_answers_as_the_model(name, runtime, tmp_path):
         np.testing.assert_array_equal(weight, before)
 
 
+# What LiteRT's converter has no operation for.
+REFUSED = {("Swin", "litert"): "the operation Roll"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*APPLICATIONS, *HUB])
+def test_published_architecture_answers_as_the_model(name, tmp_path):
+    if name in HUB:
+        pytest.importorskip("keras_hub")
+    model, inputs = (APPLICATIONS | HUB)[name]()
+    own_answer = np.asarray(model(inputs, training=False))
+    feed = signature_of(model).feed(inputs)
+    for runtime, (make, file_name) in MAKERS.items():
+        if (name, runtime) in REFUSED:
+            with pytest.raises(ConversionError, match=rf"must be convertible by .* got {REFUSED[name, runtime]}\."):
+                make(model, tmp_path / file_name)
+            continue
+        path = make(model, tmp_path / file_name)
+        logits = kit_module().open_artifact(path)(feed)
+        answer = with_probabilities(logits) if name in APPLICATIONS else logits
+        np.testing.assert_allclose(answer, own_answer, rtol=1e-3, atol=1e-4)
+        report = verify(model, path, inputs)
+        assert report.holds, report.problems
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", MAKERS)
-@pytest.mark.parametrize("name", ["MobileNetV3Small", "EfficientNetV2B0", "ResNet50"])
-def test_keras_application_with_random_weights_answers_as_the_model(name, runtime, tmp_path):
-    build = getattr(keras.applications, name)
-    model = build(weights=None, input_shape=(64, 64, 3), classes=10)
-    images = np.random.default_rng(0).uniform(0, 255, (3, 64, 64, 3)).astype("float32")
+def test_complex_numbers_are_refused_with_the_way_around(runtime, tmp_path):
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.ops.fft((inputs, keras.ops.zeros_like(inputs)))[0])
     make, file_name = MAKERS[runtime]
-    path = make(model, tmp_path / file_name)
-    logits = kit_module().open_artifact(path)(signature_of(model).feed(images))
-    np.testing.assert_allclose(with_probabilities(logits), np.asarray(model(images)), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConversionError, match=r"got the operation \w+\. Neither ONNX nor LiteRT .* cosines and sines"):
+        make(model, tmp_path / file_name)
 
 
 @pytest.mark.slow

@@ -303,3 +303,23 @@ def test_a_map_of_a_file_is_the_same_dataset_as_its_array(teacher, tmp_path):
     label(teacher, mapped, tmp_path / "s", **SETTINGS)
     assert_rows_of(label(teacher, X, tmp_path / "s", **SETTINGS))
     assert SoftTargetStore.open(tmp_path / "s").manifest.every_item_fingerprint == "", "a disk is not read twice"
+
+
+@pytest.mark.parametrize("batch_size", [16, 6, 5])
+def test_a_teacher_of_a_fixed_batch_size_labels_any_number_of_items(tmp_path, batch_size):
+    inputs = keras.Input((4,), batch_size=6)
+    # It asks for exactly so many.
+    halves = keras.ops.reshape(inputs, (6, 2, 2))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.ops.reshape(halves, (6, 4))))
+    x = np.random.default_rng(0).normal(size=(25, 4)).astype("float32")
+    kernel, bias = model.layers[-1].get_weights()
+    store = label(model, x, tmp_path / "s", dtype="float32", batch_size=batch_size)
+    np.testing.assert_allclose(store.read(np.arange(25)), x.astype("float64") @ kernel + bias, atol=1e-5)
+
+
+def test_items_of_other_sizes_than_the_teachers_are_refused_in_a_sentence(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    message = r"must have shape \('batch', 6, 6, 3\), as it was built; got \('batch', 8, 8, 3\)\. Wrap it .*Resizing"
+    with pytest.raises(ValueError, match=message):
+        label(model, np.zeros((5, 8, 8, 3), "float32"), tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
