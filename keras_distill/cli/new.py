@@ -99,6 +99,9 @@ def _text_network(kind: str, dataset: "Dataset", widths: "Sequence[int] | None")
     if len(widths or ()) > 2:
         remedy = "The first is the size of a token's vector, the second the width of the layer over them."
         raise ValueError(error_message(f"--widths of {kind} must be two numbers at most", len(widths or ()), remedy))
+    if preparation.specification["padding"] != 0:
+        received = f"{preparation.specification['padding']} by this tokenizer.json"
+        raise ValueError(error_message(f"--like {kind} must be padded with id 0", received, "Leave --tokenizer out."))
     length, vocabulary_size = (preparation.specification[name] for name in ("length", "vocabulary_size"))
     width, layer_width = (*(widths or ()), *(32, 128)[len(widths or ()) :])
     if kind == "text_bag":

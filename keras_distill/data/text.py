@@ -270,6 +270,8 @@ def is_ours(tokenizer: Tokenizer) -> bool:
     vocabulary = tokenizer["model"].get("vocab")
     if not isinstance(vocabulary, dict) or vocabulary.get(PADDING) != 0 or UNKNOWN not in vocabulary:
         return False
+    if not all(type(place) is int and place >= 0 for place in vocabulary.values()):
+        return False
     return _without_ids(tokenizer) == _template()
 
 

@@ -178,7 +178,10 @@ def families_for(
             notes.append(f"Nothing is cut from the teacher: {error}")
     if dataset.preparation is not None and dataset.preparation.kind == "text":
         specification = dataset.preparation.specification
-        families += for_texts(specification["length"], specification["vocabulary_size"], dataset.num_classes)
+        if specification["padding"] != 0:
+            notes.append("The families of texts take padding for id 0, and the tokeniser does not: they are left out.")
+        else:
+            families += for_texts(specification["length"], specification["vocabulary_size"], dataset.num_classes)
     elif isinstance(dataset.input_shape, dict):
         names = ", ".join(dataset.input_shape)
         notes.append(f"The hand-made families take one array, and the data has {names}: they are left out.")

@@ -11,6 +11,7 @@ import keras_distill as kd
 from keras_distill._kit import kit_module
 from keras_distill.cli import main
 from keras_distill.data import networks
+from keras_distill.search.fitting import families_for
 
 pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.tensorflow
@@ -88,6 +89,21 @@ def test_a_table_without_a_text_column_is_refused_by_a_text_network(folder, caps
     command = ["new", str(folder / "never.keras"), "--like", "text_bag", "--data", "digits"]
     assert main(command) == 2
     assert "--like text_bag must be given texts; got digits. Name the column of texts" in capsys.readouterr().err
+
+
+def test_a_tokeniser_that_pads_with_another_id_is_refused_by_our_networks(folder, tmp_path, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["<unk>", "<pad>"])
+    library.train_from_iterator(SUBJECTS.values(), trainer)
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert new(folder, "never.keras", "--tokenizer", str(tmp_path / "tokenizer.json")) == 2
+    assert "--like text_bag must be padded with id 0; got 1 by this tokenizer.json" in capsys.readouterr().err
+    dataset = kd.data.load(folder / "said.csv", text="said", label="about", tokenizer=tmp_path / "tokenizer.json")
+    families, notes = families_for(lambda tokens: tokens, dataset, {})
+    assert families == []
+    assert any("padding" in note for note in notes)
 
 
 def test_a_tokeniser_of_more_ids_than_the_model_has_vectors_is_refused(folder, tmp_path, capsys):
