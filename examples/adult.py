@@ -11,7 +11,7 @@ so small a network sees thresholds as trees do. The student that ships is the se
 Last epoch, three seeds, accuracy on the test rows. Goals, set beforehand: within 0.3 points of the teacher, at most
 20 kB and 20 µs a row in LiteRT, the network's own time; what prepare.py takes for a row stands apart.
 
-Machine and minutes: 2 cores of an AMD EPYC, 3.8 minutes, 1.6 of one core. Expect the teacher 87.3 % right, the student
+Machine and minutes: 2 cores of an AMD EPYC, 3.8 minutes, 1.4 of one core. Expect the teacher 87.3 % right, the student
 on labels 86.6 ± 0.2, distilled 87.2 ± 0.1; 19.4 kB and 1.8 µs. Writes results.json, store/, student.keras and bundle/.
 """
 

@@ -409,3 +409,11 @@ def test_recombined_rows_have_whole_columns_of_others_and_the_columns_own_shares
 def test_recombined_rows_need_a_table():
     with pytest.raises(ValueError, match="'digits' must be made of a table; got none"):
         recombined(data.load("digits"))
+
+
+def test_without_pandas_a_csv_is_read_and_parquet_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert len(data.load(written(tmp_path, people()), label="income").train) > 0
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match=r"needs pandas; .* pip install 'keras-distill\[tables\]'; or save"):
+        data.load(tmp_path / "t.parquet", label="income")
