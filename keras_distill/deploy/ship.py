@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_distill._checks import did_you_mean, error_message
 from keras_distill._files import whole_folder
-from keras_distill._inputs import take_rows
+from keras_distill._inputs import arrays_by_name, take_rows
 from keras_distill._kit import kit_module
 from keras_distill.deploy import bundle, quantize
 from keras_distill.deploy.budgets import Budgets
@@ -100,6 +100,13 @@ def ship(
         wanted = _targets_of_int8(wanted, targets is not None)
     outcomes = [Outcome(name, required=targets is not None or name in REQUIRED_BY_DEFAULT) for name in wanted]
     # Found wanting now rather than after a minute of work.
+    if "web" in wanted and len(arrays_by_name(dataset.test.inputs)) > 1:
+        names = ", ".join(arrays_by_name(dataset.test.inputs))
+        raise ValueError(
+            error_message(
+                "the web page takes students of one input", names, "Leave the target web out; onnx serves it."
+            )
+        )
     _check_replaceable(Path(path))
     web_files = web_runtime(web_runtime_path) if "web" in wanted else None
 

@@ -148,6 +148,12 @@ def test_a_pixel_range_is_refused_in_a_sentence(folder, tmp_path, capsys):
     assert "hold images in one array; got {token_ids: int32[300, 6]" in capsys.readouterr().err
 
 
+def test_a_web_page_of_two_inputs_is_refused_before_any_work(folder, tmp_path, capsys):
+    arguments = [str(folder / "student.keras"), "--data", str(folder / "two.npz"), "--targets", "web"]
+    assert main(["ship", *arguments, "--out", str(tmp_path / "bundle")]) == 2
+    assert "the web page takes students of one input; got token_ids, extra." in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_a_meter_measures_models_of_two_inputs(folder, precision):
