@@ -56,9 +56,10 @@ class _WithoutTensorFlow:
 def pytest_configure(config):
     """Sets TensorFlow's threads before any test can start its pools."""
     if not ON_TENSORFLOW:
-        sys.meta_path.insert(0, _WithoutTensorFlow)
+        # PyTorch asks, while it is imported, whether there is a TensorFlow.
         from keras.src.backend.common import dtypes
 
+        sys.meta_path.insert(0, _WithoutTensorFlow)
         # Elsewhere than on TensorFlow Keras rounds to float32 halfway, in a mean for example, what it calls float64.
         dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
         return

@@ -117,6 +117,11 @@ def layers_that_loop(nodes: Any, layer_names: list[str]) -> list[str]:
 def trace(reply: Reply, **arguments: Any) -> dict[str, Any]:
     """`.keras` file of another backend → SavedModel."""
     reply.write(stage="loading the model on TensorFlow")
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        remedy = "pip install tensorflow beside this backend, or save the model and export it where TensorFlow is."
+        raise Refusal(f"an export needs TensorFlow, whose graphs the converters read; got {error}. {remedy}") from None
     from keras_distill.deploy.conversion import ConversionError
     from keras_distill.deploy.on_tensorflow import load_and_save
 

@@ -44,7 +44,9 @@ def in_portions(run: Callable[[TensorTree], TensorTree], size: int) -> Callable[
             portions.append(run(keras.tree.map_structure(lambda part, rows=rows: ops.take(part, rows, axis=0), inputs)))
 
         def joined(*parts: TensorTree) -> TensorTree:
-            return ops.concatenate(parts, axis=0)[:num_items] if len(parts[0].shape) else parts[0]
+            # PyTorch's sizes are plain integers.
+            is_scalar = not ops.is_tensor(parts[0]) or not len(parts[0].shape)
+            return parts[0] if is_scalar else ops.concatenate(parts, axis=0)[:num_items]
 
         return keras.tree.map_structure(joined, *portions)
 

@@ -1,5 +1,7 @@
 """Exports on whichever backend Keras runs on: `make test-jax` runs this on JAX, where only workers have TensorFlow."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from keras import layers
 from matrix_models import Subclassed, floats
 
 from keras_distill._kit import kit_module
-from keras_distill.deploy import ConversionError, to_litert, to_onnx, verify
+from keras_distill.deploy import ConversionError, to_litert, to_onnx, verify, worker
 from keras_distill.deploy.trace import Signature, signature_of
 
 MAKERS = {"onnx": to_onnx, "tflite": to_litert}
@@ -95,6 +97,15 @@ def test_signature_goes_round_through_json():
     assert back.to_json() == signature.to_json()
     (packed,) = back.pack([1, 2])
     assert packed == {"_a": 1, "b": 2}
+
+
+def test_an_export_without_tensorflow_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    reply = worker.Reply(tmp_path / "reply.json", [])
+    with pytest.raises(
+        worker.Refusal, match=r"an export needs TensorFlow, .*; got .*tensorflow.*pip install tensorflow"
+    ):
+        worker.trace(reply)
 
 
 class NumpyInside(layers.Layer):
