@@ -21,8 +21,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ PRELOADED = (
     "ai_edge_litert.schema_py_generated",
     "keras_distill.deploy.worker",
 )
+# What those import where it is installed, and can do without: Arrow starts a thread, and then nobody may fork.
+LEFT_OUT = ("pandas", "pyarrow")
 # A worker that was killed is gone after so many seconds, or never.
 DEATH_S = 10.0
 
@@ -232,8 +234,9 @@ def serve(connection: socket.socket, work: Callable[[Any], int], preloaded: Sequ
         work: what a worker does with a job.
         preloaded: modules to import first.
     """
-    for name in preloaded:
-        importlib.import_module(name)
+    with _as_if_absent(LEFT_OUT):
+        for name in preloaded:
+            importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         return 1
     # What is here now is never swept again: a sweep would copy every page of it into every worker.
@@ -274,6 +277,18 @@ def serve(connection: socket.socket, work: Callable[[Any], int], preloaded: Sequ
         if not _tell(exit_code, worker):
             # The caller has given up while this process was importing.
             os.kill(worker, signal.SIGKILL)
+
+
+@contextmanager
+def _as_if_absent(names: Sequence[str]) -> Iterator[None]:
+    """Modules that are not there for whoever imports them in the meantime."""
+    # `None` is Python's own sign for it. A worker may import them afterwards.
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def _bury(pipes: dict[int, int]) -> None:
