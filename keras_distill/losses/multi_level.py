@@ -58,8 +58,15 @@ def class_correlation(
         Jin, Wang and Lin, CVPR 2023, section 3: class-level alignment.
     """
     teacher, student, weights = _items(teacher_logits, student_logits, temperature, item_weights)
-    of_teacher, of_student = (ops.transpose(weights[:, None] * rows) @ rows for rows in (teacher, student))
-    return ops.sum(ops.square(of_teacher - of_student)) / teacher.shape[-1]
+    # Of rows, not of classes, so that a hundred thousand classes need no matrix of their own; written with the difference
+    # of the two, so that nothing cancels where they are near. D = P − Q: ‖Pᵀ·P − Qᵀ·Q‖² = ‖Dᵀ·P + Qᵀ·D‖².
+    roots = ops.sqrt(weights)[:, None]
+    p, q = roots * teacher, roots * student
+    d = p - q
+    of_d = d @ ops.transpose(d)
+    squares = of_d * (p @ ops.transpose(p) + q @ ops.transpose(q))
+    crossed = (p @ ops.transpose(d)) * ops.transpose(q @ ops.transpose(d))
+    return ops.maximum(ops.sum(squares + 2.0 * crossed), 0.0) / teacher.shape[-1]
 
 
 def _items(

@@ -201,8 +201,11 @@ class SavedModelTeacher(OutsideTeacher):
             arrays = [inputs[given[name]] for name in names]
         else:
             arrays = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-        if len(arrays) != len(names):
-            raise ValueError(error_message(f"there must be {len(names)} inputs ({', '.join(names)})", len(arrays)))
+            if len(names) != 1 or len(arrays) != 1:
+                # A signature's inputs have names, and no order.
+                expectation = f"the inputs must be a dict of {', '.join(sorted(names))}"
+                received = f"{len(arrays)} without a name"
+                raise ValueError(error_message(expectation, received, "Name them as the signature does."))
         feeds: dict[str, Any] = dict(zip(names, arrays, strict=True))
         for name, array in feeds.items():
             wanted, shape = self._specs[name].shape, tuple(array.shape)

@@ -106,6 +106,13 @@ def replaced(monkeypatch, *, ships=True, meanwhile=lambda is_stopped: None):
     return recorder
 
 
+def test_workers_become_an_engine(folder, monkeypatch):
+    recorder = replaced(monkeypatch)
+    switches = ("--max-size", "12kB", "--workers", "2", "--pixel-range", "0-255")
+    assert compress(folder, *switches, teacher="bytes.keras") == 0
+    assert (type(recorder.options["engine"]).__name__, recorder.options["engine"].num_workers) == ("Processes", 2)
+
+
 def test_every_option_reaches_the_search(folder, monkeypatch):
     recorder = replaced(monkeypatch)
     switches = "--max-latency 200us --max-size 12kB --runtime onnx --precisions int8 --max-accuracy-drop 0.02 "
@@ -115,7 +122,7 @@ def test_every_option_reaches_the_search(folder, monkeypatch):
     assert recorder.out == str(folder / "out")
     assert recorder.options == {
         "runtime": "onnx", "precisions": ["int8"], "num_trials": 5, "minutes": 2.5, "epochs": 7, "batch_size": 16,
-        "seed": 3, "pixel_range": "0-255",
+        "seed": 3, "pixel_range": "0-255", "engine": None,
     }  # fmt: skip
     assert 100 < recorder.dataset.train.inputs.max() <= 255
     answers = np.asarray(recorder.teacher(recorder.dataset.test.inputs)).argmax(-1)

@@ -75,7 +75,7 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path):
     np.testing.assert_array_equal(teacher.logits({"left": 3 * X, "second": X}), 3 * X - X)
     with pytest.raises(ValueError, match=r"must be a dict that holds \['second'\]; got \['left', 'right'\]"):
         teacher.logits({"left": X, "right": X})
-    with pytest.raises(ValueError, match=r"there must be 2 inputs \(left, right\); got 1"):
+    with pytest.raises(ValueError, match=r"the inputs must be a dict of left, right; got 1 without a name"):
         teacher.logits(X)
     with pytest.raises(FileNotFoundError, match=r"a folder with saved_model.pb; got .*, which has none"):
         SavedModelTeacher(tmp_path / "variables")
