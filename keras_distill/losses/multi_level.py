@@ -58,8 +58,8 @@ def class_correlation(
         Jin, Wang and Lin, CVPR 2023, section 3: class-level alignment.
     """
     teacher, student, weights = _items(teacher_logits, student_logits, temperature, item_weights)
-    # Of rows, not of classes, so that a hundred thousand classes need no matrix of their own; written with the difference
-    # of the two, so that nothing cancels where they are near. D = P − Q: ‖Pᵀ·P − Qᵀ·Q‖² = ‖Dᵀ·P + Qᵀ·D‖².
+    # Of rows, not of classes, so that a hundred thousand classes need no matrix of their own; and by the difference of
+    # the two, so that nothing cancels where they are near. D = P − Q: ‖Pᵀ·P − Qᵀ·Q‖² = ‖Dᵀ·P + Qᵀ·D‖².
     roots = ops.sqrt(weights)[:, None]
     p, q = roots * teacher, roots * student
     d = p - q
