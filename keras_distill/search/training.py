@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_distill._inputs import map_arrays, num_rows, take_rows
+from keras_distill._keras_internals import sync_variables
 from keras_distill._types import ArrayLike, Inputs, Logs, Teacher, TensorTree
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
@@ -243,6 +244,8 @@ class WeightAverage(keras.callbacks.Callback):
         number = self._calls - self._num_calls // 2
         if number < 1:
             return
+        # On JAX the weights are in the step while it runs, and come back when asked for.
+        sync_variables(self.model)
         now = [keras.ops.convert_to_numpy(variable) for variable in self._student.trainable_variables]
         before = self.weights or now
         self.weights = [mean + (each - mean) / number for mean, each in zip(before, now, strict=True)]

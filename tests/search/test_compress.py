@@ -348,6 +348,7 @@ def test_the_average_of_weights_is_that_of_the_second_half():
     student = keras.Sequential([keras.Input((2,)), layers.Dense(1, use_bias=False)])
     # Seven calls of three steps, the last of them shorter: weights 0 to 6, of which 3 to 6 count.
     average = WeightAverage(student, 20, 3)
+    average.set_model(student)
     for call in range(7):
         student.set_weights([np.full((2, 1), float(call))])
         average.on_train_batch_end(3 * call + 2)
