@@ -13,7 +13,8 @@ from keras_distill.data.mnist import load_mnist
 from keras_distill.data.npz import load_npz
 from keras_distill.data.pixel_range import in_pixel_range
 from keras_distill.data.spoken_digit import load_spoken_digit
-from keras_distill.data.table import is_table, load_table
+from keras_distill.data.table import load_table
+from keras_distill.data.table_rows import is_table
 from keras_distill.data.text import load_text_folder, load_texts, text_files
 from keras_distill.data.tfds import load_tfds
 

@@ -19,7 +19,7 @@ from keras_distill._kit import kit_module
 from keras_distill.data.dataset import Dataset, Split
 from keras_distill.data.image_folder import VALIDATION_NAMES, is_hidden
 from keras_distill.data.preparation import Preparation
-from keras_distill.data.table import columns_of, labels_of, read_columns, split_column_of, split_positions
+from keras_distill.data.table_rows import columns_of, labels_of, read_columns, split_column_of, split_positions
 
 if TYPE_CHECKING:
     import pandas

@@ -33,6 +33,17 @@ PREPARATION, TOKENIZER = "preparation.json", "tokenizer.json"
 WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "text.js", "style.css")
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises `ValueError` where `path` holds what no earlier `ship` wrote: it would be deleted."""
+    is_bundle = all((path / name).is_file() for name in ("manifest.json", "golden.npz"))
+    if is_bundle or (path.is_dir() and not any(path.iterdir())) or not (path.exists() or path.is_symlink()):
+        return
+    received = f"{path}, which holds something else"
+    raise ValueError(
+        error_message("the bundle's folder must be new or hold an older bundle", received, "Choose another name.")
+    )
+
+
 def write_kit(folder: Path, *, web: bool = False) -> None:
     """Copies the kit into a bundle; its web page only where it is asked for."""
     for name in KIT_FILES:

@@ -107,7 +107,7 @@ def ship(
                 "the web page takes students of one input", names, "Leave the target web out; onnx serves it."
             )
         )
-    _check_replaceable(Path(path))
+    bundle.check_replaceable(Path(path))
     web_files = web_runtime(web_runtime_path) if "web" in wanted else None
 
     say("the student's own answers")
@@ -167,17 +167,6 @@ def ship(
             with whole_folder(path) as aside:
                 _write_bundle(aside, shipment, facts | judged, dataset, reference, budgets, web_files)
     return shipment
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises `ValueError` where `path` holds what no earlier `ship` wrote: it would be deleted."""
-    is_bundle = all((path / name).is_file() for name in ("manifest.json", "golden.npz"))
-    if is_bundle or (path.is_dir() and not any(path.iterdir())) or not (path.exists() or path.is_symlink()):
-        return
-    received = f"{path}, which holds something else"
-    raise ValueError(
-        error_message("the bundle's folder must be new or hold an older bundle", received, "Choose another name.")
-    )
 
 
 def _is_int8(student: "keras.Model") -> bool:

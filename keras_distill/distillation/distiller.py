@@ -50,7 +50,7 @@ from keras_distill.losses.per_example import restored, serialized
 from keras_distill.losses.reduction import WeightedMean, unscaled
 from keras_distill.models.forward_pass import ForwardPass, Outputs, forward_pass
 from keras_distill.models.layer_roles import is_readable
-from keras_distill.models.strings import holds_strings, refuse_string_stream, unpacked_strings
+from keras_distill.models.strings import without_strings
 from keras_distill.schedules import FollowSchedules, check_schedulable, current, schedules_in
 
 if TYPE_CHECKING or keras.config.backend() != "jax":
@@ -229,14 +229,7 @@ class Distiller(Trainer):
         return self.student(inputs, training=False)
 
     def _without_strings(self, x: Data, y: Data = None, sample_weight: Data = None) -> tuple[Data, Data, Data]:
-        refuse_string_stream(x)
-        if not holds_strings(x):
-            return x, y, sample_weight
-        x, made_y, made_weight = unpacked_strings(x, self.student, self.teacher)
-        # What a causal language model's preprocessor makes beside the inputs, unless the caller has labels.
-        return (
-            (x, made_y, made_weight if sample_weight is None else sample_weight) if y is None else (x, y, sample_weight)
-        )
+        return without_strings(x, y, sample_weight, self.student, self.teacher)
 
     def _check_fit(
         self, x: Data, y: Data, class_weight: Mapping[int, float] | None, sample_weight: ArrayLike | None

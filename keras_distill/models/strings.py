@@ -71,6 +71,22 @@ def unpacked_strings(inputs: Data, *models: Any) -> tuple[TensorTree, TensorTree
     return _applied(reading[0], inputs)
 
 
+def without_strings(x: Data, y: Data, sample_weight: Data, *models: Any) -> tuple[Data, Data, Data]:
+    """A `fit`'s data with arrays in place of texts; data without texts as they are.
+
+    Raises:
+        ValueError: a stream of texts, or what `preprocess_strings` refuses.
+    """
+    refuse_string_stream(x)
+    if not holds_strings(x):
+        return x, y, sample_weight
+    x, made_y, made_weight = unpacked_strings(x, *models)
+    if y is not None:
+        return x, y, sample_weight
+    # What a causal language model's preprocessor makes beside the inputs.
+    return x, made_y, made_weight if sample_weight is None else sample_weight
+
+
 def refuse_string_stream(dataset: Data) -> None:
     """Raises `ValueError` where the inputs of a `tf.data.Dataset` are texts."""
     spec = getattr(dataset, "element_spec", None)

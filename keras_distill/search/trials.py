@@ -7,14 +7,11 @@ that was killed goes on with what it knew.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from keras_distill.search.cost import Cost
 from keras_distill.search.families import Family
 from keras_distill.search.training import start_again
-
-if TYPE_CHECKING:
-    pass
 
 State = Literal["proposed", "running", "stopped", "finished", "failed"]
 # How much of the budget a candidate may leave.

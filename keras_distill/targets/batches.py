@@ -15,6 +15,7 @@ from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data
 from keras_distill.targets.arrays import checked_arrays
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
+from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
 
 _ROUNDS = 6
@@ -71,7 +72,8 @@ class StoredBatches(keras.utils.PyDataset):
             expected = f"be a multiple of {self._multiple}, the devices or processes that share it"
             raise ValueError(error_message(f"batch_size must {expected}", batch_size))
         self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
-        self.replay = None if store is None else _replay(store)
+        without = f"one without Mixup on Keras's {keras.config.backend()} backend"
+        self.replay = None if store is None else replay_of(store, without, "Set KERAS_BACKEND=tensorflow.")
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -168,17 +170,3 @@ def _mixed(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
-
-
-def _replay(store: SoftTargetStore) -> Any:
-    """What makes the views that the teacher saw; bit for bit, it is TensorFlow's arithmetic that does."""
-    if not store.manifest.augmentation:
-        return None
-    from keras_distill.targets.augmentation import Augmentation
-
-    replay = Augmentation.from_config(store.manifest.augmentation)
-    if replay.mixup is not None:
-        remedy = "Set KERAS_BACKEND=tensorflow."
-        expected = f"be one without Mixup on Keras's {keras.config.backend()} backend"
-        raise ValueError(error_message(f"{store.path}: the augmentation must {expected}", "Mixup", remedy))
-    return replay

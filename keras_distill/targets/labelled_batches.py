@@ -13,6 +13,7 @@ from keras_distill._checks import check_count, error_message
 from keras_distill._types import Data
 from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.manifest import ForeignDatasetError
+from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.source import gives_batches
 from keras_distill.targets.store import SoftTargetStore
 
@@ -45,7 +46,8 @@ class LabelledBatches(keras.utils.PyDataset):
         if not most - self.batch_size < num_items <= most:
             expectation = f"{store.path} must be of the dataset's items, {dataset.num_batches} batches of "
             raise ForeignDatasetError(error_message(f"{expectation}{self.batch_size}", f"a store of {num_items}"))
-        self.replay = _replay(store)
+        # A batch cannot look a partner up by its id.
+        self.replay = replay_of(store, "one without Mixup for a PyDataset", "Give arrays.")
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -97,16 +99,3 @@ def check_has_ids(dataset: Data) -> None:
 
 def _num_items(inputs: Data) -> int:
     return len(keras.tree.flatten(inputs)[0])
-
-
-def _replay(store: SoftTargetStore) -> Any:
-    """What makes the views that the teacher saw; bit for bit, it is TensorFlow's arithmetic that does."""
-    if not store.manifest.augmentation:
-        return None
-    from keras_distill.targets.augmentation import Augmentation
-
-    replay = Augmentation.from_config(store.manifest.augmentation)
-    if replay.mixup is not None:
-        remedy = "A batch cannot look a partner up by its id: give arrays."
-        raise ValueError(error_message("Mixup needs a dataset of arrays", "a PyDataset", remedy))
-    return replay

@@ -12,7 +12,8 @@ import pytest
 from keras_distill import data
 from keras_distill._kit import kit_folder
 from keras_distill.data.recombination import recombined
-from keras_distill.data.table import feature_names, labels_of, width_of
+from keras_distill.data.table import feature_names, width_of
+from keras_distill.data.table_rows import labels_of
 
 COLOURS = ("red", "green", "blue", "violet")
 

@@ -2,38 +2,14 @@
 
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
 from backend import gradient
+from in_numpy import draw, kl, numerical_gradient, softmax
 
 from keras_distill import losses
-
-
-def draw(*shape, seed=0, scale=2.0):
-    return scale * np.random.default_rng(seed).normal(size=shape)
-
 
 TEACHER, STUDENT = draw(7, 5), draw(7, 5, seed=1)
 LABELS = np.random.default_rng(2).integers(0, 5, 7)
 ONE_HOT = np.eye(5)[LABELS]
-
-
-def softmax(logits, temperature=1.0):
-    return scipy.special.softmax(np.asarray(logits, "float64") / temperature, axis=-1)
-
-
-def kl(p, q):
-    return scipy.stats.entropy(p, q, axis=-1)
-
-
-def numerical_gradient(function, values, step=1e-6):
-    found = np.zeros_like(values)
-    for place in np.ndindex(values.shape):
-        up, down = values.copy(), values.copy()
-        up[place] += step
-        down[place] -= step
-        found[place] = (function(up) - function(down)) / (2 * step)
-    return found
 
 
 # Each as the paper writes it, an example at a time.
