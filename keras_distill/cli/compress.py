@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, help="begin nothing that would end later, and finish the best so far")
     add("--epochs", type=int, help="of a whole training (default: as many as make 4,000 steps, 20 to 1,000)")
     add("--batch-size", type=int, default=128, help="items a step (default: %(default)s)")
+    add("--seeds", type=int, default=1, help="trainings of the chosen student and of its twin on labels alone: the "
+        "best on validation data ships, the verdict is over all (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     add("--any-teacher", action="store_true", help="go on even where the teacher answers no better than chance")
     add("--quiet", action="store_true", help="nothing but errors")
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from keras_distill import search
     from keras_distill._files import check_writable
-    from keras_distill.cli import evaluation, teacher_check
+    from keras_distill.cli import evaluation
     from keras_distill.cli.ship import SIZE_UNITS, TIME_UNITS, quantity
     from keras_distill.deploy.budgets import Budgets
 
@@ -81,9 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     teachers = []
     for path in arguments.teacher:
         loaded = model_file.load_teacher(path, arguments, dataset)
-        teacher_check.check_teacher(
-            evaluation.answers_function(loaded), f"the teacher {path}", dataset, insist=arguments.any_teacher
-        )
+        evaluation.check_teacher(loaded, path, dataset, insist=arguments.any_teacher)
         teachers.append(loaded)
     console = Console(quiet=arguments.quiet)
 
@@ -111,8 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
             num_trials=arguments.trials,
             engine=engine_options.engine_from(arguments),
             minutes=arguments.minutes,
+            seeds=arguments.seeds,
             seed=arguments.seed,
             pixel_range=arguments.pixel_range,
+            any_teacher=True,  # each was asked above, where it has a name
             on_progress=show,
             is_stopped=is_stopped,
         )
@@ -142,7 +144,8 @@ def result_lines(found: "Compression", out: str) -> list[str]:
         f"student: {trial.family} in {trial.precision}, {cost.num_parameters:,} weights, {cost.num_bytes:,} bytes, "
         f"{cost.latency_ms:.4f} ms",
         "test errors: " + ", ".join(f"{who} {100 * errors[who]:.2f} %" for who in ("teacher", "labels", "distilled"))
-        + f"; the student {100 * errors['student']:.2f} %",
+        + f"; the student {100 * errors['student']:.2f} %"
+        + (f", its file {100 * errors['file']:.2f} %" if "file" in errors else ""),
         f"distilling: {found.verdict}",
         *(f"  {reason}" for reason in found.verdict.reasons),
     ]  # fmt: skip

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from keras_distill._types import Teacher
     from keras_distill.cli.distill_settings import DistillSettings
-    from keras_distill.cli.teacher_check import Knowledge
     from keras_distill.data import Dataset
     from keras_distill.targets import SoftTargetStore
+    from keras_distill.teachers.knowledge import Knowledge
 
 SUMMARY = "distil your teacher into your student"
 
@@ -136,7 +136,7 @@ def _opened(
     settings: "DistillSettings",
 ) -> "tuple[keras.Model, Dataset, Teacher | None, SoftTargetStore | None, dict[str, Knowledge]]":
     """The student, the data, teacher or store, and what each teacher knows: all that can be refused before training."""
-    from keras_distill.cli import evaluation, teacher_check
+    from keras_distill.cli import evaluation
 
     student = model_file.load(settings.student, settings)
     dataset = data_options.load(settings)
@@ -146,16 +146,14 @@ def _opened(
 
         store = SoftTargetStore.open(settings.store, num_items=len(dataset.train))
         evaluation.check_num_classes(store.manifest.num_classes, dataset, "store")
-        who = f"the store {settings.store}"
-        known = {who: teacher_check.check_store(store, who, dataset, insist=settings.any_teacher)}
+        found = evaluation.check_store(store, settings.store, dataset, insist=settings.any_teacher)
+        known = {f"the store {settings.store}": found}
         return student, dataset, None, store, known
     teachers: list[Teacher] = []
     known = {}
     for path in settings.teacher or []:
         teacher = model_file.load_teacher(path, settings, dataset)
-        who = f"the teacher {path}"
-        known[who] = teacher_check.check_teacher(
-            evaluation.answers_function(teacher), who, dataset, insist=settings.any_teacher
-        )
+        found = evaluation.check_teacher(teacher, path, dataset, insist=settings.any_teacher)
+        known[f"the teacher {path}"] = found
         teachers.append(teacher)
     return student, dataset, model_file.as_one_teacher(teachers), None, known

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from keras_distill._types import Teacher
     from keras_distill.cli.distill_training import Training
-    from keras_distill.cli.teacher_check import Knowledge
     from keras_distill.data import Dataset
     from keras_distill.report.verdict import Verdict
     from keras_distill.search import Tuned
+    from keras_distill.teachers.knowledge import Knowledge
 
 # So many training examples are looked at for reasons.
 _NUM_SEEN = 4096

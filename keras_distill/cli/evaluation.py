@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from keras_distill._types import Inputs, Teacher, TensorTree
     from keras_distill.data import Dataset, Split
+    from keras_distill.targets import SoftTargetStore
+    from keras_distill.teachers.knowledge import Knowledge, Ways
 
 
 def check_model_fits_dataset(model: "keras.Model", dataset: "Dataset", who: str) -> None:
@@ -108,6 +110,32 @@ def answers_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
     """A function from inputs to a model's answers, class ids, `(num_items,)`."""
     logits_of = logits_function(model)
     return lambda inputs: logits_of(inputs).argmax(axis=-1)
+
+
+def check_teacher(teacher: "Teacher", path: str, dataset: "Dataset", *, insist: bool) -> "Knowledge":
+    """What the teacher of a file knows of the validation data; raises `ValueError` where it is no more than luck."""
+    from keras_distill.teachers import knowledge
+
+    answers_to = answers_function(teacher)
+    return knowledge.check_teacher(answers_to, f"the teacher {path}", dataset, insist=insist, ways=_by_options())
+
+
+def check_store(store: "SoftTargetStore", path: str, dataset: "Dataset", *, insist: bool) -> "Knowledge":
+    """What a store's teacher knew of the training data; raises `ValueError` where it was no more than luck."""
+    from keras_distill.teachers import knowledge
+
+    return knowledge.check_store(store, f"the store {path}", dataset, insist=insist, ways=_by_options())
+
+
+def _by_options() -> "Ways":
+    from keras_distill.cli.data_options import pixel_range_option
+    from keras_distill.teachers.knowledge import Ways
+
+    return Ways(
+        "With --any-teacher it is taken as it is.",
+        lambda pixel_range: f"add {pixel_range_option(pixel_range)}",
+        "Label again with a teacher that knows them, at the scale that it was trained on (label --pixel-range).",
+    )
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from keras_distill import targets
-    from keras_distill.cli.teacher_check import check_teacher
 
     dataset = data_options.load(arguments)
     teachers = []
     for path in arguments.teacher:
         teachers.append(model_file.load_teacher(path, arguments, dataset))
-        answers_to = evaluation.answers_function(teachers[-1])
-        check_teacher(answers_to, f"the teacher {path}", dataset, insist=arguments.any_teacher)
+        evaluation.check_teacher(teachers[-1], path, dataset, insist=arguments.any_teacher)
     teacher = model_file.as_one_teacher(teachers)
     shift = None if arguments.shift is None else targets.Shift(arguments.shift, exhaustive=True)
     store = targets.label(

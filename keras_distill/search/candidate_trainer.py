@@ -2,7 +2,6 @@
 
 import itertools
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ import numpy as np
 
 from keras_distill._files import whole_file, whole_folder
 from keras_distill.backup import restore_state, save_state
-from keras_distill.deploy.verify import open_artifact, run_in_batches
 from keras_distill.distillation import Distiller
 from keras_distill.models.saving import load_model
 from keras_distill.search.cost import Meter
@@ -162,9 +160,7 @@ class CandidateTrainer:
         inputs, labels = self.training.validation
         logits = self.training.logits_after(student, part, stretch.stop)
         if stretch.stop == self.training.epochs and stretch.precision == "int8" and np.isfinite(logits).all():
-            with tempfile.TemporaryDirectory(prefix="keras-distill-compress-") as folder:
-                artifact = open_artifact(self.meter.write(student, Path(folder), stretch.precision))
-                (logits,) = run_in_batches(artifact, self.meter.feed(student, inputs)).values()
+            logits = self.meter.logits(student, stretch.precision, inputs)
         score = self.training.score(logits)
         return score, 1.0 if score == DIVERGED else float(np.mean(logits.argmax(axis=-1) != np.asarray(labels)))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
 from keras_distill._checks import check_choice, check_count, check_positive, error_message
 from keras_distill._files import only_one_in, whole_file
@@ -23,23 +22,22 @@ from keras_distill._inputs import take_rows
 from keras_distill._types import Teacher
 from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import drawn_rows
-from keras_distill.deploy.ship import ship
-from keras_distill.deploy.shipment import Provenance, Shipment
+from keras_distill.deploy.shipment import Provenance
 from keras_distill.distillation.training_length import default_epochs
-from keras_distill.report.verdict import Verdict, compare_models
 from keras_distill.scale.engines import engine_of
-from keras_distill.search.candidate_trainer import STUDENT_LOSS_WEIGHT, TEMPERATURE, CandidateTrainer
+from keras_distill.search.candidate_trainer import CandidateTrainer
 from keras_distill.search.compression import Compression
 from keras_distill.search.compression_page import report_page
 from keras_distill.search.cost import PRECISIONS, RUNTIMES, Meter
+from keras_distill.search.finishing import Finish
 from keras_distill.search.fitting import Fitter, families_for
 from keras_distill.search.halving import Halving
 from keras_distill.search.training import Training, logits_of, optuna_quiet
 from keras_distill.search.trials import Trial, Trials, pareto_front
-from keras_distill.search.tuning import Tuned, tune
 from keras_distill.targets import SoftTargetStore, label
 from keras_distill.targets.fingerprints import every_item_fingerprint
 from keras_distill.teachers import Ensemble
+from keras_distill.teachers.knowledge import check_teacher
 
 if TYPE_CHECKING:
     from keras_distill.data import Dataset
@@ -51,9 +49,9 @@ _IN_HAND = 0.93
 _NUM_CALIBRATION = 256
 # Of the best candidate, in whole trainings: as it is, and where the time is over.
 _TUNING, _LEAST_TUNING = 4.0, 2.0
-_STUDY = "study.db"
+_STUDY, _QUANTIZED = "study.db", "student-int8.keras"
 # What else a search writes or removes in its folder, once there is a study.
-_WRITTEN = ("trials", "tuning", "bundle", "student.keras", "report.html", "compression.json")
+_WRITTEN = ("trials", "tuning", "bundle", "student.keras", _QUANTIZED, "report.html", "compression.json")
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,11 @@ def compress(
     batch_size: int = 128,
     num_trials: int = NUM_TRIALS,
     minutes: float | None = None,
+    seeds: int = 1,
     seed: int = 0,
     name: str = "student",
     pixel_range: str | None = None,
+    any_teacher: bool = False,
     engine: "Engine | str | None" = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     is_stopped: Callable[[], bool] = lambda: False,
@@ -117,9 +117,12 @@ def compress(
         batch_size: items a step.
         num_trials: candidates; eight are halved together.
         minutes: no candidate is begun that would end later; the best so far is finished.
+        seeds: trainings of the student that was chosen, and of its twin on labels alone: the best on validation data
+            ships, and the verdict is over all of them. Each beyond the first costs two trainings.
         seed: of everything that is drawn. With it and the same measured costs a search is repeated.
         name: of the student.
         pixel_range: what `data.load` brought the data into, for what the bundle says of its inputs.
+        any_teacher: go on with a teacher that answers the validation data no better than luck.
         engine: whose workers train candidates side by side: `"local"`, `"ray"`, or an engine of `keras_distill.scale`;
             they must see `out`. `None` trains one after another, here. What is found is the same.
         on_progress: called with what happens.
@@ -143,6 +146,7 @@ def compress(
         check_choice("each of precisions", precision, PRECISIONS)
     check_count("num_trials", num_trials)
     check_count("batch_size", batch_size)
+    check_count("seeds", seeds)
     if minutes is not None:
         check_positive("minutes", minutes)
     workers = None if engine is None else engine_of(engine)
@@ -162,6 +166,9 @@ def compress(
             received = f"outputs of {store.manifest.num_classes}"
             is_one_unit = store.manifest.num_classes == 1
             raise ValueError(error_message(expectation, received, remedy if is_one_unit else ""))
+        knowledge = check_teacher(
+            lambda inputs: logits_of(teacher, inputs).argmax(axis=-1), "the teacher", dataset, insist=any_teacher
+        )
         training = Training(
             (dataset.train.inputs, dataset.train.labels),
             (dataset.validation.inputs, dataset.validation.labels),
@@ -212,29 +219,36 @@ def compress(
         if not ranked:
             reasons = "; ".join(dict.fromkeys(trial.reason for trial in trials.all()))
             raise ValueError(error_message("some candidate must be trained", "none", f"Their errors: {reasons}"))
-        gate = _Gate(teacher, dataset, budgets, runtime, out, name, pixel_range)
+        finish = Finish(
+            teacher,
+            dataset,
+            budgets,
+            runtime,
+            training,
+            fitter,
+            meter,
+            out,
+            seeds,
+            Provenance(name, pixel_range=pixel_range),
+        )
         num_trainings = sum(trial.epochs for trial in trials.all()) / training.epochs
         max_cost = _LEAST_TUNING if is_over() else _TUNING
         # Whoever the gate holds back gives way to the next that was trained to its end.
         for trial in [trial for trial in ranked if trial.state == "finished"] or ranked[:1]:
-            say(f"tuning the best, {trial.family} in {trial.precision}")
-            tuned = _tuned(fitter, training, trial, out, max_cost)
-            num_trainings += tuned.num_steps / tuned.steps_of_one
-            say("the ship gate")
-            errors, verdict = gate.judge(tuned)
-            shipment = gate.ship(tuned.student, trial, verdict)
-            if shipment.out is not None:
+            finished = finish.run(trial, max_cost, say)
+            num_trainings += finished.num_trainings
+            if finished.shipment.out is not None:
                 break
-    validation = dataset.validation
     compression = Compression(
-        student=tuned.student,
+        student=finished.student,
+        quantized=finished.quantized,
         trial=trial,
-        recipe=tuned.candidate,
-        bundle=shipment.out,
-        shipment=shipment,
-        verdict=verdict,
-        teacher_error=_error_rate(logits_of(teacher, validation.inputs), validation.labels),
-        test_errors=errors,
+        recipe=finished.recipe,
+        bundle=finished.shipment.out,
+        shipment=finished.shipment,
+        verdict=finished.verdict,
+        teacher_error=1.0 - knowledge.num_right / knowledge.num_items,
+        test_errors=finished.test_errors,
         trials=tuple(trials.all()),
         front=tuple(pareto_front(trials.all())),
         cost=num_trainings,
@@ -263,78 +277,21 @@ def _check_ours(out: Path) -> None:
         raise ValueError(error_message(f"{out} must be new or hold a search", received, "Name another folder."))
 
 
-def _tuned(fitter: Fitter, training: Training, trial: Trial, out: Path, max_cost: float) -> Tuned:
-    return tune(
-        lambda: fitter.student(trial),
-        training.train,
-        training.validation,
-        training.store,
-        out / "tuning" / str(trial.number),
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        temperature=TEMPERATURE,
-        student_loss_weight=STUDENT_LOSS_WEIGHT,
-        learning_rate=fitter.families[trial.family].learning_rate,
-        max_cost=max_cost,
-        seed=training.seed,
-    )
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """The one look at the test set, and what ships."""
-
-    teacher: Teacher
-    dataset: "Dataset"
-    budgets: Budgets
-    runtime: str
-    out: Path
-    name: str
-    pixel_range: str | None
-
-    def judge(self, tuned: Tuned) -> tuple[dict[str, float], Verdict]:
-        """Test errors of teacher, labels, distilled and student, and whether distilling helped."""
-        test = self.dataset.test
-        models = {
-            "teacher": self.teacher,
-            "labels": tuned.labels_student,
-            "distilled": tuned.distilled_student,
-            "student": tuned.student,
-        }
-        logits = {who: logits_of(model, test.inputs) for who, model in models.items()}
-        verdict = compare_models(test.labels, logits["distilled"], logits["labels"], teacher_logits=logits["teacher"])
-        return {who: _error_rate(found, test.labels) for who, found in logits.items()}, verdict
-
-    def ship(self, student: keras.Model, trial: Trial, verdict: Verdict) -> Shipment:
-        """The student through the gate, in the precision that its candidate had."""
-        provenance = Provenance(
-            self.name, f"{trial.family}, found by compress", verdict=verdict, pixel_range=self.pixel_range
-        )
-        return ship(
-            student,
-            self.dataset,
-            self.out / "bundle",
-            provenance=provenance,
-            targets=[self.runtime if trial.precision == "float32" else f"{self.runtime}-int8"],
-            budgets=self.budgets,
-            teacher=self.teacher if isinstance(self.teacher, keras.Model) else None,
-        )
-
-
 def _write(compression: Compression, out: Path, budgets: Budgets, dataset: "Dataset", name: str) -> None:
     if compression.bundle is None:
         # One of an earlier run would be another student's.
         shutil.rmtree(out / "bundle", ignore_errors=True)
     with whole_file(out / "student.keras") as aside:
         compression.student.save(aside)
+    if compression.quantized is not None:
+        with whole_file(out / _QUANTIZED) as aside:
+            compression.quantized.save(aside)
+    else:
+        (out / _QUANTIZED).unlink(missing_ok=True)
     with whole_file(out / "report.html") as aside:
         aside.write_text(report_page(compression, budgets, dataset, name), encoding="utf-8")
     with whole_file(out / "compression.json") as aside:
         aside.write_text(json.dumps(compression.to_json(), indent=1), encoding="utf-8")
-
-
-def _error_rate(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(logits.argmax(axis=-1) != labels))
 
 
 def _stand_in_metadata(dataset: "Dataset") -> dict[str, Any]:

@@ -22,13 +22,15 @@ class Compression:
 
     Attributes:
         student: the best on validation data that holds the budget.
+        quantized: the student trained on with int8 rounding, whose file ships; `None` where rounding cost nothing.
         trial: the candidate that it is.
         recipe: what it was trained with in the end; labels alone, where they were best.
         bundle: the folder that ships; `None` where the gate held every candidate back, and `shipment` says why.
         shipment: what the gate found.
-        verdict: the distilled student against the same student on labels alone, on the test set.
+        verdict: the distilled student against the same student on labels alone, on the test set, over all seeds.
         teacher_error: share of the validation examples that the teacher has wrong.
-        test_errors: share of the test examples that `teacher`, `labels`, `distilled` and the `student` have wrong.
+        test_errors: share of the test examples that `teacher`, `labels`, `distilled` and the `student` have wrong, and
+            the `file` that ships; `labels` and `distilled` are the mean over the seeds.
         trials: every candidate, in the order in which they were proposed.
         front: those that no other beats in latency and validation score, from the fastest on.
         cost: of the search, in whole trainings of the student.
@@ -37,6 +39,7 @@ class Compression:
     """
 
     student: keras.Model
+    quantized: keras.Model | None
     trial: Trial
     recipe: Recipe
     bundle: Path | None
@@ -57,6 +60,7 @@ class Compression:
             "student": self.trial.to_json() | {"recipe": asdict(self.recipe)},
             "shipped": self.bundle is not None,
             "why_not": [reason for outcome in self.shipment.outcomes for reason in outcome.reasons],
+            "is_quantisation_aware": self.quantized is not None,
             "verdict": self.verdict.to_json(),
             "teacher_error": self.teacher_error,
             "test_errors": dict(self.test_errors),

@@ -17,7 +17,13 @@ _NAMES = {
     "labels": "the student's twin on labels alone",
     "distilled": "the student, distilled",
     "student": "the student: the better of the two on validation data",
+    "file": "the student's file, in its runtime",
 }
+
+_AWARE = (
+    "Rounded to int8 after training it was worse on validation data, so it was trained on with its rounding: the file "
+    "is that of student-int8.keras."
+)
 
 
 def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", name: str) -> str:
@@ -38,11 +44,12 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         *(Paragraph(reason) for outcome in compression.shipment.outcomes for reason in outcome.reasons),
         Table(
             ["model", "test errors"],
-            [[name, f"{100 * errors[who]:.2f} %"] for who, name in _NAMES.items()],
+            [[name, f"{100 * errors[who]:.2f} %"] for who, name in _NAMES.items() if who in errors],
             f"On {len(dataset.test):,} test examples of {dataset.name}",
             strong_row=3,
         ),
         Paragraph(f"Trained {'on labels alone' if recipe.is_on_labels else 'from soft targets'}: {recipe_text}."),
+        *([Paragraph(_AWARE)] if compression.quantized is not None else []),
         Paragraph(f"Distilled against the same student on labels alone: {verdict}."),
         *(Paragraph(reason) for reason in verdict.reasons),
     ]

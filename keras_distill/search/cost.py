@@ -21,7 +21,7 @@ from keras_distill._types import Inputs
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx, write_quantized
 from keras_distill.deploy.trace import signature_of
-from keras_distill.deploy.verify import open_artifact
+from keras_distill.deploy.verify import open_artifact, run_in_batches
 from keras_distill.models import multiply_adds
 from keras_distill.models.layer_roles import is_readable
 
@@ -114,6 +114,13 @@ class Meter:
         calibration = self.feed(model, self._calibration)
         write_quantized(source, path, mode="static", calibration=calibration, operations=None)
         return path
+
+    def logits(self, model: keras.Model, precision: str, inputs: Inputs) -> np.ndarray:
+        """What the file of a trained model gives for inputs, in its runtime, `(num_items, num_classes)`."""
+        with tempfile.TemporaryDirectory(prefix="keras-distill-logits-") as folder:
+            artifact = open_artifact(self.write(model, Path(folder), precision))
+            (logits,) = run_in_batches(artifact, self.feed(model, inputs)).values()
+        return logits
 
     def learn(self, features: np.ndarray, cost: Cost, precision: str, family: str) -> None:
         """Takes note of what a model of these features costs."""

@@ -62,10 +62,10 @@ class Fitter:
         """How much of the tighter limit a cost is."""
         return cost.share_of(self._max_bytes, self._max_latency_ms)
 
-    def student(self, trial: Trial) -> keras.Model:
-        """A candidate's model, with the weights to begin from."""
+    def student(self, trial: Trial, seed: int | None = None) -> keras.Model:
+        """A candidate's model with the weights to begin from, those that are new by another seed if one is given."""
         assert trial.width is not None
-        keras.utils.set_random_seed(self._seed)
+        keras.utils.set_random_seed(self._seed if seed is None else seed)
         return self.families[trial.family].begin(trial.shape, trial.width)
 
     def within_reach(self, families: Sequence[Family], precisions: Sequence[str]) -> list[str]:

@@ -64,7 +64,9 @@ class Halving:
             while len(of_bracket) < size:
                 number = bracket * BRACKET + len(of_bracket)
                 of_bracket.append(self._trials.propose(bracket, first[number] if number < len(first) else None))
-            self._halve([self._measured(trial) for trial in of_bracket], is_over)
+            measured = [self._measured(trial) for trial in of_bracket]
+            self._estimate(measured)
+            self._halve(measured, is_over)
         shutil.rmtree(self._trainer.folder, ignore_errors=True)
 
     def projected(self, trial: Trial) -> float:
@@ -78,7 +80,7 @@ class Halving:
         return trial.score * float(np.median(ratios)) if ratios else trial.score
 
     def seconds_for(self, num_candidates: int) -> float:
-        """How long so many candidates take, and tuning the best; 0 before the first was trained."""
+        """How long so many candidates take, and tuning the best; 0 before the first was timed."""
         at_once = 1 if self._engine is None else self._engine.num_workers
         trainings = self._training.cost(num_candidates) / at_once + 4.0
         return trainings * self._training.epochs * float(np.median(self._seconds_an_epoch or [0.0]))
@@ -92,6 +94,20 @@ class Halving:
         except OF_ONE as error:
             return self._failed(trial, reason_of(error))
         return self._trials.keep(trial, width=width, cost=cost)
+
+    def _estimate(self, trials: Sequence[Trial]) -> None:
+        """Times a few steps of the candidate in the middle, for what is said before the first training."""
+        waiting = [trial for trial in trials if trial.state == "proposed" and trial.cost is not None]
+        if self._seconds_an_epoch or not waiting:
+            return
+        waiting.sort(key=lambda trial: trial.cost.multiply_adds if trial.cost else 0)
+        try:
+            student = self._fitter.student(waiting[len(waiting) // 2])
+            self._seconds_an_epoch.append(self._training.seconds_per_epoch(student))
+        except OF_ONE:
+            # It will fail by itself, and say why.
+            return
+        self._say("the first candidates are about to be trained")
 
     def _halve(self, trials: Sequence[Trial], is_over: Callable[[], bool]) -> None:
         # What a bracket that was killed has decided stays decided.

@@ -4,7 +4,8 @@ How many are trained and which of them go on is the search's own affair.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 DIVERGED = 1e9
 _RUNGS = (8, 4, 2)
 _NUM_CALIBRATION = 512
+# Calls of the compiled step, the first apart, that tell how long an epoch takes.
+_NUM_TIMED = 4
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,21 @@ class Training:
         )
         return distiller
 
-    def go_on(self, distiller: Distiller, start: int, stop: int) -> Part:
+    def seconds_per_epoch(self, student: keras.Model) -> float:
+        """How long an epoch takes, by a few steps of a student that nobody needs afterwards."""
+        distiller = self.begin(student, Recipe(2.0, 0.5, 1e-3))
+        batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed)
+        moments: list[float] = []
+        clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: moments.append(time.monotonic()))
+        repeated = batches.repeat() if keras.config.backend() == "tensorflow" else batches
+        steps = self._steps_per_execution
+        distiller.fit(repeated, epochs=_NUM_TIMED, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[clock])
+        # The first call compiles the step.
+        return float(np.min(np.diff(moments))) * self.steps_per_epoch / steps
+
+    def go_on(
+        self, distiller: Distiller, start: int, stop: int, callbacks: Sequence[keras.callbacks.Callback] = ()
+    ) -> Part:
         """Trains from one epoch to another, validated every `validated_every(epochs)`."""
         # Each part of a training has an order of its own, the same for all students and after a kill.
         keras.utils.set_random_seed(self.seed + start)
@@ -161,8 +178,8 @@ class Training:
                     validated.setdefault(metric, []).append(value)
 
         average = WeightAverage(distiller.student, (stop - start) * self.steps_per_epoch, self._steps_per_execution)
-        callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=validate), average]
-        history = distiller.fit(batches, callbacks=callbacks, **options)
+        own = [keras.callbacks.LambdaCallback(on_epoch_end=validate), average]
+        history = distiller.fit(batches, callbacks=[*own, *callbacks], **options)
         figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
         return Part(figures | validated, average.weights)
 

@@ -72,13 +72,14 @@ def found(*, ships):
     )
     return Compression(
         student=keras.Sequential([keras.Input((2,))]),
+        quantized=None,
         trial=best,
         recipe=Recipe(2.0, 0.5, 1e-3),
         bundle=shipment.out,
         shipment=shipment,
         verdict=compare_models(labels, right, half_wrong),
         teacher_error=0.0,
-        test_errors={"teacher": 0.01, "labels": 0.04, "distilled": 0.03, "student": 0.03},
+        test_errors={"teacher": 0.01, "labels": 0.04, "distilled": 0.03, "student": 0.03, "file": 0.035},
         trials=(best, failed),
         front=(best,),
         cost=6.5,
@@ -117,12 +118,17 @@ def test_every_option_reaches_the_search(folder, monkeypatch):
     recorder = replaced(monkeypatch)
     switches = "--max-latency 200us --max-size 12kB --runtime onnx --precisions int8 --max-accuracy-drop 0.02 "
     switches += "--min-accuracy 0.9 --max-drop-from-teacher 0.03 --trials 5 --minutes 2.5 --epochs 7 --batch-size 16 "
-    assert compress(folder, *switches.split(), "--seed", "3", "--pixel-range", "0-255", teacher="bytes.keras") == 0
+    assert (
+        compress(
+            folder, *switches.split(), "--seed", "3", "--seeds", "2", "--pixel-range", "0-255", teacher="bytes.keras"
+        )
+        == 0
+    )
     assert recorder.budgets == Budgets(0.02, 12_000, 0.2, 0.9, 0.03)
     assert recorder.out == str(folder / "out")
     assert recorder.options == {
         "runtime": "onnx", "precisions": ["int8"], "num_trials": 5, "minutes": 2.5, "epochs": 7, "batch_size": 16,
-        "seed": 3, "pixel_range": "0-255", "engine": None,
+        "seeds": 2, "seed": 3, "pixel_range": "0-255", "any_teacher": True, "engine": None,
     }  # fmt: skip
     assert 100 < recorder.dataset.train.inputs.max() <= 255
     answers = np.asarray(recorder.teacher(recorder.dataset.test.inputs)).argmax(-1)
@@ -156,7 +162,7 @@ def test_what_happens_and_what_was_found_is_said(folder, monkeypatch, capsys):
         progress,
         "Nothing is cut from the teacher: it is too small.",
         "student: mlp in int8, 1,234 weights, 5,678 bytes, 0.0123 ms",
-        "test errors: teacher 1.00 %, labels 4.00 %, distilled 3.00 %; the student 3.00 %",
+        "test errors: teacher 1.00 %, labels 4.00 %, distilled 3.00 %; the student 3.00 %, its file 3.50 %",
         "distilling: BETTER: 0.00 % errors against 50.00 %",
         f"2 candidates for 6.5 × one training, 1.5 minutes. {folder / 'out'}: read report.html.",
     ):

@@ -11,8 +11,8 @@ import pytest
 from keras_distill import data
 from keras_distill._inputs import num_rows
 from keras_distill.cli import main
-from keras_distill.cli.teacher_check import check_teacher
 from keras_distill.targets import SoftTargetStore
+from keras_distill.teachers.knowledge import check_teacher
 
 
 @pytest.fixture(scope="module")

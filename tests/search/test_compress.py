@@ -12,10 +12,14 @@ from keras import layers
 import keras_distill as kd
 from keras_distill.data import Dataset, Split
 from keras_distill.deploy import Budgets
+from keras_distill.deploy.shipment import Provenance
 from keras_distill.scale import Processes
-from keras_distill.search import compressing
-from keras_distill.search.cost import Cost
-from keras_distill.search.training import Recipe, Training, WeightAverage
+from keras_distill.search import compressing, finishing
+from keras_distill.search.cost import Cost, Meter
+from keras_distill.search.families import Own
+from keras_distill.search.fitting import Fitter
+from keras_distill.search.training import Recipe, Training, WeightAverage, score_of
+from keras_distill.search.trials import Trial
 from keras_distill.search.tuning import Tuned
 
 pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
@@ -93,8 +97,8 @@ def not_tuned(make_student, *_, **__):
 def searched(teacher, dataset, out, monkeypatch, **changes):
     """A search by closed-form costs, without the end."""
     monkeypatch.setattr(compressing, "Meter", Ruler)
-    monkeypatch.setattr(compressing, "tune", not_tuned)
-    monkeypatch.setattr(compressing, "ship", lambda *_, **__: NoGate())
+    monkeypatch.setattr(finishing, "tune", not_tuned)
+    monkeypatch.setattr(finishing, "ship", lambda *_, **__: NoGate())
     settings = {"epochs": 8, "batch_size": 64, "num_trials": 4, "precisions": ["float32"]} | changes
     return kd.compress(teacher, dataset, Budgets(max_size=4000), out, **settings)
 
@@ -216,7 +220,7 @@ def test_a_teacher_that_is_no_graph_leaves_the_hand_made_families(dataset, tmp_p
     own = Own()
     own(dataset.train.inputs[:2])
     mine = {"mine": lambda width: keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)])}
-    found = searched(own, dataset, tmp_path, monkeypatch, num_trials=4, families=mine)
+    found = searched(own, dataset, tmp_path, monkeypatch, num_trials=4, families=mine, any_teacher=True)
     assert "subclassed" in found.notes[0]
     assert {trial.family for trial in found.trials} <= {"convnet", "separable_convnet", "mlp", "mine"}
 
@@ -256,13 +260,14 @@ def test_a_study_of_other_budgets_or_another_teacher_is_refused(teacher, dataset
     searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2)
     with pytest.raises(ValueError, match="must be the study of these settings; got one of another batch_size"):
         searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2, batch_size=32)
-    with pytest.raises(ValueError, match="teacher"):
-        searched(keras.models.clone_model(teacher), dataset, tmp_path / "out", monkeypatch, num_trials=2)
+    another = keras.models.clone_model(teacher)
+    with pytest.raises(ValueError, match="The teacher has changed since"):
+        searched(another, dataset, tmp_path / "out", monkeypatch, num_trials=2, any_teacher=True)
     # The store knows the training inputs alone.
     other = Split(dataset.validation.inputs, dataset.validation.labels[::-1])
     relabelled = Dataset("bars", dataset.train, other, dataset.test, dataset.class_names, "none")
     with pytest.raises(ValueError, match="another labels or validation data"):
-        searched(teacher, relabelled, tmp_path / "out", monkeypatch, num_trials=2)
+        searched(teacher, relabelled, tmp_path / "out", monkeypatch, num_trials=2, any_teacher=True)
     shutil.rmtree(tmp_path / "out")
 
 
@@ -271,6 +276,99 @@ def test_a_teacher_of_one_sigmoid_unit_is_refused_with_what_to_do(dataset, tmp_p
     unit = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(layers.Flatten()(inputs)))
     with pytest.raises(ValueError, match=r"the 3 classes of bars apart; got outputs of 1\. One sigmoid unit"):
         searched(unit, dataset, tmp_path, monkeypatch)
+
+
+def test_a_teacher_that_knows_nothing_is_refused_unless_somebody_insists(teacher, dataset, tmp_path, monkeypatch):
+    moved = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(0.0), teacher])
+    with pytest.raises(ValueError, match=r"the teacher must know .* of bars; got .* With any_teacher=True it is taken"):
+        searched(moved, dataset, tmp_path / "asked", monkeypatch)
+    assert searched(moved, dataset, tmp_path, monkeypatch, any_teacher=True, num_trials=1).teacher_error > 0.5
+
+
+def test_the_estimate_comes_before_the_first_training(teacher, dataset, tmp_path, monkeypatch):
+    seconds, said = Training.seconds_per_epoch, []
+    monkeypatch.setattr(Training, "seconds_per_epoch", lambda *arguments: 0.0 * seconds(*arguments) + 3.0)
+    searched(teacher, dataset, tmp_path, monkeypatch, num_trials=2, on_progress=said.append)
+    first = next(each for each in said if each.seconds_left is not None)
+    assert first.best is None
+    # Two candidates for one epoch, one of them for seven more, and four trainings of eight that tune it.
+    assert first.seconds_left == pytest.approx((2 + 7 + 4 * 8) * 3.0)
+
+
+def test_of_several_seeds_the_best_ships_and_the_verdict_is_over_all(teacher, dataset, tmp_path, monkeypatch):
+    shipped = []
+    monkeypatch.setattr(NoGate, "__init__", lambda self: shipped.append(self))
+    found = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, seeds=3)
+    assert found.verdict.num_seeds == 3
+    # One training of one candidate, and two of each recipe.
+    assert found.cost == pytest.approx(1.0 + 4.0)
+    kept = sorted(path.name for path in (tmp_path / "tuning" / "0").iterdir())
+    assert kept == ["distilled-1.keras", "distilled-2.keras"]
+    scores = []
+    for name in kept:
+        each = keras.models.load_model(tmp_path / "tuning" / "0" / name)
+        logits = np.asarray(each(dataset.validation.inputs))
+        scores.append(score_of(logits, dataset.validation.labels))
+    best = keras.models.load_model(tmp_path / "tuning" / "0" / kept[int(np.argmin(scores))])
+    np.testing.assert_allclose(found.student(dataset.test.inputs), best(dataset.test.inputs), rtol=1e-5, atol=1e-5)
+    # Called again it trains nothing.
+    monkeypatch.setattr(Training, "go_on", None)
+    again = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, seeds=3)
+    assert again.test_errors == found.test_errors
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="quantisation-aware training is TensorFlow's")
+@pytest.mark.parametrize("is_uneven", [False, True])
+def test_where_rounding_costs_the_student_is_trained_on_with_it(dataset, tmp_path, monkeypatch, is_uneven):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(8, 3, activation="relu", name="wide")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(16, 3, activation="relu", name="narrow")(x))
+    student = keras.Model(inputs, layers.Dense(NUM_CLASSES)(x))
+    student.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    student.fit(dataset.train.inputs, dataset.train.labels, epochs=6, verbose=0)
+    if is_uneven:
+        # The same function, whose channels share no range that 255 steps could divide.
+        scales = 10.0 ** np.linspace(-1.5, 1.5, 8)
+        (kernel, bias), (after, rest) = (student.get_layer(name).get_weights() for name in ("wide", "narrow"))
+        student.get_layer("wide").set_weights([kernel * scales, bias * scales])
+        student.get_layer("narrow").set_weights([after / scales[:, None], rest])
+    store = kd.targets.label(student, dataset.train.inputs, tmp_path / "targets", progress=False)
+    train, validation = ((part.inputs, part.labels) for part in (dataset.train, dataset.validation))
+    training = Training(train, validation, store, 40, 64, 0)
+    recipe = Recipe(2.0, 0.5, 0.01)
+    tuned = Tuned(recipe, 0.0, student, recipe, 0.0, student, recipe, student, {}, {}, 0, 1, [])
+    monkeypatch.setattr(finishing, "tune", lambda *_, **__: tuned)
+    shipped = []
+    monkeypatch.setattr(
+        finishing, "ship", lambda model, *_, targets, **__: shipped.append((model, targets)) or NoGate()
+    )
+    meter = Meter("litert", dataset.validation.inputs[:1], dataset.validation.inputs, {})
+    fitter = Fitter(meter, 10_000, None, 0)
+    fitter.families = {"mine": Own("mine", lambda width: student, dataset.train.inputs, NUM_CLASSES)}
+    (tmp_path / "tuning" / "0").mkdir(parents=True)
+    finish = finishing.Finish(
+        student, dataset, Budgets(max_size=10_000), "litert", training, fitter, meter, tmp_path, 1, Provenance("it")
+    )
+    found = finish.run(Trial(0, 0, "mine", {}, "int8", 1.0, 1.0), 4.0, lambda _: None)
+
+    def score(model, precision):
+        return training.score(meter.logits(model, precision, dataset.validation.inputs))
+
+    in_float, rounded = training.score(training.validation_logits(student)), score(student, "int8")
+    if not is_uneven:
+        assert rounded < 1.02 * in_float + 0.001
+        assert found.quantized is None
+        assert shipped == [(student, ["litert-int8"])]
+        return
+    assert rounded > in_float + 0.1
+    assert shipped == [(found.quantized, ["litert"])]
+    assert score(found.quantized, "float32") < rounded - 0.5 * (rounded - in_float)
+    assert found.num_trainings == pytest.approx(0.25)
+    # What is kept is read again, and not trained.
+    monkeypatch.setattr(Training, "go_on", None)
+    again = finish.run(Trial(0, 0, "mine", {}, "int8", 1.0, 1.0), 4.0, lambda _: None)
+    np.testing.assert_array_equal(again.quantized(dataset.test.inputs), found.quantized(dataset.test.inputs))
 
 
 @pytest.mark.parametrize("name", ["trials/thesis.txt", "bundle/b.txt", "report.html", "student.keras", "study.db"])
@@ -299,8 +397,8 @@ def test_two_searches_in_one_folder_are_one_too_many(teacher, dataset, tmp_path,
 def test_the_bundle_is_told_in_which_range_pixels_are(teacher, dataset, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(compressing, "Meter", Ruler)
-    monkeypatch.setattr(compressing, "tune", not_tuned)
-    monkeypatch.setattr(compressing, "ship", lambda *_, provenance, **__: told.append(provenance) or NoGate())
+    monkeypatch.setattr(finishing, "tune", not_tuned)
+    monkeypatch.setattr(finishing, "ship", lambda *_, provenance, **__: told.append(provenance) or NoGate())
     settings = {"epochs": 1, "num_trials": 1, "precisions": ["float32"], "pixel_range": "0-255"}
     kd.compress(teacher, dataset, Budgets(max_size=4000), tmp_path, **settings)
     assert told[0].pixel_range == "0-255"

@@ -12,7 +12,6 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._types import Inputs
-from keras_distill.cli.data_options import pixel_range_option
 
 if TYPE_CHECKING:
     from keras_distill.data import Dataset
@@ -22,6 +21,28 @@ if TYPE_CHECKING:
 _SIGNIFICANCE = 0.01
 # How many examples the other scales are tried on.
 _NUM_TRIED = 512
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What an error tells its reader to do: from Python by arguments, on the command line by options.
+
+    Attributes:
+        insist: how a teacher near chance is taken all the same.
+        rescale: from a range of pixels to how the data is brought into it.
+        label_again: how a store is made anew.
+    """
+
+    insist: str
+    rescale: Callable[[str], str]
+    label_again: str
+
+
+IN_PYTHON = Ways(
+    "With any_teacher=True it is taken as it is.",
+    lambda pixel_range: f"take keras_distill.data.pixel_range.in_pixel_range(dataset, {pixel_range!r})",
+    "Label again with a teacher that knows them, at the scale that it was trained on.",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,12 @@ def class_order(answers: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
 
 
 def check_teacher(
-    answers_to: Callable[[Inputs], np.ndarray], who: str, dataset: "Dataset", *, insist: bool = False
+    answers_to: Callable[[Inputs], np.ndarray],
+    who: str,
+    dataset: "Dataset",
+    *,
+    insist: bool = False,
+    ways: Ways = IN_PYTHON,
 ) -> Knowledge:
     """Asks a teacher for its answers to the validation data; near chance, finds out what it was trained on.
 
@@ -106,6 +132,7 @@ def check_teacher(
         who: the teacher as an error names it: "the teacher big.keras".
         dataset: whose validation split is asked; its inputs as the student will see them.
         insist: whether a teacher near chance is taken all the same.
+        ways: what the error tells its reader to do.
 
     Returns:
         What it knows.
@@ -118,12 +145,14 @@ def check_teacher(
     answers = answers_to(validation.inputs)
     found = knowledge(answers, validation.labels)
     if found.is_near_chance and not insist and _can_tell(validation.labels):
-        remedy = _remedy(answers, answers_to, dataset)
+        remedy = _remedy(answers, answers_to, dataset, ways)
         raise ValueError(_near_chance(who, f"the validation data of {dataset.name}", found, remedy))
     return found
 
 
-def check_store(store: "SoftTargetStore", who: str, dataset: "Dataset", *, insist: bool = False) -> Knowledge:
+def check_store(
+    store: "SoftTargetStore", who: str, dataset: "Dataset", *, insist: bool = False, ways: Ways = IN_PYTHON
+) -> Knowledge:
     """The same of a store, which holds a teacher's answers to the training data.
 
     Raises:
@@ -133,7 +162,7 @@ def check_store(store: "SoftTargetStore", who: str, dataset: "Dataset", *, insis
     found = knowledge(answers, labels)
     if found.is_near_chance and not insist and _can_tell(labels):
         order = class_order(answers, labels)
-        remedy = _STORE_REMEDY if order is None else _ORDER_REMEDY.format(_shown(order, dataset))
+        remedy = f"{ways.label_again} {ways.insist}" if order is None else _reorder(order, dataset, ways)
         raise ValueError(_near_chance(who, f"the training data of {dataset.name}", found, remedy))
     return found
 
@@ -149,13 +178,6 @@ def stored_answers(store: "SoftTargetStore") -> np.ndarray:
     return np.concatenate(answers)
 
 
-_INSIST = "With --any-teacher it is taken as it is."
-_ORDER_REMEDY = "It knows them in another order of the classes: {}. Bring labels and outputs into one order. " + _INSIST
-_STORE_REMEDY = (
-    "Label again with a teacher that knows them, at the scale that it was trained on (label --pixel-range). " + _INSIST
-)
-
-
 def _near_chance(who: str, what: str, found: Knowledge, remedy: str) -> str:
     return error_message(f"{who} must know {what}", f"{found} (p = {found.p_value:.2g})", remedy)
 
@@ -165,13 +187,13 @@ def _can_tell(labels: np.ndarray) -> bool:
     return not knowledge(labels, labels).is_near_chance
 
 
-def _remedy(answers: np.ndarray, answers_to: Callable[[Inputs], np.ndarray], dataset: "Dataset") -> str:
+def _remedy(answers: np.ndarray, answers_to: Callable[[Inputs], np.ndarray], dataset: "Dataset", ways: Ways) -> str:
     from keras_distill.data.pixel_range import in_pixel_range, other_pixel_ranges
 
     labels = dataset.validation.labels
     order = class_order(answers, labels)
     if order is not None:
-        return _ORDER_REMEDY.format(_shown(order, dataset))
+        return _reorder(order, dataset, ways)
     chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:_NUM_TRIED])
     tried = {}
     for pixel_range in other_pixel_ranges(dataset):
@@ -180,15 +202,19 @@ def _remedy(answers: np.ndarray, answers_to: Callable[[Inputs], np.ndarray], dat
     best = max(tried, key=lambda name: tried[name].num_right, default=None)
     if best is not None and not tried[best].is_near_chance:
         known = tried[best]
-        option = pixel_range_option(best)
-        return f"With pixels in the range {best} it has {known.num_right:,} of {known.num_items:,}: add {option}."
+        right = f"{known.num_right:,} of {known.num_items:,}"
+        return f"With pixels in the range {best} it has {right}: {ways.rescale(best)}."
     nothing = f"None of the ranges {', '.join(tried)} helps. " if tried else ""
-    return f"{nothing}Give it the data that it was trained on, or train it first. {_INSIST}"
+    return f"{nothing}Give it the data that it was trained on, or train it first. {ways.insist}"
 
 
-def _shown(order: np.ndarray, dataset: "Dataset") -> str:
+def _reorder(order: np.ndarray, dataset: "Dataset", ways: Ways) -> str:
     moved = [answer for answer in range(len(order)) if order[answer] != answer][:3]
     names = dataset.class_names
-    return ", ".join(
+    shown = ", ".join(
         f"its output {answer} is {names[order[answer]]!r}" for answer in moved if order[answer] < len(names)
+    )
+    return (
+        f"It knows them in another order of the classes: {shown}. Bring labels and outputs into one order. "
+        f"{ways.insist}"
     )

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_distill.cli import main, teacher_check
-from keras_distill.cli.evaluation import answers_function
+from keras_distill.cli import evaluation, main
 from keras_distill.cli.model_file import as_one_teacher, load_teacher
 from keras_distill.data import Dataset, Split
 from keras_distill.data.pixel_range import in_pixel_range
+from keras_distill.teachers import knowledge
 
 
 class Options:
@@ -56,8 +56,8 @@ def dataset():
     return Dataset("quarters", *splits, tuple("abcd"), "")
 
 
-def check(teacher, dataset, **options):
-    return teacher_check.check_teacher(answers_function(teacher), "it", dataset, **options)
+def check(teacher, dataset, insist=False):
+    return evaluation.check_teacher(teacher, "big.keras", dataset, insist=insist)
 
 
 def test_a_good_teacher_passes_and_luck_is_counted_by_the_binomial(dataset):
@@ -65,7 +65,7 @@ def test_a_good_teacher_passes_and_luck_is_counted_by_the_binomial(dataset):
     assert (found.num_right, found.num_items, found.chance) == (60, 60, 0.25)
     assert found.p_value == pytest.approx(0.25**60)
     answers = np.where(np.arange(40) < 15, np.arange(40) % 4, (np.arange(40) + 1) % 4)
-    found = teacher_check.knowledge(answers, np.arange(40) % 4)
+    found = knowledge.knowledge(answers, np.arange(40) % 4)
     tail = sum(math.comb(40, n) * found.chance**n * (1 - found.chance) ** (40 - n) for n in range(15, 41))
     assert found.num_right == 15
     assert found.p_value == pytest.approx(tail)
@@ -73,8 +73,8 @@ def test_a_good_teacher_passes_and_luck_is_counted_by_the_binomial(dataset):
 
 def test_always_the_most_frequent_class_is_luck_and_a_rare_class_found_is_not():
     labels = np.array([0] * 190 + [1] * 10)
-    assert teacher_check.knowledge(np.zeros(200, int), labels).is_near_chance
-    assert not teacher_check.knowledge(labels, labels).is_near_chance
+    assert knowledge.knowledge(np.zeros(200, int), labels).is_near_chance
+    assert not knowledge.knowledge(labels, labels).is_near_chance
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,20 @@ def test_always_the_most_frequent_class_is_luck_and_a_rare_class_found_is_not():
     ],
 )
 def test_the_scale_that_a_teacher_was_trained_at_is_named(dataset, teacher, option, pixel_range):
-    with pytest.raises(ValueError, match=rf"it must know .* of quarters; got 15 of 60 right.* add {option}\.$"):
+    with pytest.raises(
+        ValueError, match=rf"the teacher big.keras must know .* of quarters; got 15 of 60 right.* add {option}\.$"
+    ):
         check(teacher(), dataset)
     assert check(teacher(), in_pixel_range(dataset, pixel_range)).num_right == 60
     assert check(teacher(), dataset, insist=True).num_right == 15
+
+
+def test_from_python_the_way_is_an_argument_or_a_function(dataset):
+    answers_to = evaluation.answers_function(teacher_of(60.0))
+    with pytest.raises(
+        ValueError, match=r"take keras_distill\.data\.pixel_range\.in_pixel_range\(dataset, '0-255'\)\.$"
+    ):
+        knowledge.check_teacher(answers_to, "the teacher", dataset)
 
 
 def test_another_order_of_the_classes_is_named(dataset):
