@@ -102,7 +102,7 @@ TASKS = {
     "spoken_digit": Task(
         lambda: images("spoken_digit"), convnet, 30, ((15_000, None), (40_000, 0.06), (None, 0.03)), 1500
     ),
-    "adult": Task(adult, mlp, 8, ((6_000, None), (12_000, 0.003), (None, 0.0015)), 1500),
+    "adult": Task(adult, mlp, 8, ((6_000, None), (12_000, 0.003), (None, 0.002)), 1500),
     "banking77": Task(banking77, mlp, 30, ((30_000, None), (60_000, 0.01), (None, 0.005)), 1500),
 }
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "adult": "python -m examples.adult",
     "compare-keras": "python -m examples.compare_keras",
     "banking77": "python -m examples.banking77",
+    "cifar100": "KERAS_BACKEND=jax python -m examples.cifar100",
 }
 PAGE_OPENING = """# The paper's experiments, and ours
 

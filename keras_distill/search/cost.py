@@ -88,9 +88,7 @@ class Meter:
             kit = kit_module()
             step = artifact.step(kit.for_one_call(artifact, feed))
             latency = kit.measure({"it": step}, _ROUNDS, _SECONDS_PER_ROUND)["it"]["p50_ms"]
-            # Of networks that take images of any size, those of the example's.
-            work = multiply_adds(model, input_shapes=[array.shape[1:] for array in feed.values()])
-            cost = Cost(model.count_params(), work, path.stat().st_size, latency)
+            cost = Cost(model.count_params(), self._work(model), path.stat().st_size, latency)
         self.learn(features_of(model), cost, precision, family)
         return cost
 
@@ -132,7 +130,13 @@ class Meter:
         known = self._known[precision]
         latency = _predicted(features, [(f, c.latency_ms, name) for f, c, name in known], _LATENCY[precision], family)
         size = _predicted(features, [(f, float(c.num_bytes), name) for f, c, name in known], _BYTES[precision], family)
-        return Cost(model.count_params(), round(features[: len(_KINDS)].sum()), round(size), latency)
+        return Cost(model.count_params(), self._work(model), round(size), latency)
+
+    def _work(self, model: keras.Model) -> int:
+        """Multiply-adds of one example: of networks that take images of any size, of the example's."""
+        return multiply_adds(
+            model, input_shapes=[array.shape[1:] for array in self.feed(model, self._example).values()]
+        )
 
 
 @contextmanager
@@ -156,68 +160,108 @@ def _as_if_trained(model: keras.Model) -> Iterator[None]:
             weight.assign(values)
 
 
-# One number each: multiply-adds by kind, values that layers give, weights, layers by kind, and 1.
-_KINDS = ("conv", "pointwise", "depthwise", "dense", "other")
-_NAMES = (*(f"multiply_adds_{kind}" for kind in _KINDS), "values", "weights", *(f"layers_{k}" for k in _KINDS), "one")
+# What a layer's time is made of: multiply-adds, places of its output, and the call itself.
+_KINDS = ("conv", "pointwise", "depthwise", "dense", "pool", "other")
+_PARTS = ("work", "places", "calls")
+_NAMES = (*(f"{part} {kind}" for part in _PARTS for kind in _KINDS), "weights", "channels", "one")
 # Where nothing was measured yet: ms and bytes for one of each, of an ordinary CPU core. Only their ratios matter once
 # something was.
+_NOTHING = 1e-9
 _LATENCY = {
-    "float32": (6e-8, 6e-8, 2.5e-7, 1.2e-7, 1e-6, 2e-7, 1e-9, 2e-3, 1e-3, 2e-3, 5e-4, 5e-4, 1e-3),
-    "int8": (2e-8, 2e-8, 1.2e-7, 4e-8, 1e-6, 1e-7, 1e-9, 2e-3, 1e-3, 2e-3, 5e-4, 5e-4, 1e-3),
+    "float32": np.array(
+        [
+            *(1e-8, 9e-9, 4e-8, 4e-8, 8e-8, 1e-6),
+            *(1e-6, 1e-7, 2e-6, 5e-7, 1e-6, 1e-7),
+            *(2e-4, 1e-4, 1e-4, 1e-4, 1e-4, 5e-4),
+            *(_NOTHING, _NOTHING, 1e-3),
+        ]
+    ),
+    "int8": np.array(
+        [
+            *(3e-9, 4e-9, 6e-8, 9e-9, 2e-7, 1e-6),
+            *(3e-6, 1e-7, 1e-6, 1e-7, 1e-6, 1e-7),
+            *(2e-4, 1e-4, 1e-4, 1e-4, 1e-4, 5e-4),
+            *(_NOTHING, _NOTHING, 1.5e-3),
+        ]
+    ),
 }
 _BYTES = {
-    "float32": (1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 4.0, 300.0, 300.0, 300.0, 200.0, 20.0, 2000.0),
-    "int8": (1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1.1, 600.0, 600.0, 600.0, 400.0, 50.0, 2500.0),
+    "float32": np.array([*[_NOTHING] * 12, 300.0, 300.0, 300.0, 200.0, 100.0, 50.0, 4.0, 1.0, 2000.0]),
+    "int8": np.array([*[_NOTHING] * 12, 600.0, 600.0, 600.0, 400.0, 200.0, 100.0, 1.0, 12.0, 2500.0]),
 }
+# Kernels compute whole vectors of output channels: 17 cost what 32 do.
+_VECTOR = 16
+# What converters fold into the layer before, or leave out.
+_FOLDED = (
+    keras.layers.Activation,
+    keras.layers.BatchNormalization,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.InputLayer,
+    keras.layers.ReLU,
+    keras.layers.Reshape,
+)
+_POOLS = ("AveragePooling", "MaxPooling")
 # How strongly a guess is held to against what was measured.
 _FAITH = 0.03
 
 
 def features_of(model: keras.Model) -> np.ndarray:
-    """What a model's cost depends on, `(13,)`: see `_NAMES`."""
+    """What a model's cost depends on, `(21,)`: see `_NAMES`."""
     found = dict.fromkeys(_NAMES, 0.0)
     found["one"] = 1.0
     found["weights"] = float(model.count_params())
-    for layer, positions, values in _calls(model):
-        kind, work = _kind_and_work(layer, positions)
-        found[f"multiply_adds_{kind}"] += work
-        found[f"layers_{kind}"] += 1.0
-        found["values"] += values
+    for layer, input_shape, output_shape in _calls(model):
+        if isinstance(layer, _FOLDED):
+            continue
+        kind = _kind_of(layer)
+        places = _size(output_shape[:-1])
+        kernels = [tuple(weight.shape) for weight in getattr(layer, "weights", ()) if len(weight.shape) > 1]
+        for kernel in kernels:
+            # A depthwise kernel's channels are those that come in, times a multiplier.
+            channels = _size(kernel[-2:]) if kind == "depthwise" else kernel[-1]
+            found[f"work {kind}"] += _size(kernel) / channels * -(-channels // _VECTOR) * _VECTOR * places
+            found["channels"] += channels
+        if kind == "pool":
+            found["work pool"] += _size(input_shape)
+        found[f"places {kind}"] += places if kernels else _size(output_shape)
+        found[f"calls {kind}"] += 1.0
     return np.array([found[name] for name in _NAMES])
 
 
-def _calls(model: keras.Model) -> Iterable[tuple[Any, int, int]]:
-    """Every call of a layer: the layer, the places of its output and the values in it, of one example."""
+def _calls(model: keras.Model) -> Iterable[tuple[Any, tuple[int, ...], tuple[int, ...]]]:
+    """Every call of a layer: the layer, and the shapes of one example that it reads and gives."""
     if not is_readable(model):
         for layer in all_layers(model)[1:]:
-            yield layer, 1, 0
+            yield layer, (), ()
         return
     for node in calls_in_order(model):
         operation = node.operation
-        if isinstance(operation, keras.layers.InputLayer):
-            continue
         if isinstance(operation, keras.Model):
             yield from _calls(operation)
-            continue
-        shape = [size or 1 for size in node.output_tensors[0].shape[1:]]
-        yield operation, int(np.prod(shape[:-1], dtype=float)), int(np.prod(shape, dtype=float))
+        elif node.input_tensors:
+            read, given = (tuple(size or 1 for size in tensors[0].shape[1:])
+                           for tensors in (node.input_tensors, node.output_tensors))  # fmt: skip
+            yield operation, read, given
 
 
-def _kind_and_work(layer: Any, positions: int) -> tuple[str, float]:
-    """The kind of a layer, and its multiply-adds: its kernels are applied at every place of the output."""
-    kernels = [weight for weight in getattr(layer, "weights", ()) if len(weight.shape) > 1]
-    work = float(sum(np.prod(kernel.shape) for kernel in kernels) * positions)
+def _kind_of(layer: Any) -> str:
+    """Layers of one kind do their work alike."""
     if isinstance(layer, keras.layers.Dense):
-        return "dense", work
+        return "dense"
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return "depthwise", work
+        return "depthwise"
     if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
-        return ("pointwise" if max(layer.kernel_size) == 1 else "conv"), work
-    return "other", work
+        return "pointwise" if max(layer.kernel_size) == 1 else "conv"
+    return "pool" if any(name in type(layer).__name__ for name in _POOLS) else "other"
+
+
+def _size(shape: tuple[int, ...]) -> float:
+    return float(np.prod(shape, dtype=float))
 
 
 def _predicted(
-    features: np.ndarray, known: Sequence[tuple[np.ndarray, float, str]], prior: Sequence[float], family: str
+    features: np.ndarray, known: Sequence[tuple[np.ndarray, float, str]], guess: np.ndarray, family: str
 ) -> float:
     """A linear model without negative terms, fitted to relative errors and held to a guess where little is known.
 
@@ -225,7 +269,6 @@ def _predicted(
     """
     from scipy.optimize import nnls
 
-    guess = np.asarray(prior)
     if not known:
         return float(features @ guess)
     measured = np.array([value for _, value, _ in known])

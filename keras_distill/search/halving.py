@@ -13,6 +13,7 @@ import numpy as np
 from keras_distill.search.candidate_trainer import OF_ONE, CandidateTrainer, Result, Stretch, reason_of
 from keras_distill.search.fitting import Fitter
 from keras_distill.search.trials import Trial, Trials, first_parameters
+from keras_distill.search.tuning import NUM_CANDIDATES
 
 if TYPE_CHECKING:
     from keras_distill.scale import Engine
@@ -44,7 +45,7 @@ class Halving:
     ):
         self._trials, self._fitter, self._trainer, self._engine, self._say = trials, fitter, trainer, engine, say
         self._training = trainer.training
-        self._seconds_an_epoch: list[float] = []
+        self._seconds_to_begin, self._seconds_an_epoch = 0.0, list[float]()
 
     def run(self, num_trials: int, precisions: Sequence[str], is_over: Callable[[], bool], deadline: float) -> None:
         """Halves brackets until all candidates have ended, or there is no time for another bracket.
@@ -83,7 +84,8 @@ class Halving:
         """How long so many candidates take, and tuning the best; 0 before the first was timed."""
         at_once = 1 if self._engine is None else self._engine.num_workers
         trainings = self._training.cost(num_candidates) / at_once + 4.0
-        return trainings * self._training.epochs * float(np.median(self._seconds_an_epoch or [0.0]))
+        to_begin = (num_candidates / at_once + NUM_CANDIDATES) * self._seconds_to_begin
+        return to_begin + trainings * self._training.epochs * float(np.median(self._seconds_an_epoch or [0.0]))
 
     def _measured(self, trial: Trial) -> Trial:
         if trial.cost is not None or trial.state == "failed":
@@ -103,10 +105,11 @@ class Halving:
         waiting.sort(key=lambda trial: trial.cost.multiply_adds if trial.cost else 0)
         try:
             student = self._fitter.student(waiting[len(waiting) // 2])
-            self._seconds_an_epoch.append(self._training.seconds_per_epoch(student))
+            self._seconds_to_begin, seconds = self._training.timed(student)
         except OF_ONE:
             # It will fail by itself, and say why.
             return
+        self._seconds_an_epoch.append(seconds)
         self._say("the first candidates are about to be trained")
 
     def _halve(self, trials: Sequence[Trial], is_over: Callable[[], bool]) -> None:
@@ -174,7 +177,9 @@ class Halving:
         if result.failure:
             self._failed(trial, result.failure)
             return
-        self._seconds_an_epoch.append(result.seconds / max(1, rung - trial.epochs))
+        # The first stretch compiles the step.
+        training = result.seconds - (self._seconds_to_begin if not trial.epochs else 0.0)
+        self._seconds_an_epoch.append(max(training, 0.1 * result.seconds) / max(1, rung - trial.epochs))
         scores, errors = {**trial.scores, rung: result.score}, {**trial.errors, rung: result.error_rate}
         self._trials.keep(trial, scores=scores, errors=errors, state="running")
         # Only now: killed before, it goes on from there.

@@ -145,8 +145,9 @@ class Training:
         )
         return distiller
 
-    def seconds_per_epoch(self, student: keras.Model) -> float:
-        """How long an epoch takes, by a few steps of a student that nobody needs afterwards."""
+    def timed(self, student: keras.Model) -> tuple[float, float]:
+        """Seconds until a student's step is compiled, and those of an epoch; it is trained a little, and of no use."""
+        began = time.monotonic()
         distiller = self.begin(student, Recipe(2.0, 0.5, 1e-3))
         batches = attach(self.train, self.store, batch_size=self.batch_size, seed=self.seed)
         moments: list[float] = []
@@ -154,8 +155,7 @@ class Training:
         repeated = batches.repeat() if keras.config.backend() == "tensorflow" else batches
         steps = self._steps_per_execution
         distiller.fit(repeated, epochs=_NUM_TIMED, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[clock])
-        # The first call compiles the step.
-        return float(np.min(np.diff(moments))) * self.steps_per_epoch / steps
+        return moments[0] - began, float(np.min(np.diff(moments))) * self.steps_per_epoch / steps
 
     def go_on(
         self, distiller: Distiller, start: int, stop: int, callbacks: Sequence[keras.callbacks.Callback] = ()

@@ -286,13 +286,16 @@ def test_a_teacher_that_knows_nothing_is_refused_unless_somebody_insists(teacher
 
 
 def test_the_estimate_comes_before_the_first_training(teacher, dataset, tmp_path, monkeypatch):
-    seconds, said = Training.seconds_per_epoch, []
-    monkeypatch.setattr(Training, "seconds_per_epoch", lambda *arguments: 0.0 * seconds(*arguments) + 3.0)
+    timed, said, seconds = Training.timed, [], []
+    monkeypatch.setattr(Training, "timed", lambda *arguments: seconds.append(timed(*arguments)) or (1.0, 3.0))
     searched(teacher, dataset, tmp_path, monkeypatch, num_trials=2, on_progress=said.append)
     first = next(each for each in said if each.seconds_left is not None)
     assert first.best is None
-    # Two candidates for one epoch, one of them for seven more, and four trainings of eight that tune it.
-    assert first.seconds_left == pytest.approx((2 + 7 + 4 * 8) * 3.0)
+    # Two candidates for one epoch, one of them for seven more, and four trainings of eight that tune it; a second for
+    # each of the two and of the twelve recipes.
+    assert first.seconds_left == pytest.approx((2 + 7 + 4 * 8) * 3.0 + 2 + 12)
+    ((to_begin, an_epoch),) = seconds
+    assert 0.0 < an_epoch < to_begin
 
 
 def test_of_several_seeds_the_best_ships_and_the_verdict_is_over_all(teacher, dataset, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_distill.models import multiply_adds
-from keras_distill.search.cost import Cost, Meter, features_of
+from keras_distill.search.cost import _NAMES, Cost, Meter, features_of
 from keras_distill.search.families import hand_made
 
 X = np.random.default_rng(0).random((32, 12, 12, 1)).astype("float32")
@@ -30,14 +30,28 @@ def test_features_count_the_work_of_a_closed_form():
     x = keras.layers.DepthwiseConv2D(3, padding="same")(x)
     x = keras.layers.Dense(2)(keras.layers.Flatten()(x))
     found = features_of(keras.Model(inputs, x))
-    np.testing.assert_array_equal(found[:4], [64 * 27 * 5, 64 * 35, 64 * 9 * 7, 448 * 2])
-    assert found[5] == 64 * 5 + 64 * 7 + 64 * 7 + 448 + 2
+    # Kernels give vectors of 16 channels: 5, 7 and 2 cost what 16 do.
+    np.testing.assert_array_equal(found[:4], [64 * 27 * 16, 64 * 5 * 16, 64 * 9 * 16, 448 * 16])
+    np.testing.assert_array_equal(found[6:10], [64, 64, 64, 1])
+    np.testing.assert_array_equal(found[12:18], [1, 1, 1, 1, 0, 0])
+    assert found[18] == (27 * 5 + 5) + (35 + 7) + (63 + 7) + (896 + 2)
+    assert found[19] == 5 + 7 + 7 + 2
+
+
+def test_what_is_folded_costs_nothing_and_a_pool_what_it_reads():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(20, 3, use_bias=False)(inputs)))
+    x = keras.layers.MaxPooling2D(2)(x)
+    found = dict(zip(_NAMES, features_of(keras.Model(inputs, x)), strict=True))
+    assert found["work conv"] == 36 * 27 * 32
+    assert (found["work pool"], found["places pool"], found["calls pool"]) == (36 * 20, 9 * 20, 1)
+    assert found["calls other"] == 0
 
 
 def test_costs_that_are_linear_are_predicted_once_some_were_seen(students):
     meter = Meter("litert", X[:1], X, {})
     # A machine that does a multiply-add of a convolution in 0.1 ns, of a dense layer in 0.4, and starts in 5 µs.
-    truth = np.array([1e-7, 1e-7, 3e-7, 4e-7, 0, 1e-7, 0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-4, 5e-3])
+    truth = np.array([1e-7, 1e-7, 3e-7, 4e-7, 0, 0, *[1e-7] * 6, *[1e-3] * 6, 0, 0, 5e-3])
     errors = []
     for family, model in students:
         features = features_of(model)
