@@ -257,13 +257,13 @@ def models(
     folder: Path, recipe: Recipe, method: str, pixels: np.ndarray, num_classes: int
 ) -> tuple[keras.Model, keras.Model, dict[str, Any]]:
     """What is trained, the network in it, and what `compile` needs beside the optimizer."""
+    images = Images(pixels, recipe.padding)
     depth = recipe.teacher_depth if method == "teacher" else recipe.student_depth
     network = wide_resnet(pixels.shape[1:], num_classes, depth, recipe.width, recipe.weight_decay)
-    student = on_device(network, Images(pixels, recipe.padding), method)
+    student = on_device(network, images, method)
     if method in ("teacher", "labels"):
         return student, network, {}
-    # Images of its own: what a JAX step trains it takes, and nobody else may read it meanwhile.
-    teacher = on_device(kd.load_model(folder / "teacher-0.keras"), Images(pixels, recipe.padding), "taught_by")
+    teacher = on_device(kd.load_model(folder / "teacher-0.keras"), images, "taught_by")
     distiller, options = distiller_of(method, teacher, student, recipe)
     return distiller, network, options
 

@@ -344,6 +344,23 @@ def test_teacher_keeps_its_weights_statistics_and_trainable_flag(items):
     assert not any(id(variable) in teachers for variable in distiller.variables)
 
 
+def test_layers_that_teacher_and_student_share_are_read_as_the_step_holds_them(items):
+    x, y = items
+
+    def nets():
+        keras.utils.set_random_seed(3)
+        shared = layers.Dense(8, "relu", trainable=False)
+        inputs = keras.Input((6,))
+        features = shared(inputs)
+        return [keras.Model(inputs, layers.Dense(NUM_CLASSES)(features)) for _ in range(2)]
+
+    teacher, student = nets()
+    another, apart = nets()
+    fit(compiled(kd.Distiller(teacher, student, SoftTargets(2.0))), x, y)
+    fit(compiled(kd.Distiller(copy_of(another), apart, SoftTargets(2.0))), x, y)
+    assert largest_difference(student, apart) < 1e-6
+
+
 def test_any_callable_can_teach(items):
     x, y = items
     kernel = np.random.default_rng(5).normal(size=(6, NUM_CLASSES)).astype("float32")

@@ -54,7 +54,8 @@ class HeldTeacher:
             given = self.forward_pass(x, False)
             outputs = given.logits, given.features
         else:
-            outputs = self._between_steps(x)
+            # What the two share is in the student's step, and has no value elsewhere.
+            outputs = self._between_steps(x, student_values)
         return keras.tree.map_structure(ops.stop_gradient, outputs)
 
 
@@ -68,14 +69,16 @@ def _forward_pass(teacher: Teacher, layer_names: Sequence[str], from_logits: boo
     return ForwardPass(lambda inputs, training: Outputs(teacher.soft_targets(inputs), None, {}))
 
 
-def _between_steps(run: ForwardPass, teacher: Teacher, supports_jit: bool) -> Callable[[TensorTree], tuple]:
-    """The teacher's pass outside of any step, compiled where its layers can be."""
+def _between_steps(run: ForwardPass, teacher: Teacher, supports_jit: bool) -> Callable[..., tuple]:
+    """The teacher's pass outside of any step, compiled where its layers can be: of inputs, and of a step's values."""
 
     def parts(inputs: TensorTree) -> tuple[TensorTree, dict[str, Tensor]]:
         outputs = run(inputs, False)
         return outputs.logits, outputs.features
 
-    return compiled(parts, teacher) if isinstance(teacher, keras.Model) and supports_jit else parts
+    if isinstance(teacher, keras.Model) and supports_jit:
+        return compiled(parts, teacher)
+    return lambda inputs, held: parts(inputs)
 
 
 def _follow(teacher: Any, student: keras.Model, student_values: list[tuple[Any, Tensor]]) -> None:

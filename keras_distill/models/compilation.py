@@ -4,16 +4,16 @@ The weights of a model are arguments of what is compiled, never constants in it:
 new teacher, and JAX refuses them where they lie on several hosts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
 
-from keras_distill._types import TensorTree
+from keras_distill._types import Tensor, TensorTree
 
 
-def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any], Any]:
+def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[..., Any]:
     """`function` of one structure of tensors, compiled.
 
     Args:
@@ -22,7 +22,8 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
 
     Returns:
         The compiled function: a `tf.function` on TensorFlow, of `jax.jit` on JAX; on PyTorch `function` itself, whose
-        results have no gradients. It reads the weights anew at every call.
+        results have no gradients. It reads the weights anew at every call. On JAX it takes the `(variable, value)`
+        that a running step holds as a second argument: such variables have no value elsewhere.
 
     Example:
         >>> double = compiled(lambda inputs: {"twice": 2 * inputs})
@@ -48,11 +49,14 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[[Any
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return function(inputs)
 
-    def call(inputs: TensorTree) -> Any:
+    def call(inputs: TensorTree, held: Sequence[tuple[Any, Tensor]] = ()) -> Any:
         if not getattr(model, "built", True):
             # A subclassed model makes its weights when first called, and they must outlive the call.
             return function(inputs)
-        return pure([] if model is None else [variable.value for variable in model.variables], inputs)
+        values = {id(variable): value for variable, value in held}
+        variables = [] if model is None else model.variables
+        # Not `get`: what a step holds has no `value` to fall back to.
+        return pure([values[id(each)] if id(each) in values else each.value for each in variables], inputs)  # noqa: SIM401
 
     return call
 
