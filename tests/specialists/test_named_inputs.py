@@ -12,6 +12,7 @@ from keras_distill.cli import main
 from keras_distill.data import Split
 from keras_distill.models.saving import load_model
 from keras_distill.specialists.frozen import frozen_features
+from keras_distill.targets import Augmentation, Flip
 
 NUM_CLASSES = 4
 
@@ -89,3 +90,9 @@ def test_the_command_takes_arrays_by_name(tmp_path):
     merged, (x, y) = load_model(out / "ensemble.keras", compile=False), examples(100, 2)
     errors = int((np.argmax(merged.predict(x, verbose=0), axis=-1) != y).sum())
     assert results["merged"]["errors"] == errors < 15
+
+
+def test_images_moved_and_mirrored_are_one_array():
+    model, (x, y) = generalist(), examples(80)
+    with pytest.raises(ValueError, match=r"one array of images; got inputs by name \(word, extra\)"):
+        specialists.train(model, [0, 1], Split(x, y), num_steps=2, augmentation=Augmentation(Flip()))
