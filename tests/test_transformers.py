@@ -145,6 +145,8 @@ def test_a_mask_of_other_places_is_refused():
         distillation_loss(distiller, sentences(4)[0])
 
 
+# On JAX KerasHub's own `fit` wants another package.
+@pytest.mark.tensorflow
 def test_a_student_of_half_the_blocks_learns_from_hidden_states_attention_and_soft_targets(tmp_path):
     x, y = sentences(400)
     test_x, test_y = sentences(200, seed=1)
