@@ -12,7 +12,6 @@ from keras_distill.cli import main
 from keras_distill.data import Split
 from keras_distill.models.saving import load_model
 from keras_distill.specialists.frozen import frozen_features
-from keras_distill.targets import Augmentation, Flip
 
 NUM_CLASSES = 4
 
@@ -92,7 +91,10 @@ def test_the_command_takes_arrays_by_name(tmp_path):
     assert results["merged"]["errors"] == errors < 15
 
 
+@pytest.mark.tensorflow
 def test_images_moved_and_mirrored_are_one_array():
+    from keras_distill.targets import Augmentation, Flip
+
     model, (x, y) = generalist(), examples(80)
     with pytest.raises(ValueError, match=r"one array of images; got inputs by name \(word, extra\)"):
         specialists.train(model, [0, 1], Split(x, y), num_steps=2, augmentation=Augmentation(Flip()))
