@@ -88,6 +88,11 @@ def all_layers(model: keras.Layer) -> list[Any]:
     return list(model._flatten_layers())
 
 
+def sublayers(layer: keras.layers.Layer) -> list[Any]:
+    """The layers that a layer holds itself, in the order in which it was given them."""
+    return list(layer._layers)
+
+
 def twin_of(layer: keras.layers.Layer, /, **attributes: Any) -> keras.layers.Layer:
     """A layer with the attributes and weights of `layer`, but for some; it is no part of a model.
 

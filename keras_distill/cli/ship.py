@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     why = "all of them must hold (default: onnx and litert must; their int8 variants come along where they are faster)"
     # LiteRT was TensorFlow Lite, and people know it by that name.
     add("--targets", nargs="+", choices=TARGETS, type=lambda text: text.replace("tflite", "litert"), help=why)
-    add("--teacher", metavar="T.keras", help="the student's teacher, which it is compared with")
+    why = "the student's teacher, which it is compared with (.keras, .h5, .onnx, a SavedModel, package.module:function)"
+    add("--teacher", metavar="TEACHER", help=why)
     add("--baseline", metavar="B.keras", help="the same student trained on labels alone, likewise")
     add("--max-accuracy-drop", type=float, default=0.005, help="against the Keras student, a fraction (default: 0.005)")
     why = "test accuracy of every artifact, a fraction; 0 ships anything (default: more than luck would have right)"
@@ -75,9 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.min_class_recall,
     )
     student = model_file.load(arguments.student, arguments)
-    teacher = model_file.load(arguments.teacher, arguments) if arguments.teacher else None
     baseline = model_file.load(arguments.baseline, arguments) if arguments.baseline else None
     dataset = data_options.load(arguments)
+    teacher = model_file.load_teacher(arguments.teacher, arguments, dataset) if arguments.teacher else None
     path = Path(arguments.student)
     provenance = Provenance(
         name=arguments.name or path.stem,

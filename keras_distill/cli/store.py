@@ -88,11 +88,12 @@ def lines_of(path: str, manifest: "Manifest", problem: str) -> list[str]:
     shape = f" at each of {' × '.join(map(str, manifest.example_shape))} places" if manifest.example_shape else ""
     serves = "every temperature" if manifest.temperature is None else f"the temperature {manifest.temperature:g} alone"
     teacher, data = (name[:16] or "unknown" for name in (manifest.teacher_fingerprint, manifest.dataset_fingerprint))
+    items = "tokens" if manifest.id_scheme == "token" else "items"
     kinds = [manifest, *other_kinds(manifest)]
     names = [f"{kind_of(kinds[0])} (this one)", *map(kind_of, kinds[1:])]
     width = max(map(len, names))
     return [
-        f"{path}: {manifest.num_items:,} items of {manifest.num_classes:,} classes{shape}, {views} each, format "
+        f"{path}: {manifest.num_items:,} {items} of {manifest.num_classes:,} classes{shape}, {views} each, format "
         f"{manifest.version}",
         f"teacher {teacher}, data {data}; serves {serves}",
         f"not whole: {problem}" if problem else f"whole: {manifest.num_shards:,} shards, each with its checksum",

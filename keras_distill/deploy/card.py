@@ -27,7 +27,7 @@ class Figures:
         logits: `(num_items, num_classes)`.
         labels: `(num_items,)`.
         temperature: the divisor of the logits that was best on the validation set.
-        num_parameters: how many numbers the model holds.
+        num_parameters: how many numbers the model holds; `None` for a teacher that is no Keras model.
         latency: `p50_ms`, `p90_ms`, `p99_ms`, `process_ms` of one example on one thread; empty if not measured.
         num_bytes: size of the file; `None` for a model in Keras.
         agreement: share of the test set that it answers as the teacher does; `None` without a teacher.
@@ -37,7 +37,7 @@ class Figures:
     logits: np.ndarray
     labels: np.ndarray
     temperature: float
-    num_parameters: int
+    num_parameters: int | None
     latency: Mapping[str, float]
     num_bytes: int | None = None
     agreement: float | None = None
@@ -60,7 +60,7 @@ class Figures:
     @property
     def weight_bytes(self) -> int:
         """Size of the file, or of the weights in float32 for a model in Keras."""
-        return self.num_bytes if self.num_bytes is not None else 4 * self.num_parameters
+        return self.num_bytes if self.num_bytes is not None else 4 * (self.num_parameters or 0)
 
     def to_json(self) -> dict[str, Any]:
         """The figures without the logits, as the manifest keeps them."""
@@ -130,7 +130,7 @@ def side_by_side(figures: Sequence[Figures]) -> list[list[str]]:
                 f"{entry['expected_calibration_error']:.4f}",
                 f"{entry['expected_calibration_error_scaled']:.4f}",
                 "–" if model.agreement is None else f"{model.agreement:.2%}",
-                f"{model.num_parameters:,}",
+                "–" if model.num_parameters is None else f"{model.num_parameters:,}",
                 "–" if model.num_bytes is None else f"{model.num_bytes:,}",
                 *(f"{model.latency[key]:.4f}" if key in model.latency else "–" for key in ("p50_ms", "p99_ms")),
             ]

@@ -23,28 +23,28 @@ from keras_distill._kit import kit_module
 from keras_distill.deploy import bundle, quantize
 from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import choose_calibration
-from keras_distill.deploy.card import Figures, model_card, report_page
+from keras_distill.deploy.card import model_card, report_page
+from keras_distill.deploy.figures import BASELINE, class_logits, figures_of_artifacts, figures_of_models
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx
 from keras_distill.deploy.quantize import Variant, choose
-from keras_distill.deploy.reference import Reference, as_class_logits, known_facts, reference_of
+from keras_distill.deploy.reference import Reference, known_facts, reference_of
 from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
 from keras_distill.deploy.trace import single_call
 from keras_distill.deploy.usefulness import class_recalls, usefulness_of
-from keras_distill.deploy.verify import open_artifact, run_in_batches, verify
+from keras_distill.deploy.verify import open_artifact, verify
 from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
-from keras_distill.report import metrics
 
 if TYPE_CHECKING:
     import keras
 
+    from keras_distill._types import Teacher
     from keras_distill.data import Dataset
 
 TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
 # Without a wish, the float32 files must hold, and what is quantised comes along where it is worth it.
 DEFAULT_TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8")
 REQUIRED_BY_DEFAULT = ("onnx", "litert")
-BASELINE = "student on labels"
 _REMEDY_OF_RED = (
     "Look at how the data is scaled, or train it; with a min_accuracy of your own (--min-accuracy 0) it ships as it is."
 )
@@ -58,7 +58,7 @@ def ship(
     provenance: Provenance,
     targets: Sequence[str] | None = None,
     budgets: Budgets | None = None,
-    teacher: "keras.Model | None" = None,
+    teacher: "Teacher | None" = None,
     baseline: "keras.Model | None" = None,
     web_runtime_path: str | Path | None = None,
     rounds: int = 10,
@@ -74,7 +74,8 @@ def ship(
         targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
             variants where they are faster and accurate. A quantisation-aware student's `onnx` and `litert` are int8.
         budgets: limits for every artifact. Without a `min_accuracy` a student that answers as luck would does not ship.
-        teacher: the student's teacher, which it is compared with.
+        teacher: the student's teacher, which it is compared with: a Keras model, or whatever else teaches it from the
+            same inputs (`keras_distill.teachers`), whose parameters and latency nobody knows.
         baseline: the same student trained on labels alone, likewise.
         web_runtime_path: where the files of onnxruntime-web lie; `None` lets npm bring them.
         rounds: interleaved rounds of the latency measurement, about 80 ms each for each model.
@@ -113,7 +114,7 @@ def ship(
     say("the student's own answers")
     reference = reference_of(student, dataset)
     say("whether they are worth shipping")
-    in_keras = _figures_in_keras(student, teacher, baseline, reference, dataset)
+    in_keras = figures_of_models(student, teacher, baseline, reference, dataset)
     by_name = {figures.name: figures for figures in in_keras}
     usefulness = usefulness_of(
         reference.logits,
@@ -158,7 +159,7 @@ def ship(
         held = all(outcome.holds for outcome in outcomes if outcome.required)
         say("figures of every model, side by side")
         figures = [replace(each, latency=keras_latency.get(each.name, {})) for each in in_keras]
-        figures += _figures_of_artifacts(figures, outcomes, reference, dataset)
+        figures += figures_of_artifacts(figures, outcomes, reference, dataset)
         shipment = Shipment(tuple(outcomes), tuple(variants), tuple(figures), usefulness, Path(path) if held else None)
         if held:
             say("the bundle")
@@ -249,7 +250,7 @@ def _verify(variant: Variant, reference: Reference, dataset: "Dataset", budgets:
             answers=reference.answers,
         )
         if budgets.min_class_recall is not None:
-            logits = _class_logits(variant.path, reference)
+            logits = class_logits(variant.path, reference)
             variant.class_recalls = class_recalls(logits.argmax(axis=-1), labels, dataset.num_classes)
     except ValueError as error:
         variant.failure = str(error)
@@ -257,11 +258,13 @@ def _verify(variant: Variant, reference: Reference, dataset: "Dataset", budgets:
 
 def _measure(
     variants: Sequence[Variant],
-    models: Mapping[str, "keras.Model | None"],
+    models: Mapping[str, "Teacher | None"],
     reference: Reference,
     rounds: int,
 ) -> dict[str, dict[str, float]]:
     """Times all variants and the Keras models in one run; returns the Keras models' figures."""
+    import keras
+
     from keras_distill.models.forward_pass import logits_model
 
     kit = kit_module()
@@ -273,7 +276,7 @@ def _measure(
             opened.append(artifact)
             steps[str(index)] = artifact.step(kit.for_one_call(artifact, one))
     for name, model in models.items():
-        if model is not None:
+        if isinstance(model, keras.Model):
             steps[name] = single_call(logits_model(model), one, reference.signature)
     latencies = kit.measure(steps, rounds)
     for index, variant in enumerate(variants):
@@ -306,57 +309,6 @@ def _decide(outcome: Outcome, variants: Sequence[Variant], broken_by: Callable[[
     elif outcome.variant.verification is not None:
         outcome.reasons += outcome.variant.verification.problems
         outcome.reasons += broken_by(outcome.variant)
-
-
-def _figures_in_keras(
-    student: "keras.Model",
-    teacher: "keras.Model | None",
-    baseline: "keras.Model | None",
-    reference: Reference,
-    dataset: "Dataset",
-) -> list[Figures]:
-    """The Keras models' answers to the test set, the student's last; what a call costs is not known yet."""
-    labels = dataset.test.labels
-    rows: list[Figures] = []
-    for name, model in (("teacher", teacher), (BASELINE, baseline), ("student", student)):
-        if model is not None:
-            own = reference if model is student else reference_of(model, dataset)
-            agreement = metrics.agreement(rows[0].logits, own.logits) if teacher is not None and rows else None
-            num_parameters = model.count_params()
-            rows.append(Figures(name, own.logits, labels, own.temperature, num_parameters, {}, None, agreement))
-    return rows
-
-
-def _figures_of_artifacts(
-    in_keras: Sequence[Figures], outcomes: Sequence[Outcome], reference: Reference, dataset: "Dataset"
-) -> list[Figures]:
-    """What ships, each file once: its answers to the test set, with what it costs."""
-    student = in_keras[-1]
-    teacher = next((row for row in in_keras if row.name == "teacher"), None)
-    shipped = {id(outcome.variant): outcome.variant for outcome in outcomes if outcome.holds}
-    rows = []
-    for variant in shipped.values():
-        assert variant is not None
-        assert variant.path is not None
-        logits = _class_logits(variant.path, reference)
-        rows.append(
-            Figures(
-                variant.target,
-                logits,
-                dataset.test.labels,
-                student.temperature,
-                student.num_parameters,
-                variant.latency,
-                variant.num_bytes,
-                None if teacher is None else metrics.agreement(teacher.logits, logits),
-            )
-        )
-    return rows
-
-
-def _class_logits(path: Path, reference: Reference) -> np.ndarray:
-    """An artifact's logits for the test set, `(num_items, num_classes)`."""
-    return as_class_logits(run_in_batches(open_artifact(path), reference.feed)[reference.answer])
 
 
 def _write_bundle(

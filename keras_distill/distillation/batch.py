@@ -9,7 +9,6 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import check_finite, check_number, error_message
-from keras_distill._keras_internals import mask_of
 from keras_distill._types import Data, Tensor, TensorTree
 from keras_distill.losses.labels import are_class_ids, class_ids
 
@@ -60,9 +59,8 @@ def item_weights_of(sample_weight: TensorTree) -> Tensor | None:
     return sample_weight
 
 
-def masked_weights(item_weights: Tensor | None, outputs: Tensor) -> Tensor | None:
-    """Sample weights times the outputs' mask, `(batch, …)`; `None` where there is neither."""
-    mask = mask_of(outputs)
+def masked_weights(item_weights: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Sample weights times a mask, `(batch, …)`; `None` where there is neither."""
     if mask is None:
         return item_weights
     return multiplied(ops.cast(mask, "float32"), item_weights)

@@ -382,7 +382,7 @@ class Distiller(Trainer):
         return multiplied(of_items, weights)
 
     def _open_student(self) -> ForwardPass:
-        names = layer_names(self.distillation_losses, "student_layer_name")
+        names = layer_names(self.distillation_losses, "student_layer_name", "mask_layer_name")
         from_logits = self.from_logits if self.student_from_logits is None else self.student_from_logits
         activation = self._objective.activation
         run = forward_pass(self.student, layer_names=names, from_logits=from_logits, activation=activation)

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
-from keras_distill._keras_internals import compiled_loss
+from keras_distill._keras_internals import compiled_loss, mask_of
 from keras_distill._types import Schedulable, Shape, Tensor, TensorTree
 from keras_distill.distillation.first_batch import FirstBatchCheck
 from keras_distill.distillation.promises import Promise, Promises
@@ -137,7 +137,7 @@ class DeepMutualLearning(TrainableModel):
         for number, student_logits in enumerate(logits):
             peers = [ops.stop_gradient(peer) for other, peer in enumerate(logits) if other != number]
             values = sum(self.mutual_loss.per_example(peer, student_logits) for peer in peers) / len(peers)
-            mutual += self._reduce(values, student_logits, sample_weight)
+            mutual += self._reduce(values, mask_of(student_logits), sample_weight)
         num_items = ops.shape(keras.tree.flatten(x)[0])[0]
         self.student_loss_tracker.update_state(unscaled(hard), sample_weight=num_items)
         self.mutual_loss_tracker.update_state(unscaled(mutual), sample_weight=num_items)

@@ -9,9 +9,10 @@ import keras
 from keras import ops
 
 from keras_distill._checks import check_number, error_message
+from keras_distill._keras_internals import mask_of
 from keras_distill._types import Tensor, TensorTree
 from keras_distill.distillation.batch import LABELS, SOFT_TARGETS, TEACHER_FEATURES, masked_weights
-from keras_distill.losses.reduction import WeightedMean
+from keras_distill.losses.reduction import WeightedMean, is_mask_of
 from keras_distill.models.forward_pass import Outputs
 from keras_distill.schedules import check_schedulable, current
 
@@ -81,6 +82,11 @@ class Term:
         )
         return teacher, student_part
 
+    def mask(self, student_part: TensorTree, student_features: Mapping[str, Tensor]) -> Tensor | None:
+        """Which places of what the student gives count: the layer that the loss names, or Keras's own mask."""
+        layer_name = getattr(self.loss, "mask_layer_name", None)
+        return mask_of(student_part) if layer_name is None else _feature(student_features, layer_name)
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -131,9 +137,14 @@ class Objective:
                 context = dict.fromkeys(loss.reads)
                 if "labels" in context:
                     context["labels"] = term.part_of(parts.get(LABELS), output_names)
+                mask = term.mask(pair[1], student.features)
+                if "mask" in context:
+                    context["mask"] = mask
                 if "item_weights" in context:
-                    context["item_weights"] = masked_weights(weights, pair[1])
-                value = reduce(loss.per_example(*pair, **context), pair[1], weights)
+                    context["item_weights"] = masked_weights(weights, mask)
+                values = loss.per_example(*pair, **context)
+                check_mask(loss, mask, values)
+                value = reduce(values, mask, weights)
             else:
                 if item_weights is not None:
                     _warn_of_scalar_loss(loss)
@@ -237,9 +248,18 @@ def map_losses(function: Callable[[Any], Any], structure: TensorTree) -> Any:
     return None if structure is None else function(structure)
 
 
-def layer_names(losses: Sequence[Any], attribute: str) -> list[str]:
-    """The layers whose features the losses compare, of the teacher or of the student."""
-    return sorted({name for loss in losses if (name := getattr(loss, attribute, None)) is not None})
+def layer_names(losses: Sequence[Any], *attributes: str) -> list[str]:
+    """The layers whose outputs the losses read, of the teacher or of the student."""
+    named = (getattr(loss, attribute, None) for loss in losses for attribute in attributes)
+    return sorted({name for name in named if name is not None})
+
+
+def check_mask(loss: Any, mask: Tensor | None, values: Tensor) -> None:
+    """Raises `ValueError` where a mask that a loss names has another shape than what it masks."""
+    name = getattr(loss, "mask_layer_name", None)
+    if name is not None and mask is not None and not is_mask_of(mask, values):
+        expectation = f"the mask {name!r} must have one entry for each of the {tuple(values.shape)} places that count"
+        raise ValueError(error_message(expectation, tuple(mask.shape), "Name a layer whose output is (batch, tokens)."))
 
 
 def _warn_of_scalar_loss(loss: Any) -> None:

@@ -4,7 +4,8 @@ from keras_distill.losses.alpha_beta import AlphaBetaDivergence, alpha_beta_dive
 from keras_distill.losses.binary import BinarySoftTargets, binary_soft_targets
 from keras_distill.losses.decoupled import DecoupledKD, decoupled_divergence, target_classes
 from keras_distill.losses.dist import DIST, inter_class_relation, intra_class_relation
-from keras_distill.losses.features import AttentionTransfer, Hint, attention_map, attention_transfer, hint
+from keras_distill.losses.features import AttentionTransfer, attention_map, attention_transfer
+from keras_distill.losses.hints import CosineDistance, Hint, cosine_distance, hint
 from keras_distill.losses.logit_matching import LogitMatching, logit_matching
 from keras_distill.losses.logit_standardization import LogitStandardization, standardized_logits
 from keras_distill.losses.multi_level import MultiLevelLogits, batch_correlation, class_correlation
@@ -19,6 +20,7 @@ from keras_distill.losses.relations import (
     distance_relation,
     similarity_preserving,
 )
+from keras_distill.losses.self_attention import SelfAttentionRelation, self_attention_relation
 from keras_distill.losses.smoothed_labels import SmoothedLabels
 from keras_distill.losses.soft_targets import SoftTargets, member_soft_targets, soft_targets, top_k_soft_targets
 from keras_distill.losses.transformed_teacher import TransformedTeacherMatching, transformed_teacher_divergence
@@ -28,6 +30,7 @@ __all__ = [
     "AlphaBetaDivergence",
     "AttentionTransfer",
     "BinarySoftTargets",
+    "CosineDistance",
     "DecoupledKD",
     "Hint",
     "LogitMatching",
@@ -38,6 +41,7 @@ __all__ = [
     "RefinedLogits",
     "RegressionTargets",
     "RelationalKD",
+    "SelfAttentionRelation",
     "SimilarityPreserving",
     "SmoothedLabels",
     "SoftTargets",
@@ -49,6 +53,7 @@ __all__ = [
     "batch_correlation",
     "binary_soft_targets",
     "class_correlation",
+    "cosine_distance",
     "decoupled_divergence",
     "distance_relation",
     "hint",
@@ -59,6 +64,7 @@ __all__ = [
     "member_soft_targets",
     "regression_targets",
     "sample_confidence",
+    "self_attention_relation",
     "similarity_preserving",
     "soft_targets",
     "standardized_logits",

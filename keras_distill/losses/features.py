@@ -1,6 +1,7 @@
-"""Losses over one item's features: hints through a projector, and attention maps.
+"""What losses over features share, and attention maps.
 
-Layers are named, `"layer"` or `"model/layer"` inside a nested one. Not here: how items relate (`relations.py`).
+Layers are named, `"layer"` or `"model/layer"` inside a nested one. Not here: features that are regressed (`hints.py`),
+how tokens relate (`self_attention.py`) and how items do (`relations.py`).
 """
 
 from typing import Any
@@ -10,8 +11,8 @@ from keras import ops
 
 from keras_distill._checks import check_positive, error_message
 from keras_distill._types import Tensor
-from keras_distill.losses.per_example import PerExampleLoss, at_least_float32, serialized
-from keras_distill.losses.projector import Projector, resized
+from keras_distill.losses.per_example import PerExampleLoss, at_least_float32
+from keras_distill.losses.projector import resized
 
 
 class FeatureLoss(PerExampleLoss):
@@ -28,11 +29,7 @@ class FeatureLoss(PerExampleLoss):
 
     def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
         """Raises `ValueError` where features are no tensors of one rank."""
-        if isinstance(teacher_outputs, dict) or isinstance(student_outputs, dict):
-            remedy = "Name the layers, or distil the logits of several members with SoftTargets."
-            raise ValueError(
-                error_message("features must be one tensor of the teacher and one of the student", "several", remedy)
-            )
+        check_single(teacher_outputs, student_outputs)
         if len(teacher_outputs.shape) != len(student_outputs.shape):
             remedy = "Name layers of one kind, for example both before the global pooling."
             received = f"{tuple(student_outputs.shape)} against the teacher's {tuple(teacher_outputs.shape)}"
@@ -44,102 +41,13 @@ class FeatureLoss(PerExampleLoss):
         return {"teacher_layer_name": self.teacher_layer_name, "student_layer_name": self.student_layer_name}
 
 
-def hint(teacher_features: Tensor, student_features: Tensor) -> Tensor:
-    """½·(student − teacher)², the mean over channels, for each place of each example.
-
-    The paper sums over places and channels; the mean leaves a weight its meaning when the layer changes.
-
-    Args:
-        teacher_features: float `(batch, …, channels)`.
-        student_features: float, the same shape, after the projector.
-
-    Returns:
-        float `(batch, …)`, at least float32.
-
-    Example:
-        >>> hint([[1.0, 2.0]], [[3.0, 2.0]]).numpy().tolist()
-        [1.0]
-
-    Reference:
-        Romero et al., arXiv:1412.6550, section 2.2, equation 3.
-    """
-    student_features = at_least_float32(student_features)
-    difference = student_features - ops.cast(teacher_features, student_features.dtype)
-    return 0.5 * ops.mean(ops.square(difference), axis=-1)
-
-
-@keras.saving.register_keras_serializable(package="keras_distill")
-class Hint(FeatureLoss):
-    """FitNets' hints: the student's features, through a projector, regress the teacher's.
-
-    Where the shapes differ, the `Distiller` builds a projector, trains it with the student and saves it with itself;
-    the student never holds it. `keras.distillation.Distiller` can train no projector: equal shapes only.
-
-    Args:
-        teacher_layer_name: the teacher's layer; `None` reads its logits.
-        student_layer_name: the student's layer; `None` takes the teacher's name.
-        projector: a Keras layer from the student's features to the teacher's; `None` is a `Projector` made to match.
-
-    Raises:
-        TypeError: `projector` is no layer.
-
-    Example:
-        >>> loss = Hint("hidden")
-        >>> float(loss.compute_loss([[1.0, 2.0]], [[3.0, 2.0]]))
-        1.0
-
-    Reference:
-        Romero et al., arXiv:1412.6550, section 2.2.
-    """
-
-    def __init__(
-        self,
-        teacher_layer_name: str | None = None,
-        student_layer_name: str | None = None,
-        projector: keras.Layer | None = None,
-    ):
-        super().__init__(teacher_layer_name, student_layer_name)
-        if projector is not None and not isinstance(projector, keras.Layer):
-            raise TypeError(error_message("projector must be a Keras layer or None", type(projector).__name__))
-        # The features' own precision would round the small updates of a projector away.
-        self.projector = Projector(dtype="float32") if projector is None else projector
-
-    def build(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
-        """Makes the projector that the two shapes need, if any, and its weights."""
-        self._check_rank(teacher_outputs, student_outputs)
-        student_shape, teacher_shape = tuple(student_outputs.shape), tuple(teacher_outputs.shape)
-        if isinstance(self.projector, Projector):
-            self.projector.match(student_shape, teacher_shape)
-        if not self.projector.built:
-            self.projector.build((None, *student_shape[1:]))
-
-    def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor) -> Tensor:
-        """Returns the loss of each place of each example, `(batch, …)`."""
-        return hint(teacher_outputs, self.projector(ops.convert_to_tensor(student_outputs)))
-
-    def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
-        """Raises `ValueError` where features differ in rank, or in shape with no projector between them."""
-        self._check_rank(teacher_outputs, student_outputs)
-        teacher_shape = tuple(teacher_outputs.shape)
-        if self.projector.built:
-            student_shape = tuple(self.projector.compute_output_shape(tuple(student_outputs.shape)))
-        else:
-            student_shape = tuple(student_outputs.shape)
-        differ = any(
-            ours is not None and theirs is not None and ours != theirs
-            for theirs, ours in zip(teacher_shape[1:], student_shape[1:], strict=True)
+def check_single(teacher_outputs: Tensor, student_outputs: Tensor) -> None:
+    """Raises `ValueError` where what is compared is not one tensor of each model."""
+    if isinstance(teacher_outputs, dict) or isinstance(student_outputs, dict):
+        remedy = "Name the layers, or distil the logits of several members with SoftTargets."
+        raise ValueError(
+            error_message("features must be one tensor of the teacher and one of the student", "several", remedy)
         )
-        if differ:
-            remedy = "keras_distill.Distiller builds and trains the projector that they need."
-            expected = f"have shape {teacher_shape[1:]} an item, as the teacher's do"
-            raise ValueError(error_message(f"student features must {expected}", student_shape[1:], remedy))
-
-    def _check_rank(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:
-        super().validate_outputs(teacher_outputs, student_outputs)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().get_config(), "projector": serialized(self.projector)}
 
 
 def attention_map(features: Tensor, power: float = 2.0) -> Tensor:

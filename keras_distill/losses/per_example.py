@@ -23,8 +23,11 @@ class PerExampleLoss(keras.distillation.DistillationLoss):
     Attributes:
         teacher_layer_name: the teacher's layer whose output the loss reads; `None` reads its logits.
         student_layer_name: the student's layer whose output the loss reads; `None` reads its logits.
+        mask_layer_name: the student's layer, mostly an input, whose output `(batch, tokens)` is not 0 at the tokens
+            that count; `None` takes the mask that Keras keeps with what the loss reads of the student, if any.
         reads: what `per_example` wants beyond the outputs, as keyword arguments: `"labels"`, the batch's labels or
-            `None`; `"item_weights"`, sample weights times masks, `(batch, …)` or `None`, for losses that relate
+            `None`; `"mask"`, bool `(batch, tokens)` or `None`, for losses that relate tokens to each other;
+            `"item_weights"`, sample weights times masks, `(batch, …)` or `None`, for losses that relate
             items to each other, where an item of weight 0 must not be anybody's partner.
         head: the activation that makes probabilities of the logits it compares: `"softmax"`, `"sigmoid"`; `"linear"`
             where it compares the models' own numbers, or `None` where it is no matter.
@@ -32,6 +35,7 @@ class PerExampleLoss(keras.distillation.DistillationLoss):
 
     teacher_layer_name: str | None = None
     student_layer_name: str | None = None
+    mask_layer_name: str | None = None
     reads: tuple[str, ...] = ()
     head: str | None = None
 
@@ -48,7 +52,15 @@ class PerExampleLoss(keras.distillation.DistillationLoss):
         raise NotImplementedError(f"{type(self).__name__} must implement per_example")
 
     def compute_loss(self, teacher_outputs: Tensor, student_outputs: Tensor, **kwargs: Any) -> Tensor:
-        """Returns the mean of `per_example`, a scalar."""
+        """Returns the mean of `per_example`, a scalar.
+
+        Raises:
+            ValueError: a mask is named, which only our `Distiller` looks up.
+        """
+        if self.mask_layer_name is not None:
+            expectation = f"{type(self).__name__} with a mask_layer_name must be trained by keras_distill.Distiller"
+            remedy = "It looks the mask up and takes the mean over what is no padding; this is a plain mean."
+            raise ValueError(error_message(expectation, repr(self.mask_layer_name), remedy))
         context = {name: value for name, value in kwargs.items() if name in self.reads}
         return ops.mean(self.per_example(teacher_outputs, student_outputs, **context))
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_distill._keras_internals import mask_of
+from keras_distill._keras_internals import set_mask
 from keras_distill._types import Tensor
 
 
@@ -15,8 +15,8 @@ class WeightedMean(keras.losses.Loss):
     def __init__(self) -> None:
         super().__init__(name="distillation_mean")
 
-    def __call__(self, values: Tensor, mask_carrier: Tensor, sample_weight: Tensor) -> Tensor:
-        """The mean of `values` `(batch, …)`, by the mask that `mask_carrier` has and by `sample_weight`.
+    def __call__(self, values: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
+        """The mean of `values` `(batch, …)`, by a mask of the same shape and by `sample_weight`.
 
         A scalar is its own mean; it too is divided by the replicas, each of which adds its whole.
         """
@@ -25,14 +25,21 @@ class WeightedMean(keras.losses.Loss):
         if sample_weight is not None:
             missing = len(values.shape) - len(sample_weight.shape)
             sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *[1] * max(missing, 0)))
-        mask = mask_of(mask_carrier)
-        # Features whose length differs from that of the tokens have no mask.
-        carrier = mask_carrier if mask is not None and tuple(mask.shape) == tuple(values.shape) else values
-        return super().__call__(values, carrier, sample_weight)
+        # Keras reads masks off what it is given; a mask of another shape is not that of these values.
+        values = ops.convert_to_tensor(values)
+        if mask is not None and is_mask_of(mask, values):
+            set_mask(values, ops.cast(mask, "bool"))
+        return super().__call__(values, values, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The values themselves; `y_pred` only carries the mask."""
         return y_true
+
+
+def is_mask_of(mask: Tensor, values: Tensor) -> bool:
+    """Whether a mask may be that of values: one entry for each, as far as the shapes are known."""
+    sizes = zip(mask.shape, values.shape, strict=False)
+    return len(mask.shape) == len(values.shape) and all(one == other or None in (one, other) for one, other in sizes)
 
 
 def unscaled(loss: Any) -> Tensor:

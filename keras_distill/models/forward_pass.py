@@ -16,12 +16,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_distill._checks import error_message
-from keras_distill._keras_internals import input_structure, output_structure, run_again
+from keras_distill._checks import did_you_mean, error_message
+from keras_distill._keras_internals import input_structure, output_structure, producer, run_again
 from keras_distill._types import TensorTree
 from keras_distill.models.compilation import outside_compilation
 from keras_distill.models.head_removal import separate
 from keras_distill.models.heads import MISPLACED, Head, find_heads
+from keras_distill.models.inner_layers import with_inner_outputs
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.models.probabilities import SOFTMAX, logits_of, promised_activation
 
@@ -258,26 +259,26 @@ def _opened(
 
     A nested model is one node of the outer graph, its layers' outputs belong to a graph of its own. So the outer graph
     is drawn again from its inputs, with the same layers, and with the nested one's own layers in place of its node.
+    A layer that is no model and that `names` reach into is run with those inside it watched.
     """
     inner_names: dict[str, list[str]] = {}
     for name in names:
         head, _, rest = name.partition("/")
         inner_names.setdefault(head, []).extend([rest] if rest else [])
-    for head, rests in inner_names.items():
+    for head in inner_names:
         _layer_output(model, head)
-        if rests and not is_readable(model.get_layer(head)):
-            received = type(model.get_layer(head)).__name__
-            raise ValueError(
-                error_message(f"layer {head!r} of {model.name!r} must be Functional or Sequential", received)
-            )
-    features: dict[str, Any] = {}
+    given = dict(zip(_input_names(model), keras.tree.flatten(inputs), strict=True))
+    features: dict[str, Any] = {name: given[name] for name in inner_names if name in given}
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         # A model that was called with `training=False` hands that to its layers.
         if training is not None and "training" in inspect.signature(layer.call).parameters:
             kwargs = {**kwargs, "training": training}
-        if inner_names.get(layer.name):
-            outputs, inner = _opened(layer, args[0], inner_names[layer.name], kwargs.get("training"))
+        if inside := inner_names.get(layer.name):
+            if is_readable(layer):
+                outputs, inner = _opened(layer, args[0], inside, kwargs.get("training"))
+            else:
+                outputs, inner = with_inner_outputs(layer, inside, args, kwargs)
             features.update({f"{layer.name}/{name}": feature for name, feature in inner.items()})
         else:
             outputs = layer(*args, **kwargs)
@@ -289,11 +290,17 @@ def _opened(
     return outputs, {name: feature for name, feature in features.items() if name in set(names)}
 
 
+def _input_names(model: keras.Model) -> list[str]:
+    """The names of a model's input layers, in the order of its flat inputs."""
+    return [producer(tensor)[0].name for tensor in keras.tree.flatten(input_structure(model))]
+
+
 def _layer_output(model: keras.Model, name: str) -> Any:
     try:
         return model.get_layer(name).output
     except ValueError as error:
-        names = ", ".join(layer.name for layer in model.layers)
+        names = [layer.name for layer in model.layers]
+        expectation = f"{name!r} must name a layer of {model.name!r}"
         raise ValueError(
-            error_message(f"{name!r} must name a layer of {model.name!r}", f"none: it has {names}")
+            error_message(expectation, f"none: it has {', '.join(names)}", did_you_mean(name, names))
         ) from error

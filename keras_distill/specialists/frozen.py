@@ -49,8 +49,9 @@ class TrainedPart:
         layers = _frozen_layers(model, check_choice("trained", trained, TRAINED))
         self.flags = [(layer, layer.trainable) for layer in layers]
         if layers:
-            crossing = _crossing(model.outputs, {id(layer) for layer in layers})
-            crossing = crossing[0] if len(crossing) == 1 else crossing
+            crossing: Any = _crossing(model.outputs, {id(layer) for layer in layers})
+            # A tuple: Keras takes batches of lists for something else.
+            crossing = crossing[0] if len(crossing) == 1 else tuple(crossing)
             self.frozen = keras.Model(input_structure(model), crossing)
             self.tail = keras.Model(crossing, model.outputs[0])
 
@@ -78,7 +79,7 @@ class TrainedPart:
             layer.trainable = trainable
 
 
-def _crossing(outputs: Sequence[Any], frozen: set[int]) -> list[Any]:
+def _crossing(outputs: Sequence[Any], frozen: set[int]) -> Sequence[Any]:
     """The tensors that frozen layers hand to those that are trained."""
     found: dict[int, Any] = {}
     seen: set[int] = set()
@@ -101,4 +102,8 @@ def _frozen_layers(model: keras.Model, trained: str) -> list[keras.layers.Layer]
     if trained == "head":
         return hidden
     with_kernel = [place for place, layer in enumerate(hidden) if any(weight.ndim > 1 for weight in layer.weights)]
-    return hidden[: with_kernel[-1]] if with_kernel else []
+    if not with_kernel or not with_kernel[-1]:
+        return []
+    # An input may come in behind what is frozen: it crosses as it is.
+    inputs = [layer for layer in hidden[with_kernel[-1] :] if isinstance(layer, keras.layers.InputLayer)]
+    return hidden[: with_kernel[-1]] + inputs

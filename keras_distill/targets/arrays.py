@@ -9,6 +9,7 @@ from keras_distill.targets.fingerprints import STREAM, every_item_fingerprint, i
 from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.manifest import ForeignDatasetError, check_source
 from keras_distill.targets.store import SoftTargetStore
+from keras_distill.targets.tokens import TOKEN, token_ids, token_mask
 
 
 def as_arrays(inputs: TensorTree) -> TensorTree:
@@ -41,7 +42,11 @@ def _as_array(part: ArrayLike) -> ArrayLike:
 
 
 def checked_arrays(
-    dataset: Data, store: SoftTargetStore | None, ids: ArrayLike | None = None, check_items: bool = True
+    dataset: Data,
+    store: SoftTargetStore | None,
+    ids: ArrayLike | None = None,
+    check_items: bool = True,
+    mask: str | ArrayLike | None = None,
 ) -> tuple[dict[str, TensorTree], int, np.ndarray | None]:
     """A dataset as arrays by name, those that the store was labelled with.
 
@@ -50,9 +55,11 @@ def checked_arrays(
         store: an open store; `None` takes any arrays.
         ids: the ids of the items, where they are a part of what was labelled or in another order.
         check_items: whether the items must be those that were labelled; otherwise only their number is compared.
+        mask: of a store of tokens, as it was labelled with. Padding then weighs 0.
 
     Returns:
-        (`{"inputs": …, "labels": …, "sample_weight": …}` as far as they are there, how many items, the ids).
+        (`{"inputs": …, "labels": …, "sample_weight": …}` as far as they are there, how many items, the ids: of items
+        `(num_items,)` or of tokens `(num_items, tokens)`).
 
     Raises:
         ForeignDatasetError: these are not the data that were labelled.
@@ -74,6 +81,16 @@ def checked_arrays(
     if store is None:
         return arrays, num_items, None
     manifest = store.manifest
+    check_scheme(store, mask)
+    if mask is not None:
+        if ids is not None:
+            remedy = "Give the arrays that were labelled, whole and in their order."
+            raise ValueError(error_message("ids must be left out with a mask", "ids", remedy))
+        is_token = token_mask(mask, arrays["inputs"])
+        check_source(store.path, manifest, num_items=int(is_token.sum()))
+        if check_items:
+            _check_whole((arrays["inputs"], is_token), store)
+        return {**arrays, "sample_weight": _token_weights(arrays, is_token)}, num_items, token_ids(is_token)
     if ids is None:
         check_source(store.path, manifest, num_items=num_items)
         if check_items:
@@ -88,6 +105,23 @@ def checked_arrays(
     if check_items:
         KnownItems(store).check(ids, arrays["inputs"])
     return arrays, num_items, ids
+
+
+def check_scheme(store: SoftTargetStore, mask: str | ArrayLike | None) -> None:
+    """Raises `ValueError` where a store of tokens is to be joined without their mask, or another with one."""
+    if (store.manifest.id_scheme == TOKEN) != (mask is not None):
+        holds, received = ("tokens", "no mask") if mask is None else ("whole items", "a mask")
+        remedy = "Give arrays and mask=…, as for label." if mask is None else "Leave the mask out."
+        raise ValueError(error_message(f"{store.path} holds {holds}, and must be joined so", received, remedy))
+
+
+def _token_weights(arrays: dict[str, TensorTree], is_token: np.ndarray) -> np.ndarray:
+    """The weight of each token, float32 `(num_items, tokens)`; padding weighs 0."""
+    weights = is_token.astype("float32")
+    if "sample_weight" not in arrays:
+        return weights
+    given = np.asarray(arrays["sample_weight"], "float32")
+    return weights * (given if given.ndim > 1 else given[:, None])
 
 
 def _check_whole(inputs: TensorTree, store: SoftTargetStore) -> None:

@@ -252,7 +252,14 @@ class Augmentation:
 
         Returns:
             The augmented inputs.
+
+        Raises:
+            ValueError: inputs that are not one array of images, or partners that are missing.
         """
+        if isinstance(inputs, (dict, list, tuple)):
+            remedy = "Leave the augmentation out."
+            received = f"inputs by name ({', '.join(inputs)})" if isinstance(inputs, dict) else f"{len(inputs)} inputs"
+            raise ValueError(error_message("an augmentation needs one array of images", received, remedy))
         ids, views = tf.cast(ids, tf.int64), tf.cast(views, tf.int64)
         seen = self._before_mixup(inputs, ids, views)
         if self.mixup is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data
-from keras_distill.targets.arrays import checked_arrays
+from keras_distill.targets.arrays import check_scheme, checked_arrays
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
@@ -32,6 +32,8 @@ class StoredBatches(keras.utils.PyDataset):
         shuffle: whether each epoch has an order of its own.
         seed: of the order, and of the choice of views.
         ids: the ids of the arrays' items, where they are part of what was labelled, or in another order.
+        mask: of a store of tokens, as it was labelled with. Targets are `(batch, tokens, …)` then, and weights
+            `(batch, tokens)`, 0 at padding, times those that the dataset brings.
         drop_remainder: whether a last, smaller batch is left out.
         process: which of the processes that train together this one is, in [0, num_processes).
         num_processes: how many they are. Each has the whole arrays and gives its share of every batch.
@@ -54,6 +56,7 @@ class StoredBatches(keras.utils.PyDataset):
         shuffle: bool = True,
         seed: int = 0,
         ids: ArrayLike | None = None,
+        mask: str | ArrayLike | None = None,
         drop_remainder: bool = False,
         process: int = 0,
         num_processes: int = 1,
@@ -61,7 +64,7 @@ class StoredBatches(keras.utils.PyDataset):
     ):
         super().__init__()
         self.store = store
-        self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids, check_items)
+        self.arrays, self.num_items, self.ids = checked_arrays(dataset, store, ids, check_items, mask)
         self.batch_size = check_count("batch_size", batch_size)
         if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
             raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
@@ -132,6 +135,7 @@ def attach(
         expected = f"be arrays on Keras's {keras.config.backend()} backend"
         raise ValueError(error_message(f"the dataset must {expected}", "a tf.data.Dataset", remedy))
     if is_py_dataset(dataset):
+        check_scheme(store, None)
         return LabelledBatches(
             dataset, store, **{name: options[name] for name in ("seed", "check_items") if name in options}
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data, TensorTree
-from keras_distill.targets.arrays import checked_arrays
+from keras_distill.targets.arrays import check_scheme, checked_arrays
 from keras_distill.targets.augmentation import Augmentation, hashes
 from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
@@ -31,6 +31,7 @@ def attach(
     shuffle: bool = True,
     seed: int = 0,
     ids: ArrayLike | None = None,
+    mask: str | ArrayLike | None = None,
     drop_remainder: bool = False,
     check_items: bool = True,
 ) -> "tf.data.Dataset | LabelledBatches":
@@ -50,6 +51,8 @@ def attach(
         seed: of the order, and of the choice of views.
         ids: the ids of the arrays' items where they are part of what was labelled, or in another order; integers
             `(num_items,)`.
+        mask: of a store of tokens, as it was labelled with; arrays only. Targets are `(batch, tokens, …)` then, and
+            weights `(batch, tokens)`, 0 at padding, times those that the dataset brings.
         drop_remainder: whether a last, smaller batch is left out; arrays only.
         check_items: whether items are compared with those that were labelled under their ids: arrays at once, of a
             stream those that the store knows, as they come by. `False` for a student that sees other inputs than its
@@ -74,6 +77,8 @@ def attach(
     """
     if not isinstance(store, SoftTargetStore):
         store = SoftTargetStore.open(store)
+    if is_py_dataset(dataset) or isinstance(dataset, tf.data.Dataset):
+        check_scheme(store, None)
     if is_py_dataset(dataset):
         return LabelledBatches(dataset, store, seed=seed, check_items=check_items)
     manifest = store.manifest
@@ -82,7 +87,7 @@ def attach(
         joined = _of_stream(dataset, store, replay, seed, check_items)
     else:
         check_has_ids(dataset)
-        arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items)
+        arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items, mask)
         check_count("batch_size", batch_size)
         joined = _of_arrays(arrays, num_items, store, replay, batch_size, shuffle, seed, ids, drop_remainder)
     return joined.prefetch(tf.data.AUTOTUNE)
@@ -108,7 +113,8 @@ def _of_arrays(
     columns = _Columns(arrays)
     targets = _Targets(store)
     # One call into Python fetches the targets of many batches; inputs are gathered batch by batch.
-    batches_a_block = min(_BATCHES_A_BLOCK, max(1, _BYTES_A_BLOCK // (batch_size * manifest.bytes_per_row)))
+    rows_a_batch = batch_size * (1 if ids is None else int(np.prod(ids.shape[1:])))
+    batches_a_block = min(_BATCHES_A_BLOCK, max(1, _BYTES_A_BLOCK // (rows_a_batch * manifest.bytes_per_row)))
     block_size = batches_a_block * batch_size
     num_taken = min(num_items, num_batches * batch_size)
 

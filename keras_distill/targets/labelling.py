@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,14 +19,16 @@ import numpy as np
 from keras_distill._checks import check_count, error_message
 from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
-from keras_distill._types import Data, Teacher, Tensor, TensorTree
+from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
 from keras_distill.models.strings import holds_strings, preprocess_strings, refuse_string_stream
-from keras_distill.targets.fingerprints import fingerprint, item_marks
+from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
 from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
-from keras_distill.targets.source import ArraySource, Source, open_source
+from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
 from keras_distill.targets.store import SoftTargetStore
 from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function
+from keras_distill.targets.token_source import TokenSource
+from keras_distill.targets.tokens import TOKEN
 
 if TYPE_CHECKING:
     from keras_distill.scale import Engine
@@ -41,6 +43,7 @@ def label(
     dataset: Data,
     path: str | os.PathLike,
     *,
+    mask: str | ArrayLike | None = None,
     top_k: int | None = None,
     dtype: str = "float16",
     augmentation: "Augmentation | None" = None,
@@ -71,6 +74,8 @@ def label(
             inputs tell, of batches; or batches as `fit` takes them, in a `PyDataset`, a generator or another iterable.
             In a fixed order: an item's id is its place.
         path: the store's folder; new, or one that an earlier call began.
+        mask: of sequences, which tokens are no padding: the name of an input, or an array `(num_sequences, tokens)`. Of
+            the teacher's logits `(batch, tokens, num_classes)` those of such tokens alone are stored; arrays only.
         top_k: how many of the largest logits to keep of each row; `None` keeps all.
         dtype: of the logits on disk, `"float16"` or `"float32"`.
         augmentation: what makes views of an item; the manifest keeps it, and `attach` replays it.
@@ -78,7 +83,7 @@ def label(
         members: keep the logits of each member of an arithmetic ensemble, so that every temperature can be asked for.
         temperature: merge the members of an arithmetic ensemble at this temperature, into rows of a single teacher's
             size, right at this temperature only.
-        batch_size: items a forward pass.
+        batch_size: items a forward pass; with a mask, sequences.
         rows_per_shard: rows a shard, a multiple of `batch_size`; `None` makes about 64 shards.
         from_logits: what a teacher gives whose head cannot be found: logits, or (`False`) probabilities. The first
             batch shows whether it does.
@@ -113,7 +118,11 @@ def label(
     num_views = _num_views(augmentation, views)
     dataset = _without_strings(teacher, dataset)
     num_axes = sum(len(tensor.shape) for tensor in getattr(teacher, "inputs", None) or []) or None
-    source = open_source(dataset, num_items, batch_size, augmentation, num_views=num_views, num_axes=num_axes)
+    if mask is None:
+        source = open_source(dataset, num_items, batch_size, augmentation, num_views=num_views, num_axes=num_axes)
+    else:
+        source = _open_tokens(dataset, mask, batch_size, augmentation, num_items, id_scheme)
+        id_scheme = TOKEN
     if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
         raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
     if engine is not None:
@@ -125,6 +134,8 @@ def label(
     outputs = {name: _numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
     manifest = describe_rows(outputs, members, temperature, top_k, dtype)
+    if source.mask is not None:
+        manifest = _of_tokens(manifest, source.mask)
     manifest = replace(
         manifest,
         num_items=source.num_items,
@@ -174,9 +185,10 @@ def _label_shards(
     within: Path | None = None,
 ) -> None:
     """Runs the teacher and writes the shards, each `within` a folder until it is whole."""
-    pending: deque[tuple[int, Future, np.ndarray]] = deque()
+    pending: deque[tuple[int, Future, np.ndarray, np.ndarray | None]] = deque()
     with _ShardQueue(path, manifest, indices, within) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
-        for rows, items, inputs in source.batches(manifest, indices):
+        for batch in source.batches(manifest, indices):
+            rows, inputs = batch.rows, batch.inputs
             if hasattr(forward, "get_concrete_function"):
                 # Traced in this thread, where the caller's device scope holds.
                 outputs = threads.submit(forward.get_concrete_function(inputs), inputs)
@@ -187,7 +199,7 @@ def _label_shards(
             # While the teacher is at work.
             marked = manifest.marked_rows(int(rows[0]) // manifest.rows_per_shard)
             marked = marked[(marked >= rows[0]) & (marked <= rows[-1])]
-            pending.append((len(rows), outputs, item_marks(items, marked - rows[0])))
+            pending.append((len(rows), outputs, source.marks(batch, marked), batch.places))
             if len(pending) > _BATCHES_AT_ONCE:
                 advance(shards.put(*pending.popleft()))
         while pending:
@@ -210,7 +222,8 @@ def _label_by_engine(
     from keras_distill.scale.serialization import serialize
 
     path = path.absolute()
-    arguments = (serialize(teacher), source.inputs, source.batch_size, source.augmentation, path, manifest, options)
+    inputs = source.inputs, source.mask
+    arguments = (serialize(teacher), inputs, source.batch_size, source.augmentation, path, manifest, options)
     # An error in one worker ends the others in the midst of their work, and what they began goes with this folder.
     with folder_aside(path / "shards") as aside:
         for _, num_rows in engine_of(engine).run(Job(_open_labeller, (*arguments, aside)), indices):
@@ -219,7 +232,7 @@ def _label_by_engine(
 
 def _open_labeller(
     teacher: Teacher,
-    inputs: TensorTree,
+    inputs: tuple[TensorTree, np.ndarray | None],
     batch_size: int,
     augmentation: "Augmentation | None",
     path: Path,
@@ -230,7 +243,10 @@ def _open_labeller(
     """In a worker: the function that labels shard `index` and returns its number of rows."""
     from keras_distill.scale.serialization import deserialize
 
-    source = ArraySource((inputs,), None, batch_size, augmentation)
+    arrays, mask = inputs
+    source = ArraySource((arrays,), None, batch_size, augmentation)
+    if mask is not None:
+        source = TokenSource((arrays,), mask, batch_size)
     forward = row_function(deserialize(teacher), source.first_batch(), *options)
 
     def work(index: int) -> int:
@@ -239,6 +255,37 @@ def _open_labeller(
         return stop - start
 
     return work
+
+
+def _open_tokens(
+    dataset: Data,
+    mask: str | ArrayLike,
+    batch_size: int,
+    augmentation: "Augmentation | None",
+    num_items: int | None,
+    id_scheme: str,
+) -> TokenSource:
+    """The source of a store of tokens."""
+    options: dict[str, Any] = {"augmentation": augmentation, "num_items": num_items}
+    options["id_scheme"] = None if id_scheme == "position" else id_scheme
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(
+                error_message(f"{name} must be left out with a mask", repr(value), "Items are tokens then.")
+            )
+    if is_stream(dataset) or gives_batches(dataset):
+        remedy = "Give arrays, memory maps too; a stream is labelled with its padding, without a mask."
+        raise ValueError(error_message("a mask needs a dataset of arrays", f"a {type(dataset).__name__}", remedy))
+    return TokenSource(dataset, mask, batch_size)
+
+
+def _of_tokens(manifest: Manifest, mask: np.ndarray) -> Manifest:
+    """The manifest of rows of tokens, out of that of sequences."""
+    if manifest.example_shape[:1] != mask.shape[1:]:
+        expectation = f"with a mask the teacher's logits must have shape (batch, {mask.shape[1]}, num_classes)"
+        received = ("batch", *manifest.example_shape, manifest.num_classes)
+        raise ValueError(error_message(expectation, received, "One decision a sequence needs no mask."))
+    return replace(manifest, example_shape=manifest.example_shape[1:])
 
 
 def _check_for_engine(source: "Source", num_processes: int) -> None:
@@ -265,14 +312,15 @@ class _ShardQueue:
     def __enter__(self) -> "_ShardQueue":
         return self
 
-    def put(self, num_rows: int, outputs: Future, marks: np.ndarray) -> int:
-        """Adds a batch's rows once they are there, with the marks of some, and returns how many."""
+    def put(self, num_rows: int, outputs: Future, marks: np.ndarray, places: np.ndarray | None) -> int:
+        """Adds a batch's rows, those at `places`, once they are there, with the marks of some; returns how many."""
         fields = outputs.result()
         if self._shard is None:
             start, stop = self.manifest.shard_rows(self._todo[0])
             self._shard, self._filled, self._marks = np.empty(stop - start, self.manifest.row_dtype), 0, []
         for name in self._shard.dtype.names or ():
-            self._shard[name][self._filled : self._filled + num_rows] = _numpy(fields[name])
+            values = _numpy(fields[name])
+            self._shard[name][self._filled : self._filled + num_rows] = values if places is None else values[places]
         self._marks.append(marks)
         self._filled += num_rows
         if self._filled == len(self._shard):

@@ -35,11 +35,13 @@ class Batch(NamedTuple):
         rows: int64 `(n,)`.
         items: the inputs as they are given, `(n, …)`.
         inputs: as the teacher sees them: augmented, and the backend's tensors.
+        places: which of what the teacher gives are the rows, bool `(items, tokens)`; `None` for one row an item.
     """
 
     rows: np.ndarray
     items: TensorTree
     inputs: TensorTree
+    places: np.ndarray | None = None
 
 
 def open_source(
@@ -75,10 +77,12 @@ class Source:
     Attributes:
         num_items: how many there are.
         inputs: the arrays, or `None` where there are none to look anything up in.
+        mask: of sequences whose tokens are the items, which of them are; else `None`.
     """
 
     num_items: int
     inputs: TensorTree = None
+    mask: np.ndarray | None = None
 
     def __init__(self, batch_size: int, augmentation: "Augmentation | None"):
         self.batch_size = check_count("batch_size", batch_size)
@@ -101,6 +105,10 @@ class Source:
     def batches(self, manifest: Manifest, indices: Sequence[int]) -> Iterator[Batch]:
         """The shards at `indices`, which rise, in their order; no batch crosses from one shard into another."""
         raise NotImplementedError
+
+    def marks(self, batch: Batch, rows: np.ndarray) -> np.ndarray:
+        """The marks of the items of some of a batch's rows, uint64 `(len(rows),)`."""
+        return item_marks(batch.items, rows - batch.rows[0])
 
     def _seen(self, items: TensorTree, rows: np.ndarray) -> TensorTree:
         if self.augmentation is None:

@@ -39,8 +39,10 @@ can be seen is whole, and two writers of the same shard do no harm: equal bytes 
 `format`, `version`: `"keras-distill soft targets"`, 2. `kind`, `num_items`, `num_views`, `num_classes`,
 `example_shape`, `dtype`, `top_k` (or null), `member_weights` (or null; sum 1), `temperature` (or null).
 `teacher_fingerprint`, `dataset_fingerprint`, `id_scheme`: text, compared for equality; the scheme says what an
-id is (`"position"`: the place in the data set). `every_item_fingerprint`: text, of all items, where it was cheap to
-have, else empty, which equals anything. `augmentation`: null, or what replays a view from a seed.
+id is. `"position"`: the place in the data set. `"token"`: items are tokens of sequences, an id is a token's place
+among all that are no padding, one sequence after the other, and its mark is that of its sequence.
+`every_item_fingerprint`: text, of all items, where it was cheap to have, else empty, which equals anything.
+`augmentation`: null, or what replays a view from a seed.
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
 

@@ -1,5 +1,6 @@
 """Teachers of other formats on the command line: each gives the logits that NumPy computes of the same kernel."""
 
+import json
 import re
 import sys
 
@@ -142,6 +143,37 @@ def test_distill_trains_beside_it(teacher, tmp_path, capsys):
     student = keras.models.load_model(tmp_path / "out.keras")
     answers = keras.ops.convert_to_numpy(student(data["x_test"])).argmax(-1)
     assert (answers == data["y_test"]).mean() >= 0.95
+
+
+@pytest.mark.tensorflow
+@pytest.mark.filterwarnings("ignore:.*HDF5")
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        "formats_of_ours:probabilities",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("other.onnx", "saved_softmax", "old.h5")),
+    ],
+)
+def test_a_bundle_compares_its_student_with_it(teacher, folder, tmp_path, capsys):
+    """The student is the teacher but for one class, whose logit is 1 lower."""
+    student = keras.models.load_model("plain.keras")
+    kernel, bias = student.layers[0].get_weights()
+    student.layers[0].set_weights([kernel, bias - np.float32([1, 0, 0])])
+    student.save(tmp_path / "student.keras")
+    command = ["ship", str(tmp_path / "student.keras"), "--data", "data.npz", "--targets", "onnx", "--teacher", teacher]
+    assert main([*command, "--out", str(tmp_path / "bundle")]) == 0, capsys.readouterr()
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    figures = {row["name"]: row for row in manifest["figures"]}
+    logits = 4.0 * np.load("data.npz")["x_test"].astype("float64") @ np.load("kernel.npy")
+    same = np.mean(logits.argmax(-1) == (logits - [1, 0, 0]).argmax(-1))
+    assert same < 1.0
+    assert figures["student"]["agreement_with_teacher"] == figures["onnx"]["agreement_with_teacher"] == same
+    # It is right everywhere, for the labels are its own.
+    assert (figures["teacher"]["num_errors"], figures["student"]["num_errors"]) == (0, round(40 * (1 - same)))
+    is_keras = teacher == "old.h5"
+    assert figures["teacher"]["num_parameters"] == (18 if is_keras else None)
+    assert bool(figures["teacher"]["latency"]) == is_keras
+    assert "| teacher |" in (tmp_path / "bundle" / "model_card.md").read_text()
 
 
 def test_a_function_teaches_in_worker_processes(tmp_path, capsys):

@@ -31,6 +31,9 @@ OVER_LOGITS = {
 OVER_FEATURES = {
     "hint": lambda: losses.Hint("map", "map"),
     "hint with projector": lambda: losses.Hint("map", "map", projector=losses.Projector(3)),
+    # A layer that casts nothing, so that its slope is looked at in float64.
+    "cosine distance": lambda: losses.CosineDistance("map", projector=layers.Identity(autocast=False)),
+    "attention relation": lambda: losses.SelfAttentionRelation("map", num_relation_heads=2),
     "attention": lambda: losses.AttentionTransfer("map"),
     "relations": lambda: losses.RelationalKD("map", distance_weight=1.0, angle_weight=2.0),
     "similarities": lambda: losses.SimilarityPreserving("map"),
