@@ -235,7 +235,8 @@ class Deadline(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Raises `TimeIsOver` where it is."""
-        if self.moment is not None and time.time() > self.moment:
+        is_last = epoch + 1 == self.params["epochs"]
+        if self.moment is not None and time.time() > self.moment and not is_last:
             raise TimeIsOver
 
 

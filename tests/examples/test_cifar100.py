@@ -50,7 +50,7 @@ def test_an_epoch_draws_every_image_once_and_the_same_whenever_it_comes():
 
 def run(out, monkeypatch, *options):
     """The example's `main` on digits, and what it was said to take."""
-    command = ["cifar100", "--quick", "--epochs", "3", "--seeds", "0", "--out", str(out), "--only", "teacher", "kd"]
+    command = ["cifar100", "--quick", "--epochs", "2", "--seeds", "0", "--out", str(out), "--only", "teacher", "kd"]
     monkeypatch.setattr(sys, "argv", [*command, *options])
     said = []
     assert cifar100.main(said.append) == 0
@@ -60,7 +60,7 @@ def run(out, monkeypatch, *options):
 def test_a_run_that_is_stopped_after_every_epoch_ends_in_what_one_run_makes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cifar100, "estimate", lambda *_: 1.0)
     run(tmp_path / "whole", monkeypatch)
-    for _ in range(8):
+    for _ in range(4):
         run(tmp_path / "parts", monkeypatch, "--minutes", "0")
         if (tmp_path / "parts" / "results.json").exists():
             break
@@ -68,8 +68,8 @@ def test_a_run_that_is_stopped_after_every_epoch_ends_in_what_one_run_makes(tmp_
     whole, parts = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts"))
     assert [row["row"] for row in whole["rows"]] == [cifar100.NAMES["teacher"], cifar100.NAMES["kd"]]
     assert whole["backend"] == keras.config.backend()
-    # Of ten classes; three epochs of a few steps.
-    assert whole["rows"][0]["ours"]["mean"] > 50.0
+    # Of ten classes; two epochs of sixteen steps.
+    assert whole["rows"][0]["ours"]["mean"] > 30.0
     for one, other in zip(whole["rows"], parts["rows"], strict=True):
         assert one["ours"]["mean"] == pytest.approx(other["ours"]["mean"], abs=1.5)
         # Goals are those of the protocol, which this is not.
