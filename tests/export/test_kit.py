@@ -15,7 +15,7 @@ from keras_distill.deploy import bundle as deploy_bundle
 
 KIT = kit_folder()
 # The last only for tokenisers that are not ours.
-ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert", "tokenizers"}
+ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_micro", "tokenizers"}
 kit = kit_module()
 
 
