@@ -2,9 +2,10 @@
 
     KERAS_DISTILL_DATA=… python -m benchmarks.microcontroller [--write] [--json]
 
-Trains one small separable ConvNet on MNIST (10 epochs) and one on spoken digits (80), ships both to `tflm` under budgets
-of 20 kB of flash and 16 kB of arena, and fails where one is broken. Accuracies are of the whole test sets, float32 in
-Keras and int8 in TFLM's own interpreter. `--write` puts the table into docs/ship.md. Five minutes on one core.
+Trains one small separable ConvNet on MNIST (10 epochs) and one on spoken digits (80), both on labels; then each again for
+a fifth of that with its int8 rounding (`quantize_aware`), ships it to `tflm` within 20 kB of flash and 16 kB of arena,
+and fails where it is past that. Accuracies are of the whole test sets: the float32 student's in Keras, the int8 file's in
+TFLM's own interpreter. `--write` puts the table into docs/ship.md. Five minutes on one core.
 """
 
 import argparse
@@ -16,12 +17,14 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
 from keras import layers
 
 from benchmarks.page import write_part
 from benchmarks.rounds import machine
 from keras_distill import data
 from keras_distill.deploy import Budgets, Provenance, ship
+from keras_distill.quantize_aware import FreezeRanges, quantize_aware
 
 MAX_FLASH, MAX_ARENA = 20_000, 16_000
 EPOCHS = {"mnist": 10, "spoken_digit": 80}
@@ -54,8 +57,14 @@ def shipped(name, folder, seed):
     rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
     model.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(dataset.train.inputs, dataset.train.labels, batch_size=64, epochs=EPOCHS[name], verbose=0)
+    in_float = np.mean(model.predict(dataset.test.inputs, verbose=0).argmax(-1) == dataset.test.labels)
+    quantized = quantize_aware(model, dataset.train.inputs[:1024])
+    quantized.compile(keras.optimizers.Adam(5e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    epochs, callbacks = EPOCHS[name] // 5, [FreezeRanges()]
+    fit = {"batch_size": 64, "epochs": epochs, "callbacks": callbacks, "verbose": 0}
+    quantized.fit(dataset.train.inputs, dataset.train.labels, **fit)
     shipment = ship(
-        model,
+        quantized,
         dataset,
         Path(folder) / name,
         provenance=Provenance(name),
@@ -75,7 +84,7 @@ def shipped(name, folder, seed):
         "activation_bytes": variant.micro.activation_bytes,
         "operations": list(variant.micro.operations),
         "num_items": variant.verification.num_items,
-        "accuracy_float32": variant.verification.reference_accuracy,
+        "accuracy_float32": float(in_float),
         "accuracy_int8": variant.verification.accuracy,
         "litert": str(variant.litert_parity),
         "front_end": FRONT_ENDS[name],
@@ -85,7 +94,7 @@ def shipped(name, folder, seed):
 def table(rows):
     """The rows in Markdown."""
     lines = [
-        "| data | weights | flash, bytes | arena, bytes | of it activations | float32 in Keras | int8 in TFLM | front end |",
+        "| data | weights | flash, bytes | arena, bytes | activations | float32 in Keras | int8 in TFLM | front end |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:

@@ -24,6 +24,8 @@ KIT_FILES = (
     "README.md",
     "benchmark.py",
     "prepare.py",
+    "readers.py",
+    "sound.py",
     "classify_onnx.py",
     "classify_litert.py",
     "requirements-onnx.txt",
