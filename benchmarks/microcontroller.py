@@ -2,10 +2,10 @@
 
     KERAS_DISTILL_DATA=… python -m benchmarks.microcontroller [--write] [--json]
 
-Trains one small separable ConvNet on MNIST (10 epochs) and one on spoken digits (80), both on labels; then each again for
-a fifth of that with its int8 rounding (`quantize_aware`), ships it to `tflm` within 20 kB of flash and 16 kB of arena,
-and fails where it is past that. Accuracies are of the whole test sets: the float32 student's in Keras, the int8 file's in
-TFLM's own interpreter. `--write` puts the table into docs/ship.md. Five minutes on one core.
+Trains one small separable ConvNet on MNIST (10 epochs) and one on spoken digits (80), both on labels; then each again
+for a fifth of that with its int8 rounding (`quantize_aware`), ships it to `tflm` within 20 kB of flash and 16 kB of
+arena, and fails where it is past that. Accuracies are of the whole test sets: the float32 student's in Keras, the int8
+file's in TFLM's own interpreter. `--write` puts the table into docs/ship.md. Five minutes on one core.
 """
 
 import argparse

@@ -34,7 +34,7 @@ KIT_FILES = (
 )
 TFLM = "tflm"
 PREPARATION, TOKENIZER = "preparation.json", "tokenizer.json"
-WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "text.js", "style.css")
+WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "sound.js", "text.js", "style.css")
 
 
 def check_replaceable(path: Path) -> None:
