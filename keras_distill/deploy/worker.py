@@ -322,14 +322,19 @@ def quantize_onnx(
 
 
 def run_on_tflm(reply: Reply, *, path: str) -> dict[str, Any]:
-    """What the interpreter for microcontrollers says of a LiteRT file."""
+    """What the interpreter for microcontrollers says of a LiteRT file, whose tensors get short names."""
     reply.write(stage="running the file on TFLM")
-    from keras_distill.deploy.micro import facts_of
+    from keras_distill.deploy.micro import facts_of, shorten_names
+
+    def own_layer_of(name: str) -> str | None:
+        return layer_of(f"{name}/", reply.layer_names)
 
     try:
-        return facts_of(path, lambda name: layer_of(f"{name}/", reply.layer_names))
+        facts = facts_of(path, own_layer_of)
     except ValueError as error:
         raise Refusal(str(error)) from None
+    shorten_names(path, own_layer_of)
+    return facts
 
 
 JOBS: dict[str, Callable[..., Any]] = {
