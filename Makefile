@@ -49,7 +49,7 @@ reliability: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,tables,text,jax,ray,hub,docs]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,lint,tables,text,tflm,jax,ray,hub,docs]"
 	touch $@
 
 clean:

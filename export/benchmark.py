@@ -1,4 +1,5 @@
-"""How faithful and how fast a bundle is on this machine. Needs numpy and onnxruntime or ai-edge-litert, nothing else.
+"""How faithful and how fast a bundle is on this machine. Needs numpy and one runtime, nothing else: onnxruntime,
+ai-edge-litert or tflite-micro.
 
     python benchmark.py                    # the bundle that this file lies in
     python benchmark.py BUNDLE --json      # another one, as JSON
@@ -25,6 +26,9 @@ import numpy as np
 FORMAT_VERSION = 1
 WARM_UP_CALLS = 10
 DISCARDED_CALLS = 3
+# Bytes that the interpreter for microcontrollers may take here; what it takes there is in the manifest.
+TFLM_ARENA = 1 << 26
+TFLM_SUFFIX = "tflm.tflite"
 # What is read of a manifest here, and its type; README.md says what each field means.
 NUMBER = (int, float)
 FIELDS = {"name": str, "inputs": list, "class_names": list, "temperature": NUMBER, "artifacts": dict, "files": dict}
@@ -193,6 +197,10 @@ class LitertArtifact(Artifact):
         self.input_types = {name: np.dtype(detail["dtype"]).name for name, detail in self.inputs.items()}
         self.fixed_batch = next((shape[0] for shape in self.input_shapes.values() if shape and shape[0] > 0), None)
         self.shapes = {}
+        # A file for microcontrollers takes int8 and gives int8: floats become steps on the way in, and floats again.
+        self.input_steps = {name: steps_of(*detail["quantization"]) for name, detail in self.inputs.items()}
+        self.output_steps = [steps_of(*detail["quantization"]) for detail in outputs.values()]
+        self.input_types |= {name: "float32" for name, steps in self.input_steps.items() if steps}
 
     def step(self, inputs):
         """Returns a function of nothing that runs this batch once and gives the list of outputs."""
@@ -203,15 +211,76 @@ class LitertArtifact(Artifact):
                 interpreter.resize_tensor_input(self.inputs[name]["index"], shape)
             interpreter.allocate_tensors()
             self.shapes = shapes
-        feed = [(self.inputs[name]["index"], array) for name, array in inputs.items()]
+        feed = [(self.inputs[name]["index"], as_steps(each, self.input_steps[name])) for name, each in inputs.items()]
 
         def run():
             for index, array in feed:
                 interpreter.set_tensor(index, array)
             interpreter.invoke()
-            return [interpreter.get_tensor(index) for index in outputs]
+            found = (interpreter.get_tensor(index) for index in outputs)
+            return [as_floats(each, steps) for each, steps in zip(found, self.output_steps, strict=True)]
 
         return run
+
+
+class TflmArtifact(Artifact):
+    """A .tflite file of int8 in TensorFlow Lite for Microcontrollers, one example a call."""
+
+    runtime = "tflite-micro"
+
+    def __init__(self, path, num_threads=1, arena_bytes=TFLM_ARENA):
+        from tflite_micro import runtime
+
+        content = Path(path).read_bytes()
+        self.interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
+        graph = runtime.schema_fb.Model.GetRootAs(content, 0).Subgraphs(0)
+        self.input_names = [graph.Tensors(index).Name().decode() for index in graph.InputsAsNumpy()]
+        self.output_names = [graph.Tensors(index).Name().decode() for index in graph.OutputsAsNumpy()]
+        details = [self.interpreter.get_input_details(place) for place in range(len(self.input_names))]
+        found = [self.interpreter.get_output_details(place) for place in range(len(self.output_names))]
+        self.input_steps, self.output_steps = [[tflm_steps(each) for each in both] for both in (details, found)]
+        self.input_shapes = {name: each["shape"].tolist() for name, each in zip(self.input_names, details, strict=True)}
+        self.input_types = {
+            name: "float32" if steps else np.dtype(each["dtype"]).name
+            for name, steps, each in zip(self.input_names, self.input_steps, details, strict=True)
+        }
+        self.fixed_batch = next((shape[0] for shape in self.input_shapes.values() if shape), 1)
+
+    def step(self, inputs):
+        """Returns a function of nothing that runs this batch once and gives the list of outputs."""
+        interpreter, steps = self.interpreter, self.input_steps
+        feed = [as_steps(inputs[name], steps[place]) for place, name in enumerate(self.input_names)]
+
+        def run():
+            for place, array in enumerate(feed):
+                interpreter.set_input(array, place)
+            interpreter.invoke()
+            return [as_floats(interpreter.get_output(place), each) for place, each in enumerate(self.output_steps)]
+
+        return run
+
+
+def tflm_steps(details):
+    """Returns the scale and the zero point of a tensor of tflite-micro; None where it is not quantised."""
+    found = details["quantization_parameters"]
+    return steps_of(found["scales"][0], found["zero_points"][0]) if len(found["scales"]) else None
+
+
+def steps_of(scale, zero_point):
+    """Returns (scale, zero point) of an int8 tensor, or None where there is no scale: it is not quantised."""
+    return (np.float32(scale), int(zero_point)) if scale else None
+
+
+def as_steps(array, steps):
+    """Returns floats as the int8 steps that stand for them: round(x / scale) + zero point, kept to -128 … 127."""
+    if steps is None:
+        return array
+    return np.clip(np.round(array / steps[0]) + steps[1], -128, 127).astype(np.int8)
+
+
+def as_floats(array, steps):
+    """Returns what int8 steps stand for, float32: (step - zero point) * scale."""
+    return array if steps is None else (array.astype(np.float32) - steps[1]) * steps[0]
 
 
 def onnx_type(text):
@@ -245,8 +314,13 @@ def for_one_call(artifact, inputs):
 
 
 def open_artifact(path, num_threads=1):
-    """Opens an .onnx or .tflite file in its runtime; raises ValueError where the runtime refuses it."""
+    """Opens an .onnx or .tflite file in its runtime; raises ValueError where the runtime refuses it.
+
+    A file whose name ends in tflm.tflite is for microcontrollers, and their interpreter runs it.
+    """
     opener = {".onnx": OnnxArtifact, ".tflite": LitertArtifact}.get(Path(path).suffix)
+    if Path(path).name.endswith(TFLM_SUFFIX):
+        opener = TflmArtifact
     if opener is None:
         raise ValueError(f"an artifact must be an .onnx or a .tflite file; got {path}. Web bundles run in a browser.")
     try:
@@ -405,7 +479,7 @@ def benchmark(bundle, targets=None, rounds=10, num_threads=1):
         except ImportError as error:
             skipped[name] = f"{error.name} is not installed"
     if not opened:
-        remedy = "pip install -r requirements-onnx.txt, or requirements-litert.txt."
+        remedy = "pip install -r requirements-onnx.txt, -litert.txt or -tflm.txt, as the bundle needs it."
         raise ValueError(f"a runtime must be installed for one of the artifacts; got {skipped}. {remedy}")
     for name, artifact in opened.items():
         if not inputs:

@@ -1,36 +1,33 @@
-"""The smallest program that uses a bundle with onnxruntime: copy it, and put your own input where the file is read.
+"""The smallest program that uses a bundle with onnxruntime: copy it, and put your own input where the files are read.
 
-python classify_onnx.py                # the golden inputs
-python classify_onnx.py EXAMPLES.npy   # (num_examples, …) as the manifest's `inputs` say; of several .npz
-python classify_onnx.py ROWS.csv       # raw rows, where the bundle has preparation.json
+python classify_onnx.py                     # the golden examples, each ✓ or ✗
+python classify_onnx.py CAT.png DOG.jpg     # pictures; or SEVEN.wav, ROWS.csv, LINES.txt, "a text"
+python classify_onnx.py EXAMPLES.npy        # (num_examples, …) as the manifest's `inputs` say; of several .npz
 """
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from prepare import inputs_from
+from readers import read_bundle, read_examples, run
 
 BUNDLE = Path(__file__).resolve().parent
 
 
-def main():
+def main(files):
     """Prints the three most probable classes of every example."""
-    manifest = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
-    artifacts = manifest["artifacts"]
-    artifact = artifacts.get("onnx-int8") or artifacts["onnx"]
-    session = onnxruntime.InferenceSession(BUNDLE / artifact["file"], providers=["CPUExecutionProvider"])
-    inputs = inputs_from(sys.argv[1] if len(sys.argv) > 1 else BUNDLE / "golden.npz", manifest, BUNDLE)
-    logits = session.run(manifest["outputs"][:1], inputs)[0] / manifest["temperature"]
-    logits = np.pad(logits, ((0, 0), (int(logits.shape[-1] == 1), 0)))  # one unit z is the pair (0, z)
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
-    for row in probabilities:
-        best = np.argsort(-row)[:3]
-        print("   ".join(f"{manifest['class_names'][index]} {row[index]:.1%}" for index in best))
+    import onnxruntime
+
+    manifest, path = read_bundle(BUNDLE, "onnx-int8", "onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for name, label, inputs in read_examples(files, manifest, BUNDLE):
+        logits = session.run(manifest["outputs"][:1], inputs)[0][0] / manifest["temperature"]
+        logits = logits if len(logits) > 1 else np.array([0.0, logits[0]])  # one unit z is the pair (0, z)
+        exponentials = np.exp(logits - logits.max())
+        best = np.argsort(-exponentials)[:3]
+        told = "   ".join(f"{manifest['class_names'][at]} {exponentials[at] / exponentials.sum():.1%}" for at in best)
+        right = "" if label is None else "✓ " if label == best[0] else f"✗ it is {manifest['class_names'][label]}, "
+        print(f"{told}   {right}({name})")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

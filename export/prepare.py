@@ -389,7 +389,7 @@ def inputs_from(path, manifest, bundle):
         specification = read_specification(bundle, manifest)
         arrays = prepare(specification, raw_rows(path, specification))
     else:
-        raise ValueError(f"this student takes .npy or .npz files; got {path}. It was trained on no table.")
+        raise ValueError(f"this student takes pictures, .npy or .npz files; got {path}. It was trained on no table.")
     if len(arrays) == len(entries) == 1:
         arrays = dict(zip(names, arrays.values(), strict=True))
     if set(arrays) != set(names):

@@ -3,13 +3,16 @@
 import * as ort from "./runtime/ort.wasm.min.mjs";
 import { readFile, readJson, readManifest, readNpz } from "./bundle.js";
 import { readImage, resized } from "./image.js";
+import { logMel, NUM_FRAMES, NUM_MELS, readSound } from "./sound.js";
 import { textInput, textTokenizer } from "./text.js";
 
 const MS_PER_BLOCK = 60; // performance.now() ticks in 0.1 ms without isolation: only blocks of calls can be timed
+const MS_OF_RECORDING = 1500;
 const MOST_CALLS = 20000; // a clock that stands still must not stop the page
 const root = new URL("../", import.meta.url);
 const find = (id) => document.getElementById(id);
 let manifest, session, golden, input;
+let answered = []; // the classes of the golden examples
 let hasStrokes = false; // what else is on the canvas gives way to the first stroke
 
 async function main() {
@@ -17,6 +20,7 @@ async function main() {
   if (manifest.inputs.length !== 1) throw new Error("the page takes students of one input; this one has more.");
   [input] = manifest.inputs;
   find("name").textContent = manifest.name;
+  showVerdict();
   ort.env.wasm.wasmPaths = new URL("./runtime/", import.meta.url).href;
   ort.env.wasm.numThreads = 1;
   const model = await readFile(root, manifest, manifest.artifacts.onnx.file);
@@ -27,12 +31,27 @@ async function main() {
     `the input: ${manifest.preprocessing}. Everything runs on this device; nothing is sent.`;
   const holds = await checkGolden();
   showExamples();
-  if (isImage()) listen();
+  if (isSound()) listenToSound();
+  else if (isImage()) listen();
   else find("canvas").hidden = find("drawing-buttons").hidden = true;
   if (manifest.preparation?.kind === "text") await listenToText();
   const asked = Number(new URLSearchParams(location.search).get("example") ?? 0);
   await showExample(Math.min(Math.max(Math.trunc(asked) || 0, 0), numExamples() - 1));
   document.body.dataset.state = holds ? "ready" : "differs";
+}
+
+// Whether the student is worth using, as it was found when it was shipped.
+function showVerdict() {
+  const found = manifest.usefulness;
+  if (!found) return;
+  const percent = (share) => `${(100 * share).toFixed(2)} %`;
+  const [low, high] = found.accuracy_interval.map(percent);
+  const verdict = manifest.verdict ? ` Distilling against labels alone: ${manifest.verdict.word}.` : "";
+  find("verdict").hidden = false;
+  find("verdict").className = { green: "good", red: "bad" }[found.colour] ?? "amber";
+  find("verdict").textContent =
+    `${found.colour.toUpperCase()}: right on ${percent(found.accuracy)} of ${found.num_items.toLocaleString("en")} test examples ` +
+    `(${low} to ${high}); luck would be on ${percent(found.chance)}.${verdict} ${found.reasons.join(" ")}`;
 }
 
 // Golden answers
@@ -43,6 +62,8 @@ async function checkGolden() {
   const isOnly = session.outputNames.length === 1;
   const tolerances = manifest.artifacts.onnx.golden_tolerance;
   let [worst, holds] = [0, true];
+  const logits = outputs[manifest.outputs[0]];
+  answered = Array.from({ length: inputs.shape[0] }, (_, row) => classOf(logits.data, row, logits.dims[1]));
   for (const name of session.outputNames) {
     const key = isOnly ? "logits/onnx" : `logits/onnx/${name}`;
     if (!(key in golden)) throw new Error(`golden.npz must hold ${key}; it does not. Copy the bundle again.`);
@@ -57,6 +78,16 @@ async function checkGolden() {
     ? `✓ ${inputs.shape[0]} golden inputs are answered as when the student was shipped (largest difference ${worst.toExponential(1)}).`
     : `✗ The golden inputs are answered otherwise than when the student was shipped: by ${worst.toExponential(1)}. Do not use it.`;
   return holds;
+}
+
+// The class of a row of logits; of one unit, whether it is positive.
+function classOf(data, row, width) {
+  const logits = Array.from(data.slice(row * width, (row + 1) * width));
+  return width === 1 ? Number(logits[0] > 0) : logits.indexOf(Math.max(...logits));
+}
+
+function isRight(index) {
+  return answered[index] === Number(golden.labels.data[index]);
 }
 
 function numExamples() {
@@ -151,17 +182,25 @@ function isImage() {
   return input.shape.length === 4 && [1, 3].includes(input.shape[3]);
 }
 
+// Strokes are shades: of photographs nobody draws one.
+function isDrawn() {
+  return isImage() && input.shape[3] === 1;
+}
+
 function showExamples() {
   for (let index = 0; index < numExamples(); index += 1) {
     const button = Object.assign(document.createElement("button"), { type: "button", title: titleOf(index) });
     button.append(isImage() ? picture(goldenExample(index)) : `${index}`);
+    const sign = isRight(index) ? "✓" : "✗";
+    button.append(Object.assign(document.createElement("span"), { className: isRight(index) ? "good" : "bad", textContent: sign }));
     button.onclick = () => showExample(index).catch(fail);
     find("examples").append(button);
   }
 }
 
 function titleOf(index) {
-  return `example ${index}, labelled ${manifest.class_names[golden.labels.data[index]]}`;
+  const told = isRight(index) ? "✓" : `✗ answered ${manifest.class_names[answered[index]]}`;
+  return `example ${index}, labelled ${manifest.class_names[golden.labels.data[index]]} ${told}`;
 }
 
 async function showExample(index) {
@@ -250,13 +289,21 @@ function listen() {
     hasStrokes = false;
     mark(-1);
   };
+  find("hint").textContent = isDrawn() ? "draw here, or drop an image" : "drop an image";
+  canvas.setAttribute("aria-label", find("hint").textContent);
   clear();
+  if (!isDrawn()) {
+    canvas.parentElement.classList.add("still");
+    find("clear").hidden = find("inverting").hidden = true;
+    if (navigator.mediaDevices?.getUserMedia) listenToCamera();
+  }
   let isDrawing = false;
   const place = (event) => {
     const box = canvas.getBoundingClientRect();
     return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
   };
   canvas.onpointerdown = (event) => {
+    if (!isDrawn()) return;
     if (!hasStrokes) clear();
     hasStrokes = isDrawing = true;
     find("hint").hidden = true;
@@ -298,6 +345,82 @@ function listen() {
   canvas.ondrop = (event) => {
     event.preventDefault();
     if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]).catch(refuse);
+  };
+}
+
+// The first click shows what the camera sees, the second takes it: the square in the middle, as the page shows it.
+function listenToCamera() {
+  const [button, video] = [find("camera"), find("video")];
+  button.hidden = false;
+  const close = () => {
+    video.srcObject?.getTracks().forEach((track) => track.stop());
+    video.srcObject = null;
+    video.hidden = true;
+    button.textContent = "Camera";
+  };
+  button.onclick = async () => {
+    try {
+      if (video.srcObject === null) {
+        video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+        await video.play();
+        video.hidden = false;
+        button.textContent = "Take the picture";
+        return;
+      }
+      const side = Math.min(video.videoWidth, video.videoHeight);
+      const example = asInput(video, (video.videoWidth - side) / 2, (video.videoHeight - side) / 2, side);
+      close();
+      hasStrokes = false;
+      mark(-1);
+      show(picture(example));
+      await answer(example, "your camera");
+    } catch (error) {
+      close();
+      find("source").textContent = `the camera gives no picture: ${error.message}`;
+    }
+  };
+}
+
+// Sounds
+
+function isSound() {
+  return manifest.provenance?.data === "spoken_digit" && `${input.shape.slice(1)}` === `${[NUM_FRAMES, NUM_MELS, 1]}`;
+}
+
+function listenToSound() {
+  find("drawing-buttons").hidden = true;
+  find("sound-buttons").hidden = false;
+  find("canvas").parentElement.classList.add("still");
+  find("canvas").setAttribute("aria-label", "the energies of the recording: time down, pitch to the right");
+  const refuse = (error) => (find("source").textContent = `this is no recording that the page hears: ${error.message}`);
+  const open = async (file, source) => {
+    mark(-1);
+    const example = logMel(await readSound(file));
+    show(picture(example));
+    await answer(example, source);
+  };
+  find("recording").onchange = (event) => event.target.files[0] && open(event.target.files[0], event.target.files[0].name).catch(refuse);
+  find("record").hidden = !navigator.mediaDevices?.getUserMedia;
+  find("record").onclick = async () => {
+    let stream;
+    try {
+      find("record").disabled = true;
+      stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+      const recorder = new MediaRecorder(stream);
+      const parts = [];
+      recorder.ondataavailable = (event) => parts.push(event.data);
+      const ended = new Promise((resolve) => (recorder.onstop = resolve));
+      recorder.start();
+      find("source").textContent = "listening…";
+      setTimeout(() => recorder.stop(), MS_OF_RECORDING);
+      await ended;
+      await open(new Blob(parts), "your recording");
+    } catch (error) {
+      refuse(error);
+    } finally {
+      stream?.getTracks().forEach((track) => track.stop());
+      find("record").disabled = false;
+    }
   };
 }
 

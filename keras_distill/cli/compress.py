@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="OUT", help="folder of what is found; a run that was killed goes on in it")
     add("--max-latency", help="budget: p50 of one example on one thread of this machine: 200us, 2ms, …")
     add("--max-size", help="budget: bytes of the file that ships: 60kB, 1MB, …")
-    add("--runtime", choices=("litert", "onnx"), default="litert", type=lambda text: text.replace("tflite", "litert"),
+    add("--max-arena", help="budget, with --runtime tflm: the memory that a microcontroller works in: 16kB, 32KiB, …")
+    add("--runtime", choices=("litert", "onnx", "tflm"), default="litert",
+        type=lambda text: text.replace("tflite", "litert"),
         help="that will serve the student (default: %(default)s)")  # fmt: skip
     add("--precisions", nargs="+", choices=("float32", "int8"), default=["float32", "int8"],
         help="of the files that are tried (default: both)")  # fmt: skip
@@ -69,15 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
     from keras_distill.deploy.budgets import Budgets
 
     check_writable(arguments.out)
-    size, latency = arguments.max_size, arguments.max_latency
+    size, latency, arena = arguments.max_size, arguments.max_latency, arguments.max_arena
     budgets = Budgets(
         arguments.max_accuracy_drop,
         None if size is None else round(quantity("--max-size", size, SIZE_UNITS)),
         None if latency is None else quantity("--max-latency", latency, TIME_UNITS),
         arguments.min_accuracy,
         arguments.max_drop_from_teacher,
+        max_arena=None if arena is None else round(quantity("--max-arena", arena, SIZE_UNITS)),
     )
-    if size is None and latency is None:
+    if size is None and latency is None and arena is None:
         raise ValueError("there must be a budget; got none. Give --max-latency 0.1ms, --max-size 60kB or both.")
     dataset = data_options.load(arguments)
     teachers = []
@@ -142,7 +145,7 @@ def result_lines(found: "Compression", out: str) -> list[str]:
     lines = [
         *found.notes,
         f"student: {trial.family} in {trial.precision}, {cost.num_parameters:,} weights, {cost.num_bytes:,} bytes, "
-        f"{cost.latency_ms:.4f} ms",
+        + (f"{cost.latency_ms:.4f} ms" if cost.arena_bytes is None else f"an arena of {cost.arena_bytes:,} bytes"),
         "test errors: " + ", ".join(f"{who} {100 * errors[who]:.2f} %" for who in ("teacher", "labels", "distilled"))
         + f"; the student {100 * errors['student']:.2f} %"
         + (f", its file {100 * errors['file']:.2f} %" if "file" in errors else ""),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keras_distill.deploy import Provenance, Shipment
 
 SUMMARY = "take a student to a checked bundle for phones, servers and browsers"
-TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
+TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "tflm", "web")
 SIZE_UNITS = {"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 TIME_UNITS = {"": 1.0, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-drop-from-teacher", type=float, help="of test accuracy against --teacher, a fraction")
     add("--min-class-recall", type=float, help="share of each class's test examples that is recognised, a fraction")
     add("--max-size", help="of one artifact: 300kB, 1MB, …")
+    add("--max-arena", help="of the target tflm: the memory that it works in, by TFLM's own count: 16kB, 32KiB, …")
     add("--max-latency", help="p50 of one example on one thread of this machine: 200us, 2ms, …")
     add("--name", help="the student's name (default: its file's)")
     add("--licence", help="of the student; goes into the artifacts and the card")
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.min_accuracy,
         arguments.max_drop_from_teacher,
         arguments.min_class_recall,
+        None if arguments.max_arena is None else round(quantity("--max-arena", arguments.max_arena, SIZE_UNITS)),
     )
     student = model_file.load(arguments.student, arguments)
     baseline = model_file.load(arguments.baseline, arguments) if arguments.baseline else None

@@ -1,6 +1,6 @@
 """`spoken_digit`: 3000 recordings of spoken digits (FSDD) as log-mel spectrograms of one size.
 
-The features are arithmetic on NumPy arrays, here in full: no audio package is needed.
+The features are arithmetic on NumPy arrays, in the kit's `sound.py`: no audio package is needed.
 """
 
 from itertools import pairwise
@@ -8,14 +8,16 @@ from itertools import pairwise
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill._kit import kit_module
 from keras_distill.data import local_data, tfds
 from keras_distill.data.dataset import Dataset, Split
 
 LICENCE = "CC BY-SA 4.0 (Free Spoken Digit Dataset, Zohar Jackson and others)"
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SAMPLE_RATE = 8000
-NUM_FRAMES = 64
-NUM_MELS = 40
+_SOUND = kit_module("sound")
+SAMPLE_RATE: int = _SOUND.SAMPLE_RATE
+NUM_FRAMES: int = _SOUND.NUM_FRAMES
+NUM_MELS: int = _SOUND.NUM_MELS
 REQUIRED = ("audio", "offsets", "digit", "speaker", "index")
 # The official test split is takes 0 to 4 of every speaker and digit; we validate on the next five.
 NUM_TEST_TAKES = 5
@@ -77,39 +79,17 @@ def read_tfds() -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
 def log_mel(audio: np.ndarray) -> np.ndarray:
     """Log-mel energies of one recording, silence trimmed, each band's mean over the utterance removed.
 
-    Pre-emphasis 0.97, Hamming windows of 25 ms every 10 ms, 40 triangular bands from 60 Hz to 4 kHz.
-    Utterances of more than 64 frames (0.65 s) are cut, shorter ones are followed by zeros, the mean.
+    The arithmetic is the kit's (`export/sound.py`), so that a device repeats it on a .wav file bit for bit.
 
     Args:
         audio: int16 or float samples at 8 kHz, `(num_samples,)`.
 
     Returns:
         float32 `(64, 40)`, in nats (log of energy).
-
-    Reference:
-        Davis and Mermelstein, 1980; Hinton et al., section 3, uses 40 such bands.
     """
-    samples = np.asarray(audio, "float64") / 32768.0
-    emphasised = np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])
-    frame_length, frame_step = int(0.025 * SAMPLE_RATE), int(0.010 * SAMPLE_RATE)
-    padded = np.pad(emphasised, (0, max(0, frame_length - len(emphasised))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, frame_length)[::frame_step]
-    power = np.abs(np.fft.rfft(frames * np.hamming(frame_length), n=256)) ** 2
-    energies = np.log(power @ mel_filters().T + 1e-8)
-    # Silence: 6 nats (26 dB) below the loudest frame, at either end.
-    loudness = energies.max(axis=1)
-    loud = np.flatnonzero(loudness > loudness.max() - 6.0)
-    energies = energies[loud[0] : loud[-1] + 1]
-    energies = (energies - energies.mean(axis=0))[:NUM_FRAMES]
-    return np.pad(energies, ((0, NUM_FRAMES - len(energies)), (0, 0))).astype("float32")
+    return _SOUND.log_mel(audio)
 
 
 def mel_filters(num_bins: int = 129) -> np.ndarray:
     """Triangles of equal width on the mel scale, `(40, num_bins)`, over the bins of a 256-point spectrum at 8 kHz."""
-    lowest, highest = (2595.0 * np.log10(1.0 + hertz / 700.0) for hertz in (60.0, SAMPLE_RATE / 2))
-    corners = 700.0 * (10.0 ** (np.linspace(lowest, highest, NUM_MELS + 2) / 2595.0) - 1.0)
-    frequencies = np.linspace(0.0, SAMPLE_RATE / 2, num_bins)
-    left, centre, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    rising = (frequencies - left) / (centre - left)
-    falling = (right - frequencies) / (right - centre)
-    return np.maximum(0.0, np.minimum(rising, falling))
+    return _SOUND.mel_filters(num_bins)

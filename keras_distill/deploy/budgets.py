@@ -8,6 +8,7 @@ import numpy as np
 from keras_distill._checks import check_fraction, check_positive
 from keras_distill.deploy.quantize import Variant
 
+_SIZES = ("max_size", "max_latency_ms", "max_arena")
 _FRACTIONS = ("max_accuracy_drop", "min_accuracy", "max_drop_from_teacher", "min_class_recall")
 # The difference of two shares is rounded: 0.63 - 0.625 is more than 0.005.
 _ROUNDING_OF_SHARES = 1e-9
@@ -27,9 +28,11 @@ class Budgets:
         max_drop_from_teacher: loss of test accuracy against the teacher, as a fraction; `None` for no limit.
         min_class_recall: share of the test examples of each class that is recognised, as a fraction, of every class
             that has examples; `None` for no limit.
+        max_arena: bytes of memory that a file for microcontrollers works in, by their interpreter's own count; `None`
+            for no limit.
 
     Raises:
-        ValueError: a fraction outside [0, 1], a size or a latency that is not > 0.
+        ValueError: a fraction outside [0, 1]; a size, a latency or an arena that is not > 0.
     """
 
     max_accuracy_drop: float = 0.005
@@ -38,12 +41,13 @@ class Budgets:
     min_accuracy: float | None = None
     max_drop_from_teacher: float | None = None
     min_class_recall: float | None = None
+    max_arena: int | None = None
 
     def __post_init__(self) -> None:
         for name in _FRACTIONS:
             if getattr(self, name) is not None:
                 check_fraction(name, getattr(self, name), "It is a fraction: 0.05 is five per cent.")
-        for name in ("max_size", "max_latency_ms"):
+        for name in _SIZES:
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
 
@@ -68,6 +72,10 @@ class Budgets:
         if self.max_latency_ms is not None and latency > self.max_latency_ms:
             excess = latency - self.max_latency_ms
             broken.append(f"takes {latency:.3f} ms: {excess:.3f} ms past the budget of {self.max_latency_ms:g} ms")
+        if self.max_arena is not None and variant.micro is not None and variant.micro.arena_bytes > self.max_arena:
+            arena = variant.micro.arena_bytes
+            excess = arena - self.max_arena
+            broken.append(f"needs an arena of {arena:,} bytes: {excess:,} past the budget of {self.max_arena:,}")
         return broken + self._useless(variant, teacher_accuracy, class_names)
 
     def _useless(self, variant: Variant, teacher_accuracy: float | None, class_names: Sequence[str]) -> list[str]:

@@ -24,13 +24,17 @@ KIT_FILES = (
     "README.md",
     "benchmark.py",
     "prepare.py",
+    "readers.py",
+    "sound.py",
     "classify_onnx.py",
     "classify_litert.py",
     "requirements-onnx.txt",
     "requirements-litert.txt",
+    "requirements-tflm.txt",
 )
+TFLM = "tflm"
 PREPARATION, TOKENIZER = "preparation.json", "tokenizer.json"
-WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "text.js", "style.css")
+WEB_FILES = ("index.html", "page.js", "bundle.js", "image.js", "sound.js", "text.js", "style.css")
 
 
 def check_replaceable(path: Path) -> None:
@@ -44,10 +48,13 @@ def check_replaceable(path: Path) -> None:
     )
 
 
-def write_kit(folder: Path, *, web: bool = False) -> None:
-    """Copies the kit into a bundle; its web page only where it is asked for."""
+def write_kit(folder: Path, *, web: bool = False, tflm: bool = False) -> None:
+    """Copies the kit into a bundle; its web page, or what is for microcontrollers, only where it is asked for."""
     for name in KIT_FILES:
         shutil.copyfile(kit_folder() / name, folder / name)
+    if tflm:
+        (folder / TFLM).mkdir()
+        shutil.copyfile(kit_folder() / TFLM / "main.cc", folder / TFLM / "main.cc")
     if web:
         (folder / "web").mkdir()
         for name in WEB_FILES:

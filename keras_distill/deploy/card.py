@@ -12,6 +12,7 @@ import numpy as np
 from keras_distill._inputs import arrays_by_name
 from keras_distill._types import Inputs
 from keras_distill.deploy.card_metadata import front_matter
+from keras_distill.deploy.tflm import LitertParity
 from keras_distill.report import metrics
 from keras_distill.report.verdict import Verdict
 
@@ -175,6 +176,9 @@ def model_card(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> str:
             f"| {artifact['precision']} ({artifact['variant']}) "
             f"| {check['accuracy_drop']:+.2%} | {check['argmax_agreement']:.2%} | {artifact['latency']['p50_ms']:.4f} |"
         )
+    for artifact in manifest["artifacts"].values():
+        if "micro" in artifact:
+            lines += ["", *(f"- {sentence}" for sentence in micro_told(artifact))]
     for name, reason in manifest["left_out"].items():
         lines.append(f"\nLeft out: {name}. {reason}.")
     lines += [
@@ -203,6 +207,19 @@ def model_card(manifest: Mapping[str, Any], figures: Sequence[Figures]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def micro_told(artifact: Mapping[str, Any]) -> list[str]:
+    """What a microcontroller needs for an artifact, and how its answers compare with LiteRT's, in sentences."""
+    facts, parity = artifact["micro"], LitertParity(**artifact["litert_parity"])
+    return [
+        f"On a microcontroller: {artifact['bytes']:,} bytes of flash for the model, and an arena of "
+        f"{facts['arena_bytes']:,} bytes of RAM, the smallest that tflite-micro {facts['version']} ran in; it holds "
+        f"{facts['used_bytes']:,} of them once it has begun, {facts['activation_bytes']:,} for activations. What the "
+        "interpreter's own code takes is not counted.",
+        f"Operations: {', '.join(facts['operations'])}.",
+        f"Against LiteRT on the same file: {parity}.",
+    ]
 
 
 def usefulness_told(manifest: Mapping[str, Any]) -> list[str]:
@@ -277,6 +294,7 @@ def report_page(manifest: Mapping[str, Any], figures: Sequence[Figures], inputs:
     judged: list[Any] = [Box(first, {"green": True, "red": False}.get(colour), warns=True), *others_told]
     # Green is for what is worth using: a file that answers as a useless student does is a fact, not a success.
     verdicts: list[Any] = [Box(_told(name, each), is_green or None) for name, each in manifest["artifacts"].items()]
+    verdicts += [line for each in manifest["artifacts"].values() if "micro" in each for line in micro_told(each)]
     verdicts += [Box(f"{name} is left out. {reason}.") for name, reason in manifest["left_out"].items()]
     sections = [
         Section("Is it good enough?", judged),

@@ -19,7 +19,7 @@ from keras_distill.deploy.warm import WARM_PROCESS
 if TYPE_CHECKING:
     import keras
 
-QUANTIZATIONS = ("dynamic", "int8", "float16")
+QUANTIZATIONS = ("dynamic", "int8", "int8-io", "float16")
 
 
 def to_litert(
@@ -78,7 +78,7 @@ def to_litert(
         request = {
             "path": os.path.abspath(aside),
             "quantization": quantization,
-            "calibration": save_calibration(calibration, folder) if quantization == "int8" else None,
+            "calibration": save_calibration(calibration, folder) if quantization in ("int8", "int8-io") else None,
             "metadata": metadata,
         }
 

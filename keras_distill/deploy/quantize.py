@@ -15,6 +15,7 @@ import numpy as np
 from keras_distill.deploy.conversion import ConversionError
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import write_quantized
+from keras_distill.deploy.tflm import LitertParity, MicroFacts, to_tflm
 from keras_distill.deploy.verify import Verification
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Variant:
         float_layers: operations of an int8 file that its runtime computes in float32 on this processor.
         class_recalls: share of the test examples of each class that it recognises, `(num_classes,)`, NaN without any;
             `None` where nobody asked.
+        micro: what the file takes of a microcontroller; `None` for other targets.
+        litert_parity: how TFLM's answers compare with LiteRT's, likewise.
         num_bytes: size of the file when it was made.
     """
 
@@ -52,6 +55,8 @@ class Variant:
     failure: str | None = None
     float_layers: Sequence[str] = ()
     class_recalls: np.ndarray | None = None
+    micro: MicroFacts | None = None
+    litert_parity: LitertParity | None = None
     num_bytes: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +112,18 @@ def litert_float16_variants(model: "keras.Model", folder: Path, options: Mapping
         return to_litert(model, path, quantization="float16", **options)
 
     return [_attempt("litert-float16", "float16", "float16", folder / "float16.tflite", maker)]
+
+
+def tflm_variants(
+    model: "keras.Model", folder: Path, calibration: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[Variant]:
+    """Makes the variant for microcontrollers, int8 throughout; `options` go to `to_tflm`."""
+    path = folder / "int8-tflm.tflite"
+    try:
+        facts = to_tflm(model, path, calibration=calibration, **options)
+        return [Variant("tflm", "int8", "int8", path, micro=facts)]
+    except ConversionError as error:
+        return [Variant("tflm", "int8", "int8", failure=str(error))]
 
 
 def choose(variants: Sequence[Variant], float32: Variant, *, must_be_faster: bool = True) -> tuple[Variant | None, str]:

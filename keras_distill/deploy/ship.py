@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from keras_distill.deploy.calibration import choose_calibration
 from keras_distill.deploy.card import model_card, report_page
 from keras_distill.deploy.figures import BASELINE, class_logits, figures_of_artifacts, figures_of_models
 from keras_distill.deploy.litert import to_litert
+from keras_distill.deploy.micro_source import write_source
 from keras_distill.deploy.onnx import to_onnx
 from keras_distill.deploy.quantize import Variant, choose
 from keras_distill.deploy.reference import Reference, known_facts, reference_of
 from keras_distill.deploy.shipment import Outcome, Provenance, Shipment
+from keras_distill.deploy.tflm import against_litert, check_installed
 from keras_distill.deploy.trace import single_call
 from keras_distill.deploy.usefulness import class_recalls, usefulness_of
 from keras_distill.deploy.verify import open_artifact, verify
@@ -41,10 +43,11 @@ if TYPE_CHECKING:
     from keras_distill._types import Teacher
     from keras_distill.data import Dataset
 
-TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "web")
+TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8", "litert-float16", "tflm", "web")
 # Without a wish, the float32 files must hold, and what is quantised comes along where it is worth it.
 DEFAULT_TARGETS = ("onnx", "onnx-int8", "litert", "litert-int8")
 REQUIRED_BY_DEFAULT = ("onnx", "litert")
+_FILES = {"tflm": "student-tflm"}
 _REMEDY_OF_RED = (
     "Look at how the data is scaled, or train it; with a min_accuracy of your own (--min-accuracy 0) it ships as it is."
 )
@@ -96,6 +99,11 @@ def ship(
     if budgets.max_drop_from_teacher is not None and teacher is None:
         expectation = "there must be a teacher where max_drop_from_teacher is a budget"
         raise ValueError(error_message(expectation, "none", "Name it: --teacher T.keras, or teacher=."))
+    if budgets.max_arena is not None and "tflm" not in wanted:
+        expectation = "the target tflm must be named where max_arena is a budget"
+        raise ValueError(error_message(expectation, ", ".join(wanted), "Name it: --targets tflm."))
+    if "tflm" in wanted:
+        check_installed()
     is_int8 = _is_int8(student)
     if is_int8:
         wanted = _targets_of_int8(wanted, targets is not None)
@@ -222,6 +230,9 @@ def _make_variants(
         if "litert-float16" in wanted:
             say("litert-float16: converting")
             variants += quantize.litert_float16_variants(student, folder, options)
+        if "tflm" in wanted:
+            say("tflm: quantising, and running it in the interpreter for microcontrollers")
+            variants += quantize.tflm_variants(student, folder, calibration, options)
         return variants
 
     # Each conversion waits for a process of its own, so two at a time halve the wait on two cores.
@@ -249,6 +260,8 @@ def _verify(variant: Variant, reference: Reference, dataset: "Dataset", budgets:
             max_accuracy_drop=budgets.max_accuracy_drop,
             answers=reference.answers,
         )
+        if variant.micro is not None:
+            variant.litert_parity = against_litert(variant.path, reference.feed)
         if budgets.min_class_recall is not None:
             logits = class_logits(variant.path, reference)
             variant.class_recalls = class_recalls(logits.argmax(axis=-1), labels, dataset.num_classes)
@@ -335,7 +348,8 @@ def _write_bundle(
         target = "onnx" if outcome.target == "web" else outcome.target
         if target in artifacts:
             continue
-        name = target.replace("onnx", "student", 1).replace("litert", "student", 1) + variant.path.suffix
+        name = _FILES.get(target) or target.replace("onnx", "student", 1).replace("litert", "student", 1)
+        name += variant.path.suffix
         shutil.copyfile(variant.path, folder / name)
         artifact = open_artifact(folder / name)
         outputs = artifact.run(golden_inputs)
@@ -352,9 +366,13 @@ def _write_bundle(
             "verification": variant.verification.to_json(),
             "latency": variant.latency,
         }
+        if variant.micro is not None and variant.litert_parity is not None:
+            artifacts[target] |= {"micro": asdict(variant.micro), "litert_parity": variant.litert_parity.to_json()}
     bundle.write_golden(folder, golden_inputs, dataset.test.labels[chosen], golden)
     has_page = any(outcome.target == "web" for outcome in shipped)
-    bundle.write_kit(folder, web=has_page)
+    bundle.write_kit(folder, web=has_page, tflm="tflm" in artifacts)
+    if "tflm" in artifacts:
+        _write_micro_source(folder, shipment, golden_inputs, artifacts["tflm"], reference, dataset)
     preparation = bundle.write_preparation(folder, dataset.preparation)
     if has_page and web_files is not None:
         copy_web_runtime(web_files, folder / "web" / "runtime")
@@ -374,6 +392,7 @@ def _write_bundle(
             "min_accuracy": budgets.min_accuracy,
             "max_drop_from_teacher": budgets.max_drop_from_teacher,
             "min_class_recall": budgets.min_class_recall,
+            "max_arena": budgets.max_arena,
         },
         "tried": [_tried(variant, shipment.outcomes) for variant in shipment.variants],
         "figures": [figures.to_json() for figures in shipment.figures],
@@ -383,6 +402,30 @@ def _write_bundle(
     page = report_page(manifest, shipment.figures, dataset.test.inputs, dataset.test.labels)
     (folder / "report.html").write_text(page, encoding="utf-8")
     bundle.write_manifest(folder, manifest)
+
+
+def _write_micro_source(
+    folder: Path,
+    shipment: Shipment,
+    golden_inputs: Mapping[str, np.ndarray],
+    artifact: Mapping[str, Any],
+    reference: Reference,
+    dataset: "Dataset",
+) -> None:
+    variant = next(outcome.variant for outcome in shipment.outcomes if outcome.target == "tflm")
+    assert variant is not None
+    assert variant.micro is not None
+    tolerance = artifact["golden_tolerance"]
+    write_source(
+        folder / bundle.TFLM,
+        folder / artifact["file"],
+        variant.micro,
+        golden_inputs,
+        answer=reference.answer,
+        class_names=dataset.class_names,
+        temperature=reference.temperature,
+        tolerance=tolerance[reference.answer] if isinstance(tolerance, dict) else tolerance,
+    )
 
 
 def _tried(variant: Variant, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -172,10 +172,10 @@ def open_artifact(path: str | os.PathLike) -> Any:
         raise ValueError(error_message("an artifact must be a file", f"{os.fspath(path)}, which does not exist"))
     with quiet_start():
         artifact = kit_module().open_artifact(path)
-        if interpreter := getattr(artifact, "interpreter", None):
+        if allocate := getattr(getattr(artifact, "interpreter", None), "allocate_tensors", None):
             # LiteRT greets when it first allocates. Where it cannot, it says so again at the first call.
             with suppress(RuntimeError):
-                interpreter.allocate_tensors()
+                allocate()
     return artifact
 
 

@@ -222,10 +222,11 @@ def convert_to_litert(
     loaded = tf.saved_model.load(saved_model)
     function = loaded.signatures[SIGNATURE]
     nodes = _all_nodes(function)
+    is_whole = quantization == "int8-io"
     if any(node.op.startswith("FakeQuantWithMinMax") for node in nodes) and quantization != "float16":
         # It was trained with its ranges: there is nothing to calibrate, and no float32 network to be had.
         quantization, calibration = "as trained", None
-    if quantization == "int8":
+    if quantization in ("int8", "int8-io"):
         reply.write(suspects=layers_that_loop(nodes, reply.layer_names))
     converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=[SIGNATURE])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -234,7 +235,9 @@ def convert_to_litert(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantization == "int8":
+    if is_whole:
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    if quantization in ("int8", "int8-io"):
         assert calibration is not None  # checked by the parent
         numbered = {name: f"input_{place:03}" for place, name in enumerate(input_names)}
         batches = list(calibration_batches(calibration, input_names, function.inputs[0].shape[0]))
@@ -318,11 +321,28 @@ def quantize_onnx(
     return {"float_layers": [name.removeprefix("StatefulPartitionedCall/") for name in wanted]}
 
 
+def run_on_tflm(reply: Reply, *, path: str) -> dict[str, Any]:
+    """What the interpreter for microcontrollers says of a LiteRT file, whose tensors get short names."""
+    reply.write(stage="running the file on TFLM")
+    from keras_distill.deploy.micro import facts_of, shorten_names
+
+    def own_layer_of(name: str) -> str | None:
+        return layer_of(f"{name}/", reply.layer_names)
+
+    try:
+        facts = facts_of(path, own_layer_of)
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    shorten_names(path, own_layer_of)
+    return facts
+
+
 JOBS: dict[str, Callable[..., Any]] = {
     "trace": trace,
     "to_onnx": convert_to_onnx,
     "to_litert": convert_to_litert,
     "quantize_onnx": quantize_onnx,
+    "run_on_tflm": run_on_tflm,
 }
 
 

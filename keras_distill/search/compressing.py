@@ -23,6 +23,7 @@ from keras_distill._types import Teacher
 from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.deploy.shipment import Provenance
+from keras_distill.deploy.tflm import check_installed
 from keras_distill.distillation.training_length import default_epochs
 from keras_distill.scale.engines import engine_of
 from keras_distill.search.candidate_trainer import CandidateTrainer
@@ -108,10 +109,11 @@ def compress(
         teacher: a Keras model, an `Ensemble` (its best member is cut), a `SpecialistEnsemble` (its generalist is), or
             any function from inputs to logits (nothing is cut, hand-made families alone).
         dataset: trained on its training split, chosen on validation, judged on test.
-        budgets: with `max_size`, `max_latency_ms` or both; the others hold for what ships.
+        budgets: with `max_size`, `max_latency_ms` or both, or for microcontrollers `max_size`, `max_arena` or both; the
+            others hold for what ships.
         out: a folder: `student.keras`, `bundle/`, `report.html`, `compression.json`, `study.db`.
-        runtime: that serves the student: `"litert"` or `"onnx"`.
-        precisions: `"float32"`, `"int8"` or both; of files quantised after training.
+        runtime: that serves the student: `"litert"`, `"onnx"` or, on microcontrollers, `"tflm"`.
+        precisions: `"float32"`, `"int8"` or both; of files quantised after training. On `"tflm"` int8 alone.
         families: your own, by name: functions from a width in (0, 1] to a built model that ends in logits.
         epochs: of a whole training; `None` is enough for 4,000 steps.
         batch_size: items a step.
@@ -138,12 +140,13 @@ def compress(
         BlockingIOError: another search is at work in `out`.
         ImportError: Optuna is not installed.
     """
-    if budgets.max_size is None and budgets.max_latency_ms is None:
+    if budgets.max_size is None and budgets.max_latency_ms is None and budgets.max_arena is None:
         remedy = "Give max_size (bytes), max_latency_ms or both."
         raise ValueError(error_message("there must be a budget of size or latency", "neither", remedy))
     check_choice("runtime", runtime, RUNTIMES)
     for precision in precisions:
         check_choice("each of precisions", precision, PRECISIONS)
+    precisions = _precisions_on(runtime, precisions, budgets)
     check_count("num_trials", num_trials)
     check_count("batch_size", batch_size)
     check_count("seeds", seeds)
@@ -181,7 +184,7 @@ def compress(
         calibration = dataset.validation.take(drawn_rows(len(dataset.validation), _NUM_CALIBRATION)).inputs
         meter = Meter(runtime, take_rows(dataset.validation.inputs, slice(1)), calibration, _stand_in_metadata(dataset))
         max_latency = None if budgets.max_latency_ms is None else _IN_HAND * budgets.max_latency_ms
-        fitter = Fitter(meter, budgets.max_size, max_latency, seed)
+        fitter = Fitter(meter, budgets.max_size, max_latency, seed, budgets.max_arena)
         on_progress(Progress("measuring the narrowest of each family", 0, num_trials, None, None))
         candidates, notes = families_for(teacher, dataset, families or {})
         notes += fitter.within_reach(candidates, list(precisions))
@@ -191,7 +194,8 @@ def compress(
             "labels or validation data": every_item_fingerprint(
                 [dataset.train.labels, dataset.validation.inputs, dataset.validation.labels]
             ),
-            "budgets": asdict(budgets),
+            # A study that was begun before there was such a budget goes on.
+            "budgets": {name: limit for name, limit in asdict(budgets).items() if (name, limit) != ("max_arena", None)},
             "runtime": runtime,
             "precisions": list(precisions),
             "families": [family.name for family in candidates],
@@ -257,6 +261,22 @@ def compress(
     )
     _write(compression, out, budgets, dataset, name)
     return compression
+
+
+def _precisions_on(runtime: str, precisions: Sequence[str], budgets: Budgets) -> Sequence[str]:
+    """What a runtime computes in, of what was wished; raises where budgets of a chip and of this machine are mixed."""
+    if runtime != "tflm":
+        if budgets.max_arena is not None:
+            expectation = "the runtime must be tflm where max_arena is a budget"
+            raise ValueError(error_message(expectation, runtime, "Name it: --runtime tflm."))
+        return precisions
+    check_installed()
+    if budgets.max_latency_ms is not None:
+        remedy = "This machine's time says nothing of a chip's: give max_size, max_arena or both."
+        raise ValueError(error_message("max_latency_ms must be none on tflm", budgets.max_latency_ms, remedy))
+    if "int8" not in precisions:
+        raise ValueError(error_message("precisions on tflm must hold int8", ", ".join(precisions)))
+    return ("int8",)
 
 
 def _check_ours(out: Path) -> None:

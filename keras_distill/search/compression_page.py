@@ -88,6 +88,7 @@ def _front(compression: Compression, budgets: Budgets) -> list[Figure]:
     for attribute, label, limit in (
         ("latency_ms", "latency of one example, p50 (ms)", budgets.max_latency_ms),
         ("num_bytes", "size (bytes)", budgets.max_size),
+        ("arena_bytes", "arena (bytes)", budgets.max_arena),
     ):
         if limit is None or not trained:
             continue
@@ -139,10 +140,13 @@ def _kind(trial: Trial) -> str:
 def _taken(compression: Compression) -> str:
     """What the file that ships takes, as the gate measured it."""
     variants = [outcome.variant for outcome in compression.shipment.outcomes if outcome.variant is not None]
-    return " and ".join(f"{variant.num_bytes:,} bytes and {variant.latency['p50_ms']:.4f} ms" for variant in variants)
+    arenas = [f" and an arena of {each.micro.arena_bytes:,} bytes" for each in variants if each.micro is not None]
+    taken = " and ".join(f"{variant.num_bytes:,} bytes and {variant.latency['p50_ms']:.4f} ms" for variant in variants)
+    return taken + "".join(arenas)
 
 
 def _asked(budgets: Budgets) -> str:
     limits = [f"{budgets.max_latency_ms:g} ms"] if budgets.max_latency_ms is not None else []
     limits += [f"{budgets.max_size:,} bytes"] if budgets.max_size is not None else []
+    limits += [f"an arena of {budgets.max_arena:,} bytes"] if budgets.max_arena is not None else []
     return " and ".join(limits)

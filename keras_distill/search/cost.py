@@ -7,7 +7,7 @@ Budgets are judged by what is measured; what is predicted chooses what is worth 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from keras_distill._kit import kit_module
 from keras_distill._types import Inputs
 from keras_distill.deploy.litert import to_litert
 from keras_distill.deploy.onnx import to_onnx, write_quantized
+from keras_distill.deploy.tflm import MicroFacts, to_tflm
 from keras_distill.deploy.trace import signature_of
 from keras_distill.deploy.verify import open_artifact, run_in_batches
 from keras_distill.models import multiply_adds
 from keras_distill.models.layer_roles import is_readable
 
-RUNTIMES = ("litert", "onnx")
+RUNTIMES = ("litert", "onnx", "tflm")
 PRECISIONS = ("float32", "int8")
 _ROUNDS, _SECONDS_PER_ROUND = 7, 0.03
 
@@ -39,22 +40,30 @@ class Cost:
         multiply_adds: of one example, as `models.multiply_adds` counts them.
         num_bytes: of the file that is served.
         latency_ms: median of one example a call on one thread.
+        arena_bytes: of the memory that a microcontroller works in; `None` for other runtimes.
     """
 
     num_parameters: int
     multiply_adds: int
     num_bytes: int
     latency_ms: float
+    arena_bytes: int | None = None
 
     def __str__(self) -> str:
+        if self.arena_bytes is not None:
+            return f"{self.num_bytes:,} bytes and an arena of {self.arena_bytes:,} bytes"
         return f"{self.num_bytes:,} bytes and {self.latency_ms:.4f} ms"
 
-    def share_of(self, max_bytes: float | None, max_latency_ms: float | None) -> float:
+    def share_of(self, max_bytes: float | None, max_latency_ms: float | None, max_arena: float | None = None) -> float:
         """How much of the tighter limit it takes: above 1 it breaks one."""
         shares = [
             taken / limit
-            for taken, limit in ((self.num_bytes, max_bytes), (self.latency_ms, max_latency_ms))
-            if limit is not None
+            for taken, limit in (
+                (self.num_bytes, max_bytes),
+                (self.latency_ms, max_latency_ms),
+                (self.arena_bytes, max_arena),
+            )
+            if limit is not None and taken is not None
         ]
         return max(shares)
 
@@ -63,7 +72,7 @@ class Meter:
     """Measures models as files of one runtime, and predicts what others will cost.
 
     Args:
-        runtime: `"litert"` or `"onnx"`.
+        runtime: `"litert"`, `"onnx"` or, in int8 alone, `"tflm"`.
         example: one input batch, `(1, …)`, an array or a dict of named ones.
         calibration: some hundred inputs, for int8, likewise.
         metadata: what the served file says of itself (`class_names`, …): it takes bytes too.
@@ -81,14 +90,19 @@ class Meter:
             ConversionError: it cannot be converted.
         """
         with tempfile.TemporaryDirectory(prefix="keras-distill-cost-") as folder:
+            micro = None
             with _as_if_trained(model):
-                path = self.write(model, Path(folder), precision)
+                if self._runtime == "tflm":
+                    path, micro = self._write_micro(model, Path(folder))
+                else:
+                    path = self.write(model, Path(folder), precision)
             artifact = open_artifact(path)
             feed = self.feed(model, self._example)
             kit = kit_module()
             step = artifact.step(kit.for_one_call(artifact, feed))
             latency = kit.measure({"it": step}, _ROUNDS, _SECONDS_PER_ROUND)["it"]["p50_ms"]
-            cost = Cost(model.count_params(), self._work(model), path.stat().st_size, latency)
+            arena = None if micro is None else micro.arena_bytes
+            cost = Cost(model.count_params(), self._work(model), path.stat().st_size, latency, arena)
         self.learn(features_of(model), cost, precision, family)
         return cost
 
@@ -98,6 +112,8 @@ class Meter:
 
     def write(self, model: keras.Model, folder: Path, precision: str) -> Path:
         """Writes the file that is served into a folder."""
+        if self._runtime == "tflm":
+            return self._write_micro(model, folder)[0]
         options = {"example": self._example, **self._metadata}
         if self._runtime == "litert":
             is_int8 = precision == "int8"
@@ -120,6 +136,11 @@ class Meter:
             (logits,) = run_in_batches(artifact, self.feed(model, inputs)).values()
         return logits
 
+    def _write_micro(self, model: keras.Model, folder: Path) -> tuple[Path, MicroFacts]:
+        path = folder / "int8-tflm.tflite"
+        calibration = self.feed(model, self._calibration)
+        return path, to_tflm(model, path, calibration=calibration, example=self._example, **self._metadata)
+
     def learn(self, features: np.ndarray, cost: Cost, precision: str, family: str) -> None:
         """Takes note of what a model of these features costs."""
         self._known[precision].append((features, cost, family))
@@ -130,7 +151,11 @@ class Meter:
         known = self._known[precision]
         latency = _predicted(features, [(f, c.latency_ms, name) for f, c, name in known], _LATENCY[precision], family)
         size = _predicted(features, [(f, float(c.num_bytes), name) for f, c, name in known], _BYTES[precision], family)
-        return Cost(model.count_params(), self._work(model), round(size), latency)
+        cost = Cost(model.count_params(), self._work(model), round(size), latency)
+        if self._runtime != "tflm":
+            return cost
+        arenas = [(f, float(c.arena_bytes), name) for f, c, name in known if c.arena_bytes is not None]
+        return replace(cost, arena_bytes=round(_predicted(features, arenas, _ARENA, family)))
 
     def _work(self, model: keras.Model) -> int:
         """Multiply-adds of one example: of networks that take images of any size, of the example's."""
@@ -189,6 +214,10 @@ _BYTES = {
     "float32": np.array([*[_NOTHING] * 12, 300.0, 300.0, 300.0, 200.0, 100.0, 50.0, 4.0, 1.0, 2000.0]),
     "int8": np.array([*[_NOTHING] * 12, 600.0, 600.0, 600.0, 400.0, 200.0, 100.0, 1.0, 12.0, 2500.0]),
 }
+# Bytes of a microcontroller's memory: activations, of which a few live at a time, and what is kept of every layer.
+_ARENA = np.array(
+    [*[_NOTHING] * 6, 8.0, 8.0, 8.0, 1.0, 1.0, 1.0, 250.0, 250.0, 250.0, 200.0, 150.0, 100.0, _NOTHING, 8.0, 1000.0]
+)
 # Kernels compute whole vectors of output channels: 17 cost what 32 do.
 _VECTOR = 16
 # What converters fold into the layer before, or leave out.

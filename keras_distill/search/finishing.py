@@ -206,7 +206,7 @@ class Finish:
             self.dataset,
             self.out / "bundle",
             provenance=replace(self.provenance, source=f"{trial.family}, found by compress", verdict=verdict),
-            targets=[f"{self.runtime}-int8" if is_to_be_rounded else self.runtime],
+            targets=[f"{self.runtime}-int8" if is_to_be_rounded and self.runtime != "tflm" else self.runtime],
             budgets=self.budgets,
             teacher=self.teacher if isinstance(self.teacher, keras.Model) else None,
         )

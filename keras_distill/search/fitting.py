@@ -48,19 +48,27 @@ class Fitter:
         max_bytes: of the served file; `None` for no limit.
         max_latency_ms: of one example; `None` for no limit.
         seed: of the weights that are new.
+        max_arena: of a microcontroller, in bytes; `None` for no limit.
 
     Attributes:
         families: that may hold the budget, by name; empty before `within_reach`.
     """
 
-    def __init__(self, meter: Meter, max_bytes: float | None, max_latency_ms: float | None, seed: int):
+    def __init__(
+        self,
+        meter: Meter,
+        max_bytes: float | None,
+        max_latency_ms: float | None,
+        seed: int,
+        max_arena: float | None = None,
+    ):
         self._meter, self._seed = meter, seed
-        self._max_bytes, self._max_latency_ms = max_bytes, max_latency_ms
+        self._max_bytes, self._max_latency_ms, self._max_arena = max_bytes, max_latency_ms, max_arena
         self.families: dict[str, Family] = {}
 
     def share(self, cost: Cost) -> float:
         """How much of the tighter limit a cost is."""
-        return cost.share_of(self._max_bytes, self._max_latency_ms)
+        return cost.share_of(self._max_bytes, self._max_latency_ms, self._max_arena)
 
     def student(self, trial: Trial, seed: int | None = None) -> keras.Model:
         """A candidate's model with the weights to begin from, those that are new by another seed if one is given."""
@@ -96,6 +104,7 @@ class Fitter:
         _, name, precision, cost = min(nearest)
         limits = [f"{self._max_bytes:,} bytes"] if self._max_bytes is not None else []
         limits += [f"{self._max_latency_ms:.4g} ms"] if self._max_latency_ms is not None else []
+        limits += [f"an arena of {self._max_arena:,} bytes"] if self._max_arena is not None else []
         remedy = f"The nearest is the narrowest {name} in {precision}, which takes {cost}."
         raise ValueError(
             error_message("the budget must be one that some candidate can hold", " and ".join(limits), remedy)

@@ -39,11 +39,17 @@ def find_chromium():
 class Browser:
     """One page of a fresh profile. Use as a context manager."""
 
-    def __init__(self, folder, width=420, height=900):
+    def __init__(self, folder, width=420, height=900, switches=()):
         self.numbers = itertools.count(1)
         to_browser, self.commands = os.pipe()
         self.replies, from_browser = os.pipe()
-        switches = [*SWITCHES[:-1], f"--user-data-dir={folder}", f"--window-size={width},{height}", SWITCHES[-1]]
+        switches = [
+            *SWITCHES[:-1],
+            *switches,
+            f"--user-data-dir={folder}",
+            f"--window-size={width},{height}",
+            SWITCHES[-1],
+        ]
         self.process = subprocess.Popen(
             [sys.executable, "-c", PLUMBING, str(to_browser), str(from_browser), find_chromium(), *switches],
             pass_fds=(to_browser, from_browser),

@@ -14,8 +14,8 @@ from keras_distill._kit import kit_folder, kit_module
 from keras_distill.deploy import bundle as deploy_bundle
 
 KIT = kit_folder()
-# The last only for tokenisers that are not ours.
-ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert", "tokenizers"}
+# The last two only for tokenisers that are not ours, and for pictures.
+ALLOWED = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_micro", "tokenizers", "PIL"}
 kit = kit_module()
 
 

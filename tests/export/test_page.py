@@ -274,7 +274,7 @@ def test_an_example_is_drawn_and_named_with_its_label_and_gives_way_to_the_first
     browser.wait_for(STATE)
     browser.evaluate("document.querySelectorAll('#examples button')[2].click()")
     label = ["ant", "bee", "cow"][int(logits[2].argmax())]
-    browser.wait_for(f"document.getElementById('source').innerText == 'example 2, labelled {label}'")
+    browser.wait_for(f"document.getElementById('source').innerText == 'example 2, labelled {label} ✓'")
     # The middles of the 8 × 8 squares of 35 pixels are the image's own pixels.
     pixels = "document.getElementById('canvas').getContext('2d').getImageData(0, 0, 280, 280).data"
     middles = [280 * (35 * row + 17) + 35 * column + 17 for row in range(8) for column in range(8)]
