@@ -35,13 +35,13 @@ def onnx_file(path, nodes, inputs, outputs, constants):
     return path
 
 
-def linear_onnx(path, kernel, *, batch="batch", input_name="x"):
-    """Writes `logits = x @ kernel`, kernel float32 of shape (features, num_classes)."""
+def linear_onnx(path, kernel, *, batch="batch", places=(), input_name="x"):
+    """Writes `logits = x @ kernel`, kernel float32 of shape (features, num_classes), at each of some places."""
     kernel = np.asarray(kernel, "float32")
     return onnx_file(
         path,
         [("MatMul", [input_name, "kernel"], ["logits"])],
-        {input_name: ("float32", [batch, kernel.shape[0]])},
-        {"logits": [batch, kernel.shape[1]]},
+        {input_name: ("float32", [batch, *places, kernel.shape[0]])},
+        {"logits": [batch, *places, kernel.shape[1]]},
         {"kernel": kernel},
     )

@@ -123,3 +123,14 @@ def test_half_a_point_of_accuracy_is_allowed_whatever_the_difference_of_two_shar
     found = compare_output("logits", rows, after, labels, precision="int8")
     assert found.accuracy_drop > 0.005
     assert not any("accuracy drops" in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize("places", [(5,), (3, 4)], ids=["tokens", "pixels"])
+def test_labels_of_tokens_and_pixels_are_counted_place_by_place(tmp_path, places):
+    generator = np.random.default_rng(1)
+    inputs = generator.normal(size=(20, *places, 6)).astype("float32")
+    labels = generator.integers(0, 4, (20, *places))
+    logits = inputs @ KERNEL
+    report = verify(logits, linear_onnx(tmp_path / "a.onnx", KERNEL, places=places), inputs, labels)
+    assert report.holds
+    assert report.accuracy == pytest.approx(np.mean(logits.argmax(-1) == labels))

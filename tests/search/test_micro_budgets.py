@@ -80,7 +80,7 @@ def test_budgets_of_a_chip_and_of_this_machine_are_not_mixed(budgets, runtime, m
 def test_what_ships_holds_the_arena(dataset, teacher, tmp_path):
     found = kd.compress(
         teacher, dataset, Budgets(max_arena=6000, max_size=9000, max_accuracy_drop=0.1), tmp_path / "out",
-        runtime="tflm", epochs=16, batch_size=64, num_trials=2,
+        runtime="tflm", epochs=8, batch_size=64, num_trials=1,
     )  # fmt: skip
     assert found.bundle is not None
     (artifact,) = json.loads((found.bundle / "manifest.json").read_text())["artifacts"].values()
