@@ -381,7 +381,10 @@ def inputs_from(path, manifest, bundle):
     entries = manifest["inputs"]
     names = [entry["name"] for entry in entries]
     if str(path).endswith((".npy", ".npz")):
-        loaded = np.load(path, allow_pickle=False)
+        try:
+            loaded = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} must be a readable file of arrays; got {error}. Check the path.") from None
         arrays = dict(loaded) if str(path).endswith(".npz") else {"": loaded}
         golden = {name.removeprefix("input/"): array for name, array in arrays.items() if name.startswith("input/")}
         arrays = golden or arrays
@@ -394,4 +397,29 @@ def inputs_from(path, manifest, bundle):
         arrays = dict(zip(names, arrays.values(), strict=True))
     if set(arrays) != set(names):
         raise ValueError(f"inputs must be called {', '.join(names)}; got {', '.join(arrays) or 'one without a name'}.")
-    return {entry["name"]: arrays[entry["name"]].astype(entry["dtype"], casting="same_kind") for entry in entries}
+    return {entry["name"]: checked_input(arrays[entry["name"]], entry, path) for entry in entries}
+
+
+def checked_input(array, entry, path):
+    """Returns an array as the input `entry` of a manifest; raises ValueError where it is not such an input."""
+    shape = tuple("any" if size is None else size for size in entry["shape"])
+    is_of_shape = array.ndim == len(shape) and all(
+        size in ("any", held) for size, held in zip(shape, array.shape, strict=True)
+    )
+    if not is_of_shape or not len(array):
+        wanted = f"{path} must hold examples of shape {shape} for {entry['name']!r}"
+        raise ValueError(f"{wanted}; got {array.shape}. The first number counts the examples.")
+    if not np.can_cast(array.dtype, entry["dtype"], casting="same_kind"):
+        raise ValueError(f"{path} must hold {entry['dtype']} for {entry['name']!r}; got {array.dtype}. Convert it.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path} must hold finite numbers for {entry['name']!r}; got NaN or infinite ones.")
+    low, high = entry.get("value_range", (0.0, 0.0))
+    margin = 9.0 * (high - low)  # what is new may go beyond the training data, but not ten times as far
+    is_beyond = array.min() < low - margin or array.max() > high + margin
+    if is_beyond and margin and np.issubdtype(entry["dtype"], np.floating):
+        wanted = (
+            f"{path} must hold values from about {low:g} to {high:g} for {entry['name']!r}, as the training data has"
+        )
+        seen = f"{array.min():g} to {array.max():g}"
+        raise ValueError(f"{wanted}; got {seen}. Scale it as manifest.json says under preprocessing.")
+    return array.astype(entry["dtype"], casting="same_kind")

@@ -359,6 +359,12 @@ def test_layers_that_teacher_and_student_share_are_read_as_the_step_holds_them(i
     fit(compiled(kd.Distiller(teacher, student, SoftTargets(2.0))), x, y)
     fit(compiled(kd.Distiller(copy_of(another), apart, SoftTargets(2.0))), x, y)
     assert largest_difference(student, apart) < 1e-6
+    if keras.config.backend() == "jax":
+        several = compiled(kd.Distiller(teacher, student, SoftTargets(2.0)), steps_per_execution=2)
+        with pytest.raises(
+            ValueError, match="steps_per_execution must be 1 on JAX for a teacher that follows its student or shares"
+        ):
+            fit(several, x, y)
 
 
 def test_any_callable_can_teach(items):

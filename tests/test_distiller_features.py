@@ -308,3 +308,25 @@ def test_a_single_sigmoid_unit_is_pointed_to_the_binary_loss():
 def test_losses_of_probabilities_are_refused(wrap):
     with pytest.raises(ValueError, match="hands on logits"):
         kd.Distiller(net(6), net(3), wrap(losses.SoftTargets(from_logits=False)))
+
+
+def test_a_layer_that_both_models_have_is_read_in_each_where_it_is_called():
+    shared = layers.Dense(8, name="shared")
+    models = []
+    for _ in range(2):
+        inputs = keras.Input((6,))
+        models.append(keras.Model(inputs, layers.Dense(3)(shared(inputs))))
+    teacher, student = models
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    for first, second in ((teacher, student), (student, teacher)):
+        distiller = kd.Distiller(first, second, kd.losses.Hint("shared"), student_loss_weight=0.0)
+        distiller.compile("sgd")
+        assert distiller.fit(x, batch_size=8, verbose=0).history["distillation_loss"] == [0.0]
+
+
+def test_a_layer_that_is_called_twice_is_refused_as_it_says_not_which_call():
+    twice = layers.Dense(6, name="twice")
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(3)(twice(twice(inputs))))
+    with pytest.raises(ValueError, match=r"'twice' must be called once in '.*'; got 2 calls\. Give the call"):
+        kd.Distiller(model, keras.models.clone_model(model), kd.losses.Hint("twice"))

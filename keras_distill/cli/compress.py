@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_arena=None if arena is None else round(quantity("--max-arena", arena, SIZE_UNITS)),
     )
     if size is None and latency is None and arena is None:
-        raise ValueError("there must be a budget; got none. Give --max-latency 0.1ms, --max-size 60kB or both.")
+        ways = "--max-arena 16kB" if arguments.runtime == "tflm" else "--max-latency 0.1ms"
+        raise ValueError(f"there must be a budget; got none. Give {ways}, --max-size 60kB or both.")
     dataset = data_options.load(arguments)
     teachers = []
     for path in arguments.teacher:
@@ -142,9 +143,11 @@ def result_lines(found: "Compression", out: str) -> list[str]:
     trial, cost = found.trial, found.trial.cost
     assert cost is not None
     errors = found.test_errors
+    taught = "trained on labels alone" if found.recipe.is_on_labels else "distilled"
     lines = [
         *found.notes,
-        f"student: {trial.family} in {trial.precision}, {cost.num_parameters:,} weights, {cost.num_bytes:,} bytes, "
+        f"student: {trial.family} in {trial.precision}, {taught}, {cost.num_parameters:,} weights, "
+        f"{cost.num_bytes:,} bytes, "
         + (f"{cost.latency_ms:.4f} ms" if cost.arena_bytes is None else f"an arena of {cost.arena_bytes:,} bytes"),
         "test errors: " + ", ".join(f"{who} {100 * errors[who]:.2f} %" for who in ("teacher", "labels", "distilled"))
         + f"; the student {100 * errors['student']:.2f} %"

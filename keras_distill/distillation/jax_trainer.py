@@ -48,9 +48,15 @@ class JaxTrainer(TrainableModel):
         """Keras's own; with `evaluate_distillation` the student gives all that the objective needs."""
         return self._evaluation_of_all(super().test_step, state, data)
 
+    def _teacher_reads_the_student(self) -> bool:
+        """Whether what the teacher says depends on the step before."""
+        own = {id(variable) for variable in self.variables}
+        shared = any(id(variable) in own for variable in getattr(self.teacher, "variables", ()))
+        return hasattr(self.teacher, "follow") or shared
+
     def _with_teacher_batches(self, function: Callable[[tuple, Iterator], Any], training: bool) -> Callable:
-        if training and self.steps_per_execution > 1 and hasattr(self.teacher, "follow"):
-            expected = "steps_per_execution must be 1 on JAX for a teacher that follows its student"
+        if training and self.steps_per_execution > 1 and self._teacher_reads_the_student():
+            expected = "steps_per_execution must be 1 on JAX for a teacher that follows its student or shares layers"
             raise ValueError(error_message(expected, self.steps_per_execution))
 
         def step(state: tuple, batches: Iterator) -> Any:

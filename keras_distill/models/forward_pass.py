@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import did_you_mean, error_message
-from keras_distill._keras_internals import input_structure, output_structure, producer, run_again
+from keras_distill._keras_internals import calls_in_order, input_structure, output_structure, producer, run_again
 from keras_distill._types import TensorTree
 from keras_distill.models.compilation import outside_compilation
 from keras_distill.models.head_removal import separate
@@ -297,10 +297,18 @@ def _input_names(model: keras.Model) -> list[str]:
 
 def _layer_output(model: keras.Model, name: str) -> Any:
     try:
-        return model.get_layer(name).output
+        layer = model.get_layer(name)
     except ValueError as error:
         names = [layer.name for layer in model.layers]
         expectation = f"{name!r} must name a layer of {model.name!r}"
         raise ValueError(
             error_message(expectation, f"none: it has {', '.join(names)}", did_you_mean(name, names))
         ) from error
+    # A layer that another model has too was called there as well.
+    calls = [node.output_tensors for node in calls_in_order(model) if node.operation is layer]
+    if len(calls) != 1:
+        remedy = "Give the call that is meant a layer of its own behind it: keras.layers.Identity(name=...)."
+        raise ValueError(
+            error_message(f"{name!r} must be called once in {model.name!r}", f"{len(calls)} calls", remedy)
+        )
+    return calls[0][0] if len(calls[0]) == 1 else calls[0]

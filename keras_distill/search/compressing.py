@@ -141,8 +141,9 @@ def compress(
         ImportError: Optuna is not installed.
     """
     if budgets.max_size is None and budgets.max_latency_ms is None and budgets.max_arena is None:
-        remedy = "Give max_size (bytes), max_latency_ms or both."
-        raise ValueError(error_message("there must be a budget of size or latency", "neither", remedy))
+        other = "max_arena" if runtime == "tflm" else "max_latency_ms"
+        remedy = f"Give max_size (bytes), {other} or both."
+        raise ValueError(error_message("there must be a budget", "none", remedy))
     check_choice("runtime", runtime, RUNTIMES)
     for precision in precisions:
         check_choice("each of precisions", precision, PRECISIONS)
@@ -275,7 +276,8 @@ def _precisions_on(runtime: str, precisions: Sequence[str], budgets: Budgets) ->
         remedy = "This machine's time says nothing of a chip's: give max_size, max_arena or both."
         raise ValueError(error_message("max_latency_ms must be none on tflm", budgets.max_latency_ms, remedy))
     if "int8" not in precisions:
-        raise ValueError(error_message("precisions on tflm must hold int8", ", ".join(precisions)))
+        remedy = "A microcontroller computes in int8 alone: leave --precisions out."
+        raise ValueError(error_message("precisions on tflm must hold int8", ", ".join(precisions), remedy))
     return ("int8",)
 
 

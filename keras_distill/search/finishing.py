@@ -18,6 +18,7 @@ from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance, Shipment
+from keras_distill.quantize_aware import FreezeRanges, is_quantized, quantize_aware
 from keras_distill.report.metrics import error_rate
 from keras_distill.report.verdict import Verdict, compare_models
 from keras_distill.search.candidate_trainer import STUDENT_LOSS_WEIGHT, TEMPERATURE
@@ -99,12 +100,14 @@ class Finish:
             say: called with a sentence about each step.
         """
         say(f"tuning the best, {_name_of(trial)}")
+        # Cut short it is another study, whose students are others.
+        folder = self.out / "tuning" / f"{trial.number}-{max_cost:g}"
         tuned = tune(
             lambda: self.fitter.student(trial),
             self.training.train,
             self.training.validation,
             self.training.store,
-            self._folder_of(trial),
+            folder,
             epochs=self.training.epochs,
             batch_size=self.training.batch_size,
             temperature=TEMPERATURE,
@@ -117,27 +120,29 @@ class Finish:
         on_labels, distilled = [tuned.labels_student], [tuned.distilled_student]
         for number in range(1, self.num_seeds):
             say(f"training the best once more, seed {number + 1} of {self.num_seeds}")
-            on_labels.append(self._trained(trial, tuned.labels_candidate, number))
-            distilled.append(self._trained(trial, tuned.distilled_candidate, number))
+            on_labels.append(self._trained(trial, tuned.labels_candidate, number, folder))
+            distilled.append(self._trained(trial, tuned.distilled_candidate, number, folder))
         candidates = on_labels if tuned.candidate.is_on_labels else distilled
         training = self.training
-        student = min(candidates, key=lambda each: training.score(training.validation_logits(each)))
+        scores = [training.score(training.validation_logits(each)) for each in candidates]
+        best = int(np.argmin(scores))
+        student = candidates[best]
         quantized = None
         if trial.precision == "int8":
             say("looking at what rounding costs")
-            quantized, part = self._quantized(student, trial, tuned.candidate)
+            quantized, part = self._quantized(student, trial, tuned.candidate, folder / f"quantized-{best}.keras")
             num_trainings += part
         say("the ship gate")
         errors, verdict = self._judged(on_labels, distilled, student)
-        shipment = self._shipped(student, quantized, trial, verdict)
+        shipment = self._shipped(student if quantized is None else quantized, trial, tuned.candidate, verdict)
         errors |= _errors_of_file(shipment)
         return Finished(student, quantized, tuned.candidate, shipment, verdict, errors, num_trainings)
 
-    def _trained(self, trial: Trial, recipe: Recipe, number: int) -> keras.Model:
+    def _trained(self, trial: Trial, recipe: Recipe, number: int, folder: Path) -> keras.Model:
         """A student of another seed, trained whole, or read where an earlier run has trained it."""
         seed = self.training.seed + number * _NEXT_SEED
         student = self.fitter.student(trial, seed)
-        path = self._folder_of(trial) / f"{'labels' if recipe.is_on_labels else 'distilled'}-{number}.keras"
+        path = folder / f"{'labels' if recipe.is_on_labels else 'distilled'}-{number}.keras"
         if path.exists():
             student.load_weights(path)
             return student
@@ -147,7 +152,9 @@ class Finish:
             student.save(aside)
         return student
 
-    def _quantized(self, student: keras.Model, trial: Trial, recipe: Recipe) -> tuple[keras.Model | None, float]:
+    def _quantized(
+        self, student: keras.Model, trial: Trial, recipe: Recipe, path: Path
+    ) -> tuple[keras.Model | None, float]:
         """The student trained on with int8 rounding, if that beats rounding it afterwards; and what trying cost."""
         # Quantisation-aware training writes into TensorFlow's graph.
         if keras.config.backend() != "tensorflow":
@@ -157,9 +164,6 @@ class Finish:
         in_float = training.score(training.validation_logits(student))
         if score <= in_float + max(_ROUNDING_COSTS * in_float, _NO_COST):
             return None, 0.0
-        from keras_distill.quantize_aware import FreezeRanges, quantize_aware
-
-        path = self._folder_of(trial) / "quantized.keras"
         calibration = self.dataset.train.take(drawn_rows(len(self.dataset.train), _NUM_CALIBRATION)).inputs
         with warnings.catch_warnings():
             # Of layers that stay float: the file is scored with them as they are.
@@ -198,21 +202,22 @@ class Finish:
         }
         return errors, verdict
 
-    def _shipped(self, student: keras.Model, quantized: keras.Model | None, trial: Trial, verdict: Verdict) -> Shipment:
+    def _shipped(self, student: keras.Model, trial: Trial, recipe: Recipe, verdict: Verdict) -> Shipment:
         """The student through the gate, in the precision that its candidate had."""
-        is_to_be_rounded = trial.precision == "int8" and quantized is None
+        is_to_be_rounded = trial.precision == "int8" and not is_quantized(student) and self.runtime != "tflm"
+        source = f"{trial.family}, found by compress"
         return ship(
-            student if quantized is None else quantized,
+            student,
             self.dataset,
             self.out / "bundle",
-            provenance=replace(self.provenance, source=f"{trial.family}, found by compress", verdict=verdict),
-            targets=[f"{self.runtime}-int8" if is_to_be_rounded and self.runtime != "tflm" else self.runtime],
+            # The verdict is of a student that was distilled: one on labels alone is what it was compared with.
+            provenance=replace(self.provenance, source=f"{source}, trained on labels alone")
+            if recipe.is_on_labels
+            else replace(self.provenance, source=f"{source}, distilled", verdict=verdict),
+            targets=[f"{self.runtime}-int8" if is_to_be_rounded else self.runtime],
             budgets=self.budgets,
             teacher=self.teacher if isinstance(self.teacher, keras.Model) else None,
         )
-
-    def _folder_of(self, trial: Trial) -> Path:
-        return self.out / "tuning" / str(trial.number)
 
 
 def _errors_of_file(shipment: Shipment) -> dict[str, float]:

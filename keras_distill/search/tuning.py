@@ -21,6 +21,7 @@ from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.distillation import Distiller
 from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
 from keras_distill.targets import SoftTargetStore
+from keras_distill.targets.fingerprints import every_item_fingerprint
 
 if TYPE_CHECKING:
     import optuna
@@ -119,7 +120,8 @@ def tune(
         on_trial: called with each trial that has ended, as `Tuned.trials` has it.
 
     Raises:
-        ValueError: a setting out of its range; a folder that holds the study of other settings or other data.
+        ValueError: a setting out of its range; a folder that holds the study of other settings (so many candidates as
+            `max_cost` allows among them), labels or data.
         ImportError: Optuna is not installed.
 
     Example:
@@ -156,7 +158,7 @@ def tune(
     folder = Path(out)
     num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
     with optuna_quiet("tune"):
-        studies = _open_studies(folder, training, first)
+        studies = _open_studies(folder, training, first, (num_labels, num_distilled))
         found = {
             LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], make_student, training, folder, on_trial)
         }
@@ -186,7 +188,7 @@ def tune(
     )
 
 
-def _open_studies(folder: Path, training: Training, first: Recipe) -> "dict[str, optuna.Study]":
+def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[int, int]) -> "dict[str, optuna.Study]":
     """The two studies of a folder, new ones or those of the same settings; what was running is to be begun again."""
     import optuna
 
@@ -198,6 +200,11 @@ def _open_studies(folder: Path, training: Training, first: Recipe) -> "dict[str,
         "seed": training.seed,
         "teacher": manifest.teacher_fingerprint,
         "data": manifest.dataset_fingerprint,
+        "labels or validation data": every_item_fingerprint(
+            [np.asarray(training.train[1]), *keras.tree.flatten(training.validation[0]), training.validation[1]]
+        ),
+        # What is kept of a study is the best of so many: fewer, or more, are another's.
+        "max_cost": list(sizes),
     }
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder.resolve()}/study.sqlite3")
     studies = {}

@@ -161,7 +161,7 @@ def test_what_happens_and_what_was_found_is_said(folder, monkeypatch, capsys):
     for sentence in (
         progress,
         "Nothing is cut from the teacher: it is too small.",
-        "student: mlp in int8, 1,234 weights, 5,678 bytes, 0.0123 ms",
+        "student: mlp in int8, distilled, 1,234 weights, 5,678 bytes, 0.0123 ms",
         "test errors: teacher 1.00 %, labels 4.00 %, distilled 3.00 %; the student 3.00 %, its file 3.50 %",
         "distilling: BETTER: 0.00 % errors against 50.00 %",
         f"2 candidates for 6.5 × one training, 1.5 minutes. {folder / 'out'}: read report.html.",

@@ -152,6 +152,10 @@ def wav_of_floats(path):
     )
 
 
+def arrays(array):
+    return lambda path: np.save(path, array)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "said"),
     [
@@ -160,6 +164,14 @@ def wav_of_floats(path):
         ("it.wav", wav_of_floats, "must be a .wav file of plain samples"),
         ("it.wav", lambda path: write_wav(path, np.ones(9)), "takes float32 of shape (8, 8, 1), no recordings"),
         ("it.csv", lambda path: path.write_text("a\n1\n"), "takes pictures, .npy or .npz files; got"),
+        ("gone.npy", None, "gone.npy must be a readable file of arrays; got"),
+        ("it.npy", lambda path: np.save(path, np.array([{}])), "must be a readable file of arrays; got Object arrays"),
+        ("it.npy", arrays(np.zeros((2, 5, 5, 1))), "examples of shape ('any', 8, 8, 1) for 'image'; got (2, 5, 5, 1)"),
+        ("it.npy", arrays(np.zeros((8, 8, 1))), "got (8, 8, 1). The first number counts the examples."),
+        ("it.npy", arrays(np.zeros((0, 8, 8, 1))), "got (0, 8, 8, 1). The first number counts the examples."),
+        ("it.npy", arrays(np.full((1, 8, 8, 1), "a")), "must hold float32 for 'image'; got <U1. Convert it."),
+        ("it.npy", arrays(np.full((1, 8, 8, 1), np.nan)), "must hold finite numbers for 'image'; got NaN"),
+        ("it.npy", arrays(np.full((1, 8, 8, 1), 255)), "must hold values from about 0.05 to 0.9 for 'image'"),
     ],
 )
 def test_what_the_student_does_not_take_is_one_sentence(bundle, tmp_path, name, write, said):

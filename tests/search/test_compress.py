@@ -242,9 +242,9 @@ def test_stopped_early_it_finishes_the_best_so_far(teacher, dataset, tmp_path, m
 @pytest.mark.parametrize(
     ("budgets", "changes", "message"),
     [
-        (Budgets(), {}, "there must be a budget of size or latency; got neither"),
+        (Budgets(), {}, "there must be a budget; got none"),
         (Budgets(max_size=100), {}, r"some candidate can hold; got 100 bytes. The nearest is the narrowest \w+ in"),
-        (Budgets(max_size=5000), {"runtime": "tflm"}, "runtime must be"),
+        (Budgets(max_size=5000), {"runtime": "tensorrt"}, "runtime must be"),
         (Budgets(max_size=5000), {"precisions": ["int4"]}, "precisions must be"),
         (Budgets(max_size=5000), {"num_trials": 0}, "num_trials must be"),
         (Budgets(max_size=5000), {"minutes": -1.0}, "minutes must be"),
@@ -305,19 +305,49 @@ def test_of_several_seeds_the_best_ships_and_the_verdict_is_over_all(teacher, da
     assert found.verdict.num_seeds == 3
     # One training of one candidate, and two of each recipe.
     assert found.cost == pytest.approx(1.0 + 4.0)
-    kept = sorted(path.name for path in (tmp_path / "tuning" / "0").iterdir())
+    kept = sorted(path.name for path in (tmp_path / "tuning" / "0-4").iterdir())
     assert kept == ["distilled-1.keras", "distilled-2.keras"]
     scores = []
     for name in kept:
-        each = keras.models.load_model(tmp_path / "tuning" / "0" / name)
+        each = keras.models.load_model(tmp_path / "tuning" / "0-4" / name)
         logits = np.asarray(each(dataset.validation.inputs))
         scores.append(score_of(logits, dataset.validation.labels))
-    best = keras.models.load_model(tmp_path / "tuning" / "0" / kept[int(np.argmin(scores))])
+    best = keras.models.load_model(tmp_path / "tuning" / "0-4" / kept[int(np.argmin(scores))])
     np.testing.assert_allclose(found.student(dataset.test.inputs), best(dataset.test.inputs), rtol=1e-5, atol=1e-5)
     # Called again it trains nothing.
     monkeypatch.setattr(Training, "go_on", None)
     again = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, seeds=3)
     assert again.test_errors == found.test_errors
+
+
+def test_what_was_tuned_in_a_hurry_and_at_leisure_is_kept_apart(teacher, dataset, tmp_path, monkeypatch):
+    found = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, seeds=2)
+    hurried = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, seeds=2, is_stopped=lambda: True)
+    again = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, seeds=2)
+    assert {path.name for path in (tmp_path / "tuning").iterdir()} == {"0-4", "0-2"}
+    assert hurried.cost == found.cost
+    assert again.test_errors == found.test_errors
+
+
+def test_a_student_on_labels_alone_does_not_ship_as_one_that_was_distilled(teacher, dataset, tmp_path, monkeypatch):
+    shipped = []
+    for weight in (1.0, 0.5):
+
+        def tuned(make_student, *_, weight=weight, **__):
+            student, recipe = make_student(), Recipe(2.0, weight, 1e-3)
+            return Tuned(recipe, 0.0, student, recipe, 0.0, student, recipe, student, {}, {}, 0, 1, [])
+
+        searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1)
+        monkeypatch.setattr(finishing, "tune", tuned)
+        monkeypatch.setattr(finishing, "ship", lambda *_, provenance, **__: shipped.append(provenance) or NoGate())
+        settings = {"epochs": 8, "batch_size": 64, "num_trials": 1, "precisions": ["float32"]}
+        found = kd.compress(teacher, dataset, Budgets(max_size=4000), tmp_path, **settings)
+        assert found.verdict is not None
+    on_labels, distilled = shipped
+    assert on_labels.verdict is None
+    assert on_labels.source.endswith("found by compress, trained on labels alone")
+    assert distilled.verdict is not None
+    assert distilled.source.endswith("found by compress, distilled")
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="quantisation-aware training is TensorFlow's")
@@ -349,7 +379,7 @@ def test_where_rounding_costs_the_student_is_trained_on_with_it(dataset, tmp_pat
     meter = Meter("litert", dataset.validation.inputs[:1], dataset.validation.inputs, {})
     fitter = Fitter(meter, 10_000, None, 0)
     fitter.families = {"mine": Own("mine", lambda width: student, dataset.train.inputs, NUM_CLASSES)}
-    (tmp_path / "tuning" / "0").mkdir(parents=True)
+    (tmp_path / "tuning" / "0-4").mkdir(parents=True)
     finish = finishing.Finish(
         student, dataset, Budgets(max_size=10_000), "litert", training, fitter, meter, tmp_path, 1, Provenance("it")
     )

@@ -187,5 +187,11 @@ def test_a_finished_study_is_read_and_one_of_other_settings_refused(problem, tun
         ValueError, match=r"copy must be the study of these settings; got one of another batch_size, seed"
     ):
         tune(problem, tmp_path / "copy", seed=1, batch_size=16)
+    # Fewer candidates leave other students behind, and other labels make other ones.
+    with pytest.raises(ValueError, match=r"got one of another max_cost"):
+        tune(problem, tmp_path / "copy", max_cost=2.0)
+    ((x, y), validation, store) = problem
+    with pytest.raises(ValueError, match=r"got one of another labels or validation data"):
+        tune(((x, y[::-1]), validation, store), tmp_path / "copy")
     with pytest.raises(ValueError, match=r"max_cost must be >= 2 trainings; got 1"):
         tune(problem, tmp_path / "new", max_cost=1)
