@@ -44,7 +44,8 @@ def read_bundle(bundle, *targets):
     found = [manifest["artifacts"][target]["file"] for target in targets if target in manifest["artifacts"]]
     if not found:
         held = ", ".join(manifest["artifacts"])
-        raise ValueError(f"the bundle must hold one of {', '.join(targets)}; got {held}. Take the program for those.")
+        others = "classify_onnx.py is for onnx, classify_litert.py for litert; benchmark.py checks every kind, tflm too"
+        raise ValueError(f"the bundle must hold one of {', '.join(targets)}; got {held}. {others}.")
     return manifest, str(Path(bundle) / found[0])
 
 

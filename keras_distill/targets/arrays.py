@@ -121,6 +121,9 @@ def _token_weights(arrays: dict[str, TensorTree], is_token: np.ndarray) -> np.nd
     if "sample_weight" not in arrays:
         return weights
     given = np.asarray(arrays["sample_weight"], "float32")
+    if given.shape not in (weights.shape, weights.shape[:1]):
+        expectation = f"sample weights must have shape {weights.shape} as the mask has, or one a sequence"
+        raise ValueError(error_message(expectation, given.shape))
     return weights * (given if given.ndim > 1 else given[:, None])
 
 

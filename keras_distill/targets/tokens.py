@@ -21,7 +21,7 @@ def token_mask(mask: str | ArrayLike, inputs: TensorTree) -> np.ndarray:
         inputs: an array or a dict of arrays, `(num_sequences, …)`.
 
     Raises:
-        ValueError: no such input, another shape, or no token that counts.
+        ValueError: no such input, another shape, no numbers, or no token that counts.
     """
     if isinstance(mask, str):
         names = list(inputs) if isinstance(inputs, dict) else []
@@ -29,7 +29,11 @@ def token_mask(mask: str | ArrayLike, inputs: TensorTree) -> np.ndarray:
             received = f"{mask!r}; the inputs are {', '.join(map(repr, names)) or 'one array without a name'}"
             raise ValueError(error_message("mask must name an input, or be an array", received))
         mask = inputs[mask]
-    found = np.asarray(mask) != 0
+    values = np.asarray(mask)
+    if values.dtype.kind not in "biuf" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
+        received = f"dtype {values.dtype}" if values.dtype.kind != "f" else "NaN or infinite ones"
+        raise ValueError(error_message("mask must hold booleans or finite numbers", received, "0 is padding."))
+    found = values != 0
     num_sequences = len(keras.tree.flatten(inputs)[0])
     if found.ndim != 2 or len(found) != num_sequences:
         expectation = f"mask must have shape ({num_sequences}, tokens), one row a sequence"

@@ -210,6 +210,11 @@ def test_what_is_no_store_of_tokens_is_refused_in_a_sentence(teacher, tmp_path):
             "must name an input, or be an array; got 'msk'; the inputs are 'ids', 'mask'",
         ),
         (lambda: label(teacher, x, tmp_path / "n", mask=np.ones(40)), r"mask must have shape \(40, tokens\)"),
+        (
+            lambda: label(teacher, x, tmp_path / "n", mask=np.full((40, 9), np.nan)),
+            "finite numbers; got NaN or infinite",
+        ),
+        (lambda: label(teacher, x, tmp_path / "n", mask=np.full((40, 9), "0")), "finite numbers; got dtype <U1"),
         (lambda: label(teacher, x, tmp_path / "n", mask=0 * x["mask"]), "padding alone"),
         (lambda: labelled(teacher, iter([x]), tmp_path / "n", num_items=40), "num_items must be left out"),
         (lambda: labelled(teacher, iter([x]), tmp_path / "n"), "a mask needs a dataset of arrays"),
