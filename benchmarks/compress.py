@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.compress_tasks import TASKS, Limits
+from benchmarks.compress_tasks import TASKS, Limits, random_shape
 from benchmarks.page import DOCS, table, write_part
 from benchmarks.rounds import machine, use_one_thread
 from keras_distill._files import whole_file
@@ -142,12 +142,7 @@ def compared_students(
     scores: list[tuple[float, keras.Model]] = []
     while len(scores) < num_random:
         family = families[generator.integers(len(families))]
-        shape = {
-            key: float(generator.integers(int(entry.low), int(entry.high) + 1))
-            if entry.is_whole
-            else float(generator.uniform(entry.low, entry.high))
-            for key, entry in family.entries.items()
-        }
+        shape = random_shape(family, generator)
         trial = Trial(0, 0, family.name, shape, str(generator.choice(PRECISIONS)), 1.0)
         student = fitted_and_trained(trial, fitter, training, Recipe(2.0, 0.5, family.learning_rate))
         if student is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import keras
 
     from keras_distill.data import Dataset
+    from keras_distill.search.families import Family
 
 # A budget: bytes and milliseconds, either of them or both.
 Limits = tuple[int | None, float | None]
@@ -80,6 +81,16 @@ def banking77() -> "Dataset":
     labels = {name: np.array([names.index(each) for each in intents[name]], "int32") for name in inputs}
     train, validation = carve(Split(inputs["train"], labels["train"]), 1540)
     return Dataset("banking77", train, validation, Split(inputs["test"], labels["test"]), tuple(names), "CC BY 4.0")
+
+
+def random_shape(family: "Family", generator: np.random.Generator) -> dict[str, float]:
+    """A shape of a family that nobody chose."""
+    return {
+        name: float(generator.integers(int(entry.low), int(entry.high) + 1))
+        if entry.is_whole
+        else float(generator.uniform(entry.low, entry.high))
+        for name, entry in family.entries.items()
+    }
 
 
 def convnet(dataset: "Dataset") -> "keras.Model":

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compress_tasks import random_shape
 from benchmarks.page import DOCS, table, write_part
 from benchmarks.rounds import machine, use_one_thread
 from keras_distill._files import whole_file
@@ -38,12 +39,7 @@ def measured(runtime: str, precision: str, num_models: int) -> dict[str, Any]:
     latency, size, repeated = [], [], []
     while len(latency) < num_models:
         family = families[generator.integers(len(families))]
-        shape = {
-            name: float(generator.integers(int(entry.low), int(entry.high) + 1))
-            if entry.is_whole
-            else float(generator.uniform(entry.low, entry.high))
-            for name, entry in family.entries.items()
-        }
+        shape = random_shape(family, generator)
         model = family.build(shape, float(np.exp(generator.uniform(np.log(0.03), np.log(0.5)))))
         predicted = meter.predict(model, precision, family.name)
         try:

@@ -108,7 +108,10 @@ class SelfAttentionRelation(FeatureLoss):
         self.mask_layer_name = mask_layer_name
 
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, mask: Tensor = None) -> Tensor:
-        """Returns the loss of each token, `(batch, tokens)`."""
+        """Returns the loss of each token, `(batch, tokens)`; raises `ValueError` for a mask of other tokens."""
+        if mask is not None and tuple(mask.shape[1:]) != tuple(student_outputs.shape[1:2]):
+            expectation = f"the mask must have shape (batch, {student_outputs.shape[1]}), one entry a token"
+            raise ValueError(error_message(expectation, tuple(mask.shape), "Name the layer of the padding mask."))
         return self_attention_relation(teacher_outputs, student_outputs, self.num_relation_heads, mask)
 
     def validate_outputs(self, teacher_outputs: Tensor, student_outputs: Tensor) -> None:

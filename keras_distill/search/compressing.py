@@ -195,8 +195,7 @@ def compress(
             "labels or validation data": every_item_fingerprint(
                 [dataset.train.labels, dataset.validation.inputs, dataset.validation.labels]
             ),
-            # A study that was begun before there was such a budget goes on.
-            "budgets": {name: limit for name, limit in asdict(budgets).items() if (name, limit) != ("max_arena", None)},
+            "budgets": asdict(budgets),
             "runtime": runtime,
             "precisions": list(precisions),
             "families": [family.name for family in candidates],

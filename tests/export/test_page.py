@@ -10,13 +10,13 @@ import threading
 
 import numpy as np
 import pytest
-from chromium import Browser, find_chromium
+from chromium import Browser
 from hand_made import write_bundle, write_text_bundle
 from pictures import as_stored, exif, png
 from PIL import Image, ImageCms, PngImagePlugin
 
 from keras_distill.data.image_file import read_image, resized
-from keras_distill.deploy.web_runtime import copy_web_runtime, web_runtime
+from keras_distill.deploy.web_runtime import copy_web_runtime
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 STATE = "document.body?.dataset.state != 'loading' && document.body?.dataset.state"
@@ -25,16 +25,6 @@ STATE = "document.body?.dataset.state != 'loading' && document.body?.dataset.sta
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed; CI installs one")
-    try:
-        return web_runtime()
-    except ValueError as error:
-        pytest.skip(f"no onnxruntime-web here: {error}")
 
 
 @pytest.fixture

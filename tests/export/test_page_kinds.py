@@ -7,13 +7,12 @@ import wave
 
 import numpy as np
 import pytest
-from chromium import Browser, find_chromium
+from chromium import Browser
 from hand_made import write_bundle, write_text_bundle
 from test_page import STATE, serving, shown
 
 from keras_distill.data.spoken_digit import log_mel
 from keras_distill.deploy import bundle as deploy_bundle
-from keras_distill.deploy.web_runtime import web_runtime
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 # Devices that Chromium makes up: a picture with a clock, a beep a second.
@@ -26,16 +25,6 @@ USEFULNESS = {
     "chance": 0.34,
     "reasons": ["The teacher is better."],
 }
-
-
-@pytest.fixture(scope="module")
-def runtime():
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed; CI installs one")
-    try:
-        return web_runtime()
-    except ValueError as error:
-        pytest.skip(f"no onnxruntime-web here: {error}")
 
 
 @pytest.fixture

@@ -127,3 +127,10 @@ def test_a_mask_that_nobody_looks_up_is_refused(loss):
     assert again.mask_layer_name == "padding_mask"
     with pytest.raises(ValueError, match=r"mask_layer_name must be trained by keras_distill.Distiller"):
         loss.compute_loss(draw(2, 3, 4), draw(2, 3, 4))
+
+
+def test_a_mask_of_other_tokens_is_refused_in_a_sentence():
+    loss = SelfAttentionRelation("query", num_relation_heads=1)
+    features = np.ones((2, 6, 4), "float32")
+    with pytest.raises(ValueError, match=r"the mask must have shape \(batch, 6\), one entry a token; got \(2, 3\)"):
+        loss.per_example(features, features, mask=np.ones((2, 3)))
