@@ -11,7 +11,18 @@ import subprocess
 import sys
 
 TIMED = ("step", "parts", "roofline", "wide", "ensembles", "startup", "combiner", "store", "ship")
-TRAINED = ("methods", "pruning", "quantization", "scale", "specialists", "tuning", "verdict", "microcontroller")
+TRAINED = (
+    "methods",
+    "arena",
+    "calibration",
+    "pruning",
+    "quantization",
+    "scale",
+    "specialists",
+    "tuning",
+    "verdict",
+    "microcontroller",
+)
 
 
 def main() -> int:

@@ -36,133 +36,162 @@ PHASES = ("feature_step", "cost", "accuracy")
 
 @dataclass(frozen=True)
 class Method:
-    """One row: what it is called, who wrote it, when to take it, and how the losses and weights are made."""
+    """One row: what it is called, who wrote it, when to take it, and what it hands to `Distiller`.
+
+    `losses` makes them at a temperature; losses and weights are the papers' own, or ours where the papers' belong to
+    other scales.
+    """
 
     name: str
     paper: str
     when: str
-    make: Callable[[], dict[str, Any]]
+    losses: Callable[[float], Any]
+    weights: Any = None
+    temperature: float = 4.0
+    reads_layers: bool = False
+    reads_maps: bool = False
+    is_schedule: bool = False
+
+    def make(self) -> dict[str, Any]:
+        """`Distiller`'s arguments, at the default temperature."""
+        return {
+            "distillation_losses": self.losses(self.temperature),
+            "distillation_loss_weights": self.weights,
+        }
 
 
 def methods() -> list[Method]:
     """The rows, `SoftTargets` first: all others' costs are relative to it."""
     from keras_distill import losses, schedules
 
-    def plus(loss: Any, weight: float) -> dict[str, Any]:
+    def beside(loss: Callable[[], Any]) -> Callable[[float], list[Any]]:
         """A feature loss beside soft targets, as the papers of most of them have it."""
-        return {"distillation_losses": [losses.SoftTargets(4.0), loss], "distillation_loss_weights": [1.0, weight]}
-
-    def only(loss: Any, weight: Any = 1.0) -> dict[str, Any]:
-        return {"distillation_losses": loss, "distillation_loss_weights": weight}
+        return lambda temperature: [losses.SoftTargets(temperature), loss()]
 
     return [
         Method(
             "`SoftTargets(4.0)`",
             "Hinton et al., [1503.02531](https://arxiv.org/abs/1503.02531), 2",
             "first, always; also from a store",
-            lambda: only(losses.SoftTargets(4.0)),
+            losses.SoftTargets,
         ),
         Method(
             "… temperature `Linear(8, 2)`",
             "–",
             "a soft beginning, a sharp end",
-            lambda: only(losses.SoftTargets(schedules.Linear(8.0, 2.0, NUM_EPOCHS))),
+            lambda temperature: losses.SoftTargets(schedules.Linear(2.0 * temperature, 0.5 * temperature, NUM_EPOCHS)),
+            is_schedule=True,
         ),
         Method(
             "… `LearntTemperature()`",
             "CTKD, Li et al., [2211.16231](https://arxiv.org/abs/2211.16231), 3",
             "no time to search a temperature",
-            lambda: only(losses.SoftTargets(schedules.LearntTemperature())),
+            lambda _: losses.SoftTargets(schedules.LearntTemperature()),
+            is_schedule=True,
         ),
         Method(
             "`LogitMatching()`",
             "Hinton et al., 2.1; Ba, Caruana, [1312.6184](https://arxiv.org/abs/1312.6184)",
             "students strong enough to match the noise too",
-            lambda: only(losses.LogitMatching()),
+            lambda _: losses.LogitMatching(),
         ),
         Method(
             "`DecoupledKD(4.0)`",
             "Zhao et al., [2203.08679](https://arxiv.org/abs/2203.08679), 3",
             "sure teachers, many classes, labels at hand",
-            lambda: only(losses.DecoupledKD(4.0, warm_up_epochs=5)),
+            lambda temperature: losses.DecoupledKD(temperature, warm_up_epochs=5),
         ),
         Method(
             "`DIST(4.0)`",
             "Huang et al., [2205.10536](https://arxiv.org/abs/2205.10536), 4",
             "teachers far stronger than the student",
-            lambda: only(losses.DIST(4.0)),
+            losses.DIST,
         ),
         Method(
             "`LogitStandardization()`",
             "Sun et al., [2403.01427](https://arxiv.org/abs/2403.01427), 4",
             "logits of very different size; wraps any of these",
-            lambda: only(losses.LogitStandardization(), 9.0),
+            lambda temperature: losses.LogitStandardization(losses.SoftTargets(temperature)),
+            9.0,
+            2.0,
         ),
         Method(
             "`TransformedTeacherMatching(4.0)`",
             "TTM, Zheng, Yang, [2402.11148](https://arxiv.org/abs/2402.11148), 3",
             "students that are too sure",
-            lambda: only(losses.TransformedTeacherMatching(4.0), 4.0),
+            losses.TransformedTeacherMatching,
+            4.0,
         ),
         Method(
             "… `weighted=True`",
             "WTTM, the same, 4",
             "teachers that are sure of most examples",
-            lambda: only(losses.TransformedTeacherMatching(4.0, weighted=True), 4.0),
+            lambda temperature: losses.TransformedTeacherMatching(temperature, weighted=True),
+            4.0,
         ),
         Method(
             "`AlphaBetaDivergence(4.0, 0.8, 0.2)`",
             "ABKD, Wang et al., [2505.04560](https://arxiv.org/abs/2505.04560)",
             "small students, many classes",
-            lambda: only(losses.AlphaBetaDivergence(4.0)),
+            losses.AlphaBetaDivergence,
         ),
         Method(
             "`RefinedLogits(4.0)`",
             "RLD, Sun et al., [2408.07703](https://arxiv.org/abs/2408.07703)",
             "teachers that are often wrong, labels at hand",
-            lambda: only(losses.RefinedLogits(4.0)),
+            losses.RefinedLogits,
         ),
         Method(
             "`MultiLevelLogits(4.0)`",
             "MLKD, Jin et al., CVPR 2023, 3",
             "batches with several examples of each class",
-            lambda: only(losses.MultiLevelLogits(4.0)),
+            losses.MultiLevelLogits,
         ),
         Method(
             "`BinarySoftTargets(4.0)`",
             "Hinton et al., 2, with sigmoids",
             "several labels an item, or one sigmoid unit",
-            lambda: only(losses.BinarySoftTargets(4.0), 10.0),
+            losses.BinarySoftTargets,
+            10.0,
         ),
         Method(
             "`RegressionTargets()`",
             "Chen et al., NeurIPS 2017, 3.3",
             "quantities, not classes (here: of the logits)",
-            lambda: only(losses.RegressionTargets()),
+            lambda _: losses.RegressionTargets(),
         ),
         Method(
             "`Hint` + soft targets",
             "Romero et al., [1412.6550](https://arxiv.org/abs/1412.6550), 2.2",
             "thin and deep students",
-            lambda: plus(losses.Hint("block2"), 1.0),
+            beside(lambda: losses.Hint("block2")),
+            [1.0, 1.0],
+            reads_layers=True,
         ),
         Method(
             "`AttentionTransfer` + soft targets",
             "Zagoruyko, Komodakis, [1612.03928](https://arxiv.org/abs/1612.03928), 3.1",
             "images, where the place matters",
-            lambda: plus(losses.AttentionTransfer("block2"), 500.0),
+            beside(lambda: losses.AttentionTransfer("block2")),
+            [1.0, 500.0],
+            reads_layers=True,
+            reads_maps=True,
         ),
         Method(
             "`RelationalKD` + soft targets",
             "Park et al., [1904.05068](https://arxiv.org/abs/1904.05068), 3.2",
             "embeddings and retrieval; memory grows with the batch's cube",
-            lambda: plus(losses.RelationalKD("embedding"), 0.1),
+            beside(lambda: losses.RelationalKD("embedding")),
+            [1.0, 0.1],
+            reads_layers=True,
         ),
         Method(
             "`SimilarityPreserving` + soft targets",
             "Tung, Mori, [1907.09682](https://arxiv.org/abs/1907.09682), 3",
             "other architectures than the teacher's",
-            lambda: plus(losses.SimilarityPreserving("block2"), 3000.0),
+            beside(lambda: losses.SimilarityPreserving("block2")),
+            [1.0, 3000.0],
+            reads_layers=True,
         ),
     ]
 

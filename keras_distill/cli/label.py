@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shift", type=int, metavar="PIXELS", help="label every shift of the images by up to so many pixels")
     add("--members", action="store_true", help="keep each of several teachers, for any temperature")
     add("--temperature", type=float, help="merge several teachers at this temperature, the only one then")
+    add(
+        "--calibrate",
+        action="store_true",
+        help="make the teacher as sure as it is right on the validation split, first",
+    )
     add("--batch-size", type=int, default=256, help="items a forward pass (default: %(default)s)")
     add("--process", default="0/1", metavar="I/N", help="label the I-th of N shares, I from 0 (default: %(default)s)")
     add("--any-teacher", action="store_true", help="label even where the teacher answers no better than chance")
@@ -55,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         augmentation=None if shift is None else targets.Augmentation(shift),
         members=arguments.members,
         temperature=arguments.temperature,
+        calibrate=dataset.validation if arguments.calibrate else False,
         batch_size=arguments.batch_size,
         process=process,
         num_processes=num_processes,

@@ -84,10 +84,14 @@ def described(manifest: "Manifest") -> dict[str, Any]:
 
 def lines_of(path: str, manifest: "Manifest", problem: str) -> list[str]:
     """The same, and whether the store is whole, for people."""
+    from keras_distill.targets.calibration import DIVIDED_BY
+
     views = "1 view" if manifest.num_views == 1 else f"{manifest.num_views:,} views"
     shape = f" at each of {' × '.join(map(str, manifest.example_shape))} places" if manifest.example_shape else ""
     serves = "every temperature" if manifest.temperature is None else f"the temperature {manifest.temperature:g} alone"
     teacher, data = (name[:16] or "unknown" for name in (manifest.teacher_fingerprint, manifest.dataset_fingerprint))
+    _, is_calibrated, divisor = manifest.teacher_fingerprint.rpartition(DIVIDED_BY)
+    teacher += f"{DIVIDED_BY}{divisor}" if is_calibrated else ""
     items = "tokens" if manifest.id_scheme == "token" else "items"
     kinds = [manifest, *other_kinds(manifest)]
     names = [f"{kind_of(kinds[0])} (this one)", *map(kind_of, kinds[1:])]

@@ -82,6 +82,9 @@ class Training:
         epochs: of a whole training.
         batch_size: items a step.
         seed: of the order of the examples and of dropout.
+        distillation_losses: from a temperature to what `Distiller` takes by that name.
+        distillation_loss_weights: what `Distiller` takes by that name.
+        teacher: the model beside the student, where losses read its layers; `None` trains from the store.
     """
 
     train: tuple[TensorTree, ArrayLike]
@@ -90,6 +93,9 @@ class Training:
     epochs: int
     batch_size: int
     seed: int
+    distillation_losses: Callable[[float], Any] = SoftTargets
+    distillation_loss_weights: Any = None
+    teacher: keras.Model | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -132,9 +138,12 @@ class Training:
 
     def begin(self, student: keras.Model, recipe: Recipe) -> Distiller:
         """A student with the optimizer of a whole training."""
-        distiller = Distiller(
-            None, student, SoftTargets(recipe.temperature), student_loss_weight=recipe.student_loss_weight
-        )
+        # A loss of no weight is not computed: a projector of its own would have no gradient, and Keras would warn.
+        objective = (None, SoftTargets(recipe.temperature), None)
+        if not recipe.is_on_labels:
+            objective = (self.teacher, self.distillation_losses(recipe.temperature), self.distillation_loss_weights)
+        teacher, losses, weights = objective
+        distiller = Distiller(teacher, student, losses, weights, student_loss_weight=recipe.student_loss_weight)
         schedule = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, self.num_steps)
         loss = keras.losses.SparseCategoricalCrossentropy(head_activation(student) != "softmax", ignore_class=-1)
         distiller.compile(
@@ -164,11 +173,15 @@ class Training:
         # Each part of a training has an order of its own, the same for all students and after a kill.
         keras.utils.set_random_seed(self.seed + start)
         examples, ids = self.examples(on_labels=distiller.student_loss_weight == 1.0)
-        batches = attach(examples, self.store, batch_size=self.batch_size, seed=self.seed + start, ids=ids)
-        options: dict[str, Any] = {"initial_epoch": start, "epochs": stop, "shuffle": False, "verbose": 0}
-        if keras.config.backend() == "tensorflow":
-            # One stream for all epochs: to begin a new one costs as much as ten steps of a small student.
-            batches, options["steps_per_epoch"] = batches.repeat(), self.steps_per_epoch
+        options: dict[str, Any] = {"initial_epoch": start, "epochs": stop, "verbose": 0}
+        if distiller.teacher is not None:
+            options |= {"x": examples[0], "y": examples[1], "batch_size": self.batch_size}
+        else:
+            batches = attach(examples, self.store, batch_size=self.batch_size, seed=self.seed + start, ids=ids)
+            options |= {"x": batches, "shuffle": False}
+            if keras.config.backend() == "tensorflow":
+                # One stream for all epochs: to begin a new one costs as much as ten steps of a small student.
+                options |= {"x": batches.repeat(), "steps_per_epoch": self.steps_per_epoch}
         validated: dict[str, list[float]] = {}
 
         def validate(epoch: int, logs: Logs = None) -> None:
@@ -179,7 +192,7 @@ class Training:
 
         average = WeightAverage(distiller.student, (stop - start) * self.steps_per_epoch, self._steps_per_execution)
         own = [keras.callbacks.LambdaCallback(on_epoch_end=validate), average]
-        history = distiller.fit(batches, callbacks=[*own, *callbacks], **options)
+        history = distiller.fit(callbacks=[*own, *callbacks], **options)
         figures = {metric: [float(value) for value in values] for metric, values in history.history.items()}
         return Part(figures | validated, average.weights)
 

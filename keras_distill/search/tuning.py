@@ -19,6 +19,8 @@ from keras_distill._checks import check_count, check_fraction, check_number, che
 from keras_distill._files import whole_file
 from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.distillation import Distiller
+from keras_distill.losses import SoftTargets
+from keras_distill.losses.per_example import serialized
 from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
 from keras_distill.targets import SoftTargetStore
 from keras_distill.targets.fingerprints import every_item_fingerprint
@@ -88,6 +90,9 @@ def tune(
     learning_rate: float = 1e-3,
     max_cost: float = 4.0,
     seed: int = 0,
+    distillation_losses: Callable[[float], Any] = SoftTargets,
+    distillation_loss_weights: Any = None,
+    teacher: keras.Model | None = None,
     on_trial: Callable[[dict[str, Any]], None] | None = None,
 ) -> Tuned:
     """Chooses temperature, weight of the labels and learning rate on validation data; gives the student trained so.
@@ -117,6 +122,10 @@ def tune(
         learning_rate: in the middle of what is tried.
         max_cost: steps of all trials together, in whole trainings; 2 at least. Less than 4 tries fewer candidates.
         seed: of the order of the examples, of dropout and of what is drawn.
+        distillation_losses: from a temperature to what `Distiller` takes by that name: a loss's own class, or
+            `lambda temperature: [SoftTargets(temperature), Hint("block2")]`.
+        distillation_loss_weights: what `Distiller` takes by that name.
+        teacher: the model to run beside the student, where a loss reads its layers; `None` trains from the store.
         on_trial: called with each trial that has ended, as `Tuned.trials` has it.
 
     Raises:
@@ -154,7 +163,9 @@ def tune(
         remedy = "One training on labels alone and one with the given settings are whole in any case."
         raise ValueError(error_message("max_cost must be >= 2 trainings", max_cost, remedy))
     store = store if isinstance(store, SoftTargetStore) else SoftTargetStore.open(store)
-    training = Training(train, validation, store, epochs, batch_size, seed)
+    training = Training(
+        train, validation, store, epochs, batch_size, seed, distillation_losses, distillation_loss_weights, teacher
+    )
     folder = Path(out)
     num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
     with optuna_quiet("tune"):
@@ -203,6 +214,7 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
         "labels or validation data": every_item_fingerprint(
             [np.asarray(training.train[1]), *keras.tree.flatten(training.validation[0]), training.validation[1]]
         ),
+        "losses": _described_losses(training, first),
         # What is kept of a study is the best of so many: fewer, or more, are another's.
         "max_cost": list(sizes),
     }
@@ -213,6 +225,13 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
         start_again(study, settings, str(folder))
         studies[name] = study
     return studies
+
+
+def _described_losses(training: Training, first: Recipe) -> str:
+    """What tells one objective from another: the losses, by their settings at the first temperature, and weights."""
+    losses = keras.tree.map_structure(serialized, training.distillation_losses(first.temperature))
+    weights = keras.tree.map_structure(serialized, training.distillation_loss_weights)
+    return json.dumps([losses, weights, training.teacher is not None], sort_keys=True, default=repr)
 
 
 def _on_labels(first: Recipe) -> list[Recipe]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from keras_distill.targets.attaching import attach
     from keras_distill.targets.augmentation import Augmentation, Crop, Flip, Mixup, Rotation, Shift
     from keras_distill.targets.batches import StoredBatches
+    from keras_distill.targets.calibration import calibration_temperature
     from keras_distill.targets.fingerprints import fingerprint
     from keras_distill.targets.labelling import label
     from keras_distill.targets.store import SoftTargetStore
@@ -28,6 +29,7 @@ else:
             "SoftTargetStore": "store",
             "StoredBatches": "batches",
             "attach": "attaching",
+            "calibration_temperature": "calibration",
             "fingerprint": "fingerprints",
             "label": "labelling",
             "upgrade": "upgrading",
@@ -44,6 +46,7 @@ __all__ = [
     "SoftTargetStore",
     "StoredBatches",
     "attach",
+    "calibration_temperature",
     "fingerprint",
     "label",
     "upgrade",

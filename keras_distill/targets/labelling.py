@@ -21,6 +21,7 @@ from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
 from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
 from keras_distill.models.strings import holds_strings, preprocess_strings, refuse_string_stream
+from keras_distill.targets.calibration import calibration_temperature, divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
 from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
@@ -50,6 +51,7 @@ def label(
     views: int | None = None,
     members: bool = False,
     temperature: float | None = None,
+    calibrate: Data | bool = False,
     batch_size: int = 256,
     rows_per_shard: int | None = None,
     from_logits: bool = True,
@@ -83,6 +85,9 @@ def label(
         members: keep the logits of each member of an arithmetic ensemble, so that every temperature can be asked for.
         temperature: merge the members of an arithmetic ensemble at this temperature, into rows of a single teacher's
             size, right at this temperature only.
+        calibrate: labelled examples that the teacher was not trained on, a `Split` or `(inputs, labels)`: the teacher's
+            logits are divided by the temperature that makes it as sure as it is right on them (see
+            `calibration_temperature`), and its fingerprint says so. `True` takes the dataset's own labels.
         batch_size: items a forward pass; with a mask, sequences.
         rows_per_shard: rows a shard, a multiple of `batch_size`; `None` makes about 64 shards.
         from_logits: what a teacher gives whose head cannot be found: logits, or (`False`) probabilities. The first
@@ -116,6 +121,10 @@ def label(
     """
     path = Path(path)
     num_views = _num_views(augmentation, views)
+    divisor = 1.0
+    if calibrate is not False:
+        examples = dataset if calibrate is True else calibrate
+        divisor = calibration_temperature(teacher, examples, batch_size=batch_size, from_logits=from_logits)
     dataset = _without_strings(teacher, dataset)
     num_axes = sum(len(tensor.shape) for tensor in getattr(teacher, "inputs", None) or []) or None
     if mask is None:
@@ -129,7 +138,8 @@ def label(
         _check_for_engine(source, num_processes)
     first_batch = source.first_batch()
     check_inputs(teacher, first_batch)
-    forward = row_function(teacher, first_batch, members, temperature, top_k, dtype, from_logits)
+    options = (members, temperature, top_k, dtype, from_logits, divisor)
+    forward = row_function(teacher, first_batch, *options)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
     outputs = {name: _numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
@@ -141,7 +151,7 @@ def label(
         num_items=source.num_items,
         num_views=num_views,
         augmentation=augmentation.get_config() if augmentation else None,
-        teacher_fingerprint=teacher_fingerprint or fingerprint(teacher),
+        teacher_fingerprint=(teacher_fingerprint or fingerprint(teacher)) + divided_by(divisor),
         dataset_fingerprint=source.fingerprint,
         every_item_fingerprint=source.every_item_fingerprint,
         id_scheme=id_scheme,
@@ -170,7 +180,6 @@ def label(
                 withdraw(path, manifest)
                 raise
         else:
-            options = (members, temperature, top_k, dtype, from_logits)
             _label_by_engine(engine, teacher, source, path, manifest, missing, options, advance)
     return SoftTargetStore.open(path, verify=False) if finish(path, manifest) else None
 

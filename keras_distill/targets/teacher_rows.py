@@ -25,10 +25,12 @@ def row_function(
     top_k: int | None,
     dtype: str,
     from_logits: bool,
+    divisor: float = 1.0,
 ) -> Callable:
     """A function from inputs to the fields of rows, with one trace for all batches.
 
-    `first_batch` shows whether a teacher of which nothing is known gives what `from_logits` promises.
+    `first_batch` shows whether a teacher of which nothing is known gives what `from_logits` promises. What the teacher
+    gives, an ensemble's every member, is divided by `divisor` before anything is made of it.
     """
     if temperature is not None:
         check_positive("temperature", temperature)
@@ -52,7 +54,7 @@ def row_function(
         run = _KeepsItsPromise(teacher, from_logits)
 
     def rows(given: TensorTree) -> dict[str, Tensor]:
-        given = _only_output(given)
+        given = _divided(_only_output(given), divisor)
         if isinstance(given, dict) and not members:
             if temperature is None:
                 remedy = "Pass members=True, or the temperature at which to merge them."
@@ -155,6 +157,15 @@ def _only_output(given: TensorTree) -> TensorTree:
         remedy = "Label each into a store of its own: keras.Model(teacher.inputs, teacher.outputs[0]) and so on."
         raise ValueError(error_message("a teacher must have one output to be labelled with", received, remedy))
     return outputs[0]
+
+
+def _divided(given: TensorTree, divisor: float) -> TensorTree:
+    """Logits, or an ensemble's members, divided by a temperature: at half precision too they do not grow."""
+    if divisor == 1.0:
+        return given
+    if isinstance(given, dict):
+        return {**given, "member_logits": ops.cast(given["member_logits"], "float32") / divisor}
+    return ops.cast(given, "float32") / divisor
 
 
 def _log_tail(logits: Tensor, kept_ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 
 from keras_distill import data
 from keras_distill.cli import main
+from keras_distill.report import metrics
 from keras_distill.targets import SoftTargetStore
 
 
@@ -57,6 +58,24 @@ def test_top_k_shift_and_workers_reach_the_store(teachers, tmp_path, capsys):
     assert run(teachers, tmp_path, *options, "--process", "0/2") == 0
     manifest = SoftTargetStore.open(tmp_path / "store").manifest
     assert (manifest.kind, manifest.top_k, manifest.num_views) == ("top_k", 3, 9)
+
+
+def test_calibrate_asks_the_validation_split(teachers, tmp_path, capsys):
+    dataset = data.load("digits")
+    teacher = keras.models.load_model(teachers / "a.keras")
+    teacher.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    teacher.fit(dataset.train.inputs, dataset.train.labels, epochs=5, verbose=0)
+    teacher.save(teachers / "trained.keras")
+    assert run(teachers, tmp_path, "--calibrate", "--dtype", "float32", names=("trained",)) == 0
+    store = SoftTargetStore.open(tmp_path / "store")
+    logits = np.log(keras.ops.convert_to_numpy(teacher(dataset.validation.inputs)))
+    divisor = metrics.best_temperature(logits, dataset.validation.labels)
+    expected = np.log(keras.ops.convert_to_numpy(teacher(dataset.train.inputs))) / divisor
+    kept = store.read(np.arange(len(dataset.train)))
+    np.testing.assert_allclose(kept - kept[:, :1], expected - expected[:, :1], rtol=1e-2, atol=1e-3)
+    capsys.readouterr()
+    assert main(["store", str(tmp_path / "store")]) == 0
+    assert f"logits / {divisor:.3g}" in capsys.readouterr().out
 
 
 def test_several_teachers_are_kept_or_merged(teachers, tmp_path):

@@ -195,3 +195,50 @@ def test_a_finished_study_is_read_and_one_of_other_settings_refused(problem, tun
         tune(((x, y[::-1]), validation, store), tmp_path / "copy")
     with pytest.raises(ValueError, match=r"max_cost must be >= 2 trainings; got 1"):
         tune(problem, tmp_path / "new", max_cost=1)
+
+
+def test_soft_targets_by_name_are_what_is_tuned_without_a_name(problem, tuned, tmp_path):
+    found = tune(problem, tmp_path, distillation_losses=lambda temperature: kd.losses.SoftTargets(temperature))
+    assert found.candidate == tuned[0].candidate
+    for one, other in zip(found.distilled_student.weights, tuned[0].distilled_student.weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_loss_is_tuned_at_each_candidates_temperature(problem, tmp_path):
+    asked = []
+
+    def losses(temperature):
+        asked.append(temperature)
+        return kd.losses.DIST(temperature)
+
+    found = tune(problem, tmp_path, distillation_losses=losses, max_cost=2.0)
+    assert {trial["temperature"] for trial in found.trials} <= set(asked)
+    with pytest.raises(ValueError, match="one of another losses"):
+        tune(problem, tmp_path, max_cost=2.0)
+
+
+def test_a_loss_that_reads_layers_has_the_teacher_beside_it(problem, tmp_path):
+    (x, y), validation, store = problem
+
+    def with_hidden(units):
+        keras.utils.set_random_seed(5)
+        hidden = keras.layers.Dense(units, "relu", name="hidden")
+        return keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
+
+    teacher = with_hidden(8)
+    found = kd.tune(
+        lambda: with_hidden(4),
+        (x, y),
+        validation,
+        store,
+        tmp_path,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        learning_rate=0.01,
+        max_cost=2.0,
+        distillation_losses=lambda temperature: [kd.losses.SoftTargets(temperature), kd.losses.Hint("hidden")],
+        distillation_loss_weights=[1.0, 0.5],
+        teacher=teacher,
+    )
+    assert found.num_steps == 2 * STEPS
+    assert np.isfinite(found.score)
