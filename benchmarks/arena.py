@@ -182,14 +182,14 @@ def students_of(name: str, method: Method | None, kept: Path, num_seeds: int) ->
 
 def error_rates(training: "Training", task: Task, recipe: "Recipe", dataset: "Dataset", num_seeds: int) -> list[float]:
     """Of students trained with a recipe, one a seed."""
-    from keras_distill.search.training import logits_of
+    from keras_distill.models.inference import all_logits
 
     rates = []
     for seed in range(num_seeds):
         student = task.student(seed)
         seeded = replace(training, seed=seed)
         seeded.go_on(seeded.begin(student, recipe), 0, seeded.epochs)
-        rates.append(float(np.mean(logits_of(student, dataset.test.inputs).argmax(-1) != dataset.test.labels)))
+        rates.append(float(np.mean(all_logits(student, dataset.test.inputs).argmax(-1) != dataset.test.labels)))
     return rates
 
 

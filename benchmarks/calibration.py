@@ -31,9 +31,10 @@ def compared(name: str, kept: Path, num_seeds: int) -> list[dict[str, Any]]:
     """A row a temperature: students of the teacher as it is, and of the calibrated one."""
     import keras
 
+    from keras_distill.models.inference import all_logits
     from keras_distill.report import metrics
     from keras_distill.report.verdict import compare_models
-    from keras_distill.search.training import Recipe, Training, logits_of
+    from keras_distill.search.training import Recipe, Training
     from keras_distill.targets import calibration_temperature, label
 
     task = TASKS[name]
@@ -41,7 +42,7 @@ def compared(name: str, kept: Path, num_seeds: int) -> list[dict[str, Any]]:
     teacher = taught(name, dataset, kept)
     test = dataset.test
     divisor = calibration_temperature(teacher, dataset.validation)
-    teacher_logits = logits_of(teacher, test.inputs)
+    teacher_logits = all_logits(teacher, test.inputs)
     stores = {
         which: label(teacher, dataset.train.inputs, kept / f"{name}-{which}", calibrate=calibrate, progress=False)
         for which, calibrate in (("as it is", False), ("calibrated", dataset.validation))
@@ -61,7 +62,7 @@ def compared(name: str, kept: Path, num_seeds: int) -> list[dict[str, Any]]:
                 )
                 distiller = training.begin(task.student(seed), Recipe(temperature, LABELS_WEIGHT, LEARNING_RATE))
                 training.go_on(distiller, 0, training.epochs)
-                logits[which].append(logits_of(distiller.student, test.inputs))
+                logits[which].append(all_logits(distiller.student, test.inputs))
         rows.append(
             {
                 "task": name,

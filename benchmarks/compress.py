@@ -64,8 +64,8 @@ def searched(name: str, number: int, kept: Path, num_trials: int, num_random: in
     import keras
 
     import keras_distill as kd
+    from keras_distill.models.inference import all_logits
     from keras_distill.report.verdict import compare_models
-    from keras_distill.search.training import logits_of
 
     task = TASKS[name]
     dataset = task.load()
@@ -85,8 +85,8 @@ def searched(name: str, number: int, kept: Path, num_trials: int, num_random: in
     seconds, cpu = time.monotonic() - began, time.process_time() - began_cpu
     test = dataset.test
     students = compared_students(name, dataset, kept / f"{name}-{number}", task.budgets[number], epochs, num_random)
-    logits = {who: logits_of(student, test.inputs) for who, student in students.items()}
-    student = logits_of(found.student, test.inputs)
+    logits = {who: all_logits(student, test.inputs) for who, student in students.items()}
+    student = all_logits(found.student, test.inputs)
     rates = dict(found.test_errors)
     rates |= {who: float(np.mean(each.argmax(-1) != test.labels)) for who, each in logits.items()}
     against = {who: str(compare_models(test.labels, student, each)) for who, each in logits.items()}

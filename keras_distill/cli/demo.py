@@ -98,6 +98,7 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
 
     from keras_distill._inputs import only_array
     from keras_distill.cli import demo_recipe
+    from keras_distill.models.inference import all_logits
     from keras_distill.report import metrics
     from keras_distill.report.verdict import compare_models
 
@@ -109,20 +110,19 @@ def demonstrate(dataset: Any, recipe: Any, num_seeds: int, folder: Path, console
         teacher = demo_recipe.train_teacher(dataset, recipe, advance)
     with _phase(console, seconds, "soft targets", 1) as advance:
         soft_targets = demo_recipe.soft_targets_of(teacher, only_array(transfer.train.inputs, "the demo"))
-        teacher_logits = demo_recipe.logits_of(teacher, test.inputs)
+        teacher_logits = all_logits(teacher, test.inputs)
         advance()
     with _phase(console, seconds, "students on labels", num_seeds * recipe.student_epochs) as advance:
         twins = [demo_recipe.train_on_labels(transfer, recipe, seed, advance) for seed in range(num_seeds)]
     with _phase(console, seconds, "students distilled", num_seeds * recipe.student_epochs) as advance:
         students = [demo_recipe.distil(transfer, soft_targets, recipe, seed, advance) for seed in range(num_seeds)]
 
-    twin_logits = [demo_recipe.logits_of(model, test.inputs) for model in twins]
-    student_logits = [demo_recipe.logits_of(model, test.inputs) for model in students]
+    twin_logits = [all_logits(model, test.inputs) for model in twins]
+    student_logits = [all_logits(model, test.inputs) for model in students]
     # Which student ships is settled on validation data: the test set only reports.
     validation = dataset.validation
     likelihoods = [
-        metrics.negative_log_likelihood(demo_recipe.logits_of(model, validation.inputs), validation.labels)
-        for model in students
+        metrics.negative_log_likelihood(all_logits(model, validation.inputs), validation.labels) for model in students
     ]
     shipped = likelihoods.index(min(likelihoods))
 

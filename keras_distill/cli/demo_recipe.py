@@ -219,11 +219,6 @@ def soft_targets_of(teacher: "Ensemble", inputs: np.ndarray) -> Any:
     return in_batches(teacher.soft_targets, inputs)
 
 
-def logits_of(model: "keras.Model", inputs: np.ndarray) -> np.ndarray:
-    """A model's logits for all inputs, float32, `(num_items, num_classes)`."""
-    return in_batches(lambda batch: model(batch, training=False), inputs)
-
-
 def in_batches(answer: Callable[[np.ndarray], Any], inputs: np.ndarray, batch_size: int = 1000) -> Any:
     """Calls `answer` on a thousand inputs at a time and joins what it gives, an array or a dictionary of them."""
     import keras

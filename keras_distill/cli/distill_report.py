@@ -36,7 +36,9 @@ class Judged:
 
 def judged(model: "Teacher", dataset: "Dataset") -> Judged:
     """A model on a dataset's test split."""
-    logits = evaluation.logits_function(model)(dataset.test.inputs)
+    from keras_distill.models.inference import all_logits
+
+    logits = all_logits(model, dataset.test.inputs)
     return Judged(logits, evaluation.measured(logits, dataset.test.labels))
 
 
@@ -97,17 +99,18 @@ def verdict(
     """
     import numpy as np
 
+    from keras_distill.models.inference import all_logits
     from keras_distill.report.verdict import Seen, compare_models
 
     chosen = np.random.default_rng(settings.seed).permutation(len(dataset.train))[:_NUM_SEEN]
     seen = dataset.train.take(np.sort(chosen))
-    of_teacher = None if teacher is None else evaluation.logits_function(teacher)(seen.inputs)
+    of_teacher = None if teacher is None else all_logits(teacher, seen.inputs)
     return compare_models(
         dataset.test.labels,
         models[DISTILLED].logits,
         models[TWIN].logits,
         teacher_logits=models[TEACHER].logits if TEACHER in models else None,
-        seen=Seen(seen.labels, evaluation.logits_function(training.student)(seen.inputs), of_teacher),
+        seen=Seen(seen.labels, all_logits(training.student, seen.inputs), of_teacher),
         temperature=settings.temperature,
         was_too_short=training_length.was_too_short(validation_losses(training)),
     )

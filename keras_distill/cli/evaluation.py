@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-    from keras_distill._types import Inputs, Teacher, TensorTree
+    from keras_distill._types import Inputs, Teacher
     from keras_distill.data import Dataset, Split
     from keras_distill.targets import SoftTargetStore
     from keras_distill.teachers.knowledge import Knowledge, Ways
@@ -71,43 +71,10 @@ def arrays_of(split: "Split") -> "tuple[Inputs, np.ndarray]":
     return split.inputs, split.labels
 
 
-def logits_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
-    """A function from inputs to the logits of a model, `(num_items, num_classes)`, in batches of 512.
-
-    Args:
-        model: a Keras model with any head, or an `OnnxTeacher`.
-    """
-    import keras
-    import numpy as np
-
-    from keras_distill._inputs import num_rows, take_rows
-
-    run = model
-    if isinstance(model, keras.Model):
-        from keras_distill.models.compilation import compiled
-        from keras_distill.models.fixed_batch import fixed_batch_of, in_portions
-        from keras_distill.models.forward_pass import logits_model
-
-        bare = logits_model(model)
-
-        def run(inputs: "TensorTree") -> "TensorTree":
-            return bare(inputs, training=False)
-
-        # TensorFlow warns of a function that is traced anew for each of several models; it is fast without, too.
-        if keras.config.backend() != "tensorflow":
-            run = compiled(run, bare)
-        if (size := fixed_batch_of(model)) is not None:
-            run = in_portions(run, size)
-
-    def logits_of(inputs: "Inputs") -> np.ndarray:
-        portions = (take_rows(inputs, slice(start, start + 512)) for start in range(0, num_rows(inputs), 512))
-        return np.concatenate([keras.ops.convert_to_numpy(run(portion)) for portion in portions])
-
-    return logits_of
-
-
 def answers_function(model: "Teacher") -> "Callable[[Inputs], np.ndarray]":
     """A function from inputs to a model's answers, class ids, `(num_items,)`."""
+    from keras_distill.models.inference import logits_function
+
     logits_of = logits_function(model)
     return lambda inputs: logits_of(inputs).argmax(axis=-1)
 

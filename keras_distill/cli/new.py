@@ -82,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
         model.save(aside)
     console = Console(highlight=False)
     if arguments.epochs:
-        found = evaluation.measured(evaluation.logits_function(model)(dataset.test.inputs), dataset.test.labels)
+        from keras_distill.models.inference import all_logits
+
+        found = evaluation.measured(all_logits(model, dataset.test.inputs), dataset.test.labels)
         console.print(evaluation.comparison_table([(path.stem, found)], dataset))
     console.print(f"saved {path}: {model.count_params():,} parameters", markup=False, soft_wrap=True)
     return 0

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_distill._checks import error_message
-from keras_distill._inputs import num_rows, take_rows
-from keras_distill._types import Inputs, Teacher
+from keras_distill._types import Teacher
 from keras_distill.deploy.card import Figures
 from keras_distill.deploy.reference import Reference, as_class_logits, reference_of
 from keras_distill.deploy.shipment import Outcome
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from keras_distill.data import Dataset
 
 BASELINE = "student on labels"
-_BATCH_SIZE = 256
 
 
 def figures_of_models(
@@ -84,16 +82,13 @@ def class_logits(path: Path, reference: Reference) -> np.ndarray:
 
 def _answers_of(teacher: Teacher, dataset: "Dataset") -> tuple[np.ndarray, float]:
     """The logits that a teacher of another kind gives for the test set, and the temperature that is best for them."""
-    test, held_out = (_logits(teacher, split.inputs) for split in (dataset.test, dataset.validation))
+    from keras_distill.models.inference import logits_function
+
+    answers = logits_function(teacher)
+    test, held_out = (
+        as_class_logits(answers(split.inputs).astype("float32")) for split in (dataset.test, dataset.validation)
+    )
     if test.shape[-1] != dataset.num_classes or not (np.isfinite(test).all() and np.isfinite(held_out).all()):
         expectation = f"the teacher must give {dataset.num_classes} finite logits an example"
         raise ValueError(error_message(expectation, f"shape {test.shape}, or NaN or infinity among them"))
     return test, metrics.best_temperature(held_out, dataset.validation.labels)
-
-
-def _logits(teacher: Teacher, inputs: Inputs) -> np.ndarray:
-    import keras
-
-    starts = range(0, num_rows(inputs), _BATCH_SIZE)
-    parts = [teacher(take_rows(inputs, slice(start, start + _BATCH_SIZE))) for start in starts]
-    return as_class_logits(np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype("float32"))

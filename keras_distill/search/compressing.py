@@ -25,6 +25,7 @@ from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.deploy.shipment import Provenance
 from keras_distill.deploy.tflm import check_installed
 from keras_distill.distillation.training_length import default_epochs
+from keras_distill.models.inference import all_logits
 from keras_distill.scale.engines import engine_of
 from keras_distill.search.candidate_trainer import CandidateTrainer
 from keras_distill.search.compression import Compression
@@ -33,7 +34,7 @@ from keras_distill.search.cost import PRECISIONS, RUNTIMES, Meter
 from keras_distill.search.finishing import Finish
 from keras_distill.search.fitting import Fitter, families_for
 from keras_distill.search.halving import Halving
-from keras_distill.search.training import Training, logits_of, optuna_quiet
+from keras_distill.search.training import Training, optuna_quiet
 from keras_distill.search.trials import Trial, Trials, pareto_front
 from keras_distill.targets import SoftTargetStore, label
 from keras_distill.targets.fingerprints import every_item_fingerprint
@@ -171,7 +172,7 @@ def compress(
             is_one_unit = store.manifest.num_classes == 1
             raise ValueError(error_message(expectation, received, remedy if is_one_unit else ""))
         knowledge = check_teacher(
-            lambda inputs: logits_of(teacher, inputs).argmax(axis=-1), "the teacher", dataset, insist=any_teacher
+            lambda inputs: all_logits(teacher, inputs).argmax(axis=-1), "the teacher", dataset, insist=any_teacher
         )
         training = Training(
             (dataset.train.inputs, dataset.train.labels),

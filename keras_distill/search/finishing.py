@@ -18,13 +18,14 @@ from keras_distill.deploy.budgets import Budgets
 from keras_distill.deploy.calibration import drawn_rows
 from keras_distill.deploy.ship import ship
 from keras_distill.deploy.shipment import Provenance, Shipment
+from keras_distill.models.inference import all_logits
 from keras_distill.quantize_aware import FreezeRanges, is_quantized, quantize_aware
 from keras_distill.report.metrics import error_rate
 from keras_distill.report.verdict import Verdict, compare_models
 from keras_distill.search.candidate_trainer import STUDENT_LOSS_WEIGHT, TEMPERATURE
 from keras_distill.search.cost import Meter
 from keras_distill.search.fitting import Fitter
-from keras_distill.search.training import Recipe, Training, logits_of
+from keras_distill.search.training import Recipe, Training
 from keras_distill.search.trials import Trial
 from keras_distill.search.tuning import tune
 
@@ -190,15 +191,15 @@ class Finish:
         """Test errors, and whether distilling helped."""
         test = self.dataset.test
         labels, taught = (
-            np.stack([logits_of(each, test.inputs) for each in students]) for students in (on_labels, distilled)
+            np.stack([all_logits(each, test.inputs) for each in students]) for students in (on_labels, distilled)
         )
-        teacher = logits_of(self.teacher, test.inputs)
+        teacher = all_logits(self.teacher, test.inputs)
         verdict = compare_models(test.labels, taught, labels, teacher_logits=teacher)
         errors = {
             "teacher": error_rate(teacher, test.labels),
             "labels": verdict.baseline.rate,
             "distilled": verdict.candidate.rate,
-            "student": error_rate(logits_of(student, test.inputs), test.labels),
+            "student": error_rate(all_logits(student, test.inputs), test.labels),
         }
         return errors, verdict
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras_distill._checks import error_message
 from keras_distill._types import Teacher
 from keras_distill.deploy.calibration import drawn_rows
+from keras_distill.models.inference import all_logits
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.search.cost import Cost, Meter, features_of
 from keras_distill.search.families import (
@@ -25,7 +26,7 @@ from keras_distill.search.families import (
     for_texts,
     hand_made,
 )
-from keras_distill.search.training import logits_of, score_of
+from keras_distill.search.training import score_of
 from keras_distill.search.trials import Trial
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _prunable(teacher: Teacher, dataset: "Dataset") -> tuple[keras.Model | None,
         return model, ["Of the specialists' ensemble the generalist is cut.", *notes]
     if isinstance(teacher, Ensemble):
         validation = dataset.validation
-        scores = [score_of(logits_of(member, validation.inputs), validation.labels) for member in teacher.models]
+        scores = [score_of(all_logits(member, validation.inputs), validation.labels) for member in teacher.models]
         best = int(np.argmin(scores))
         model, notes = _prunable(teacher.models[best], dataset)
         said = f"Of the ensemble member {best + 1} is cut, the best of {len(scores)} on validation data."

@@ -8,19 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from keras_distill._inputs import map_arrays, num_rows, take_rows
+from keras_distill._inputs import map_arrays, take_rows
 from keras_distill._keras_internals import sync_variables
-from keras_distill._types import ArrayLike, Inputs, Logs, Teacher, TensorTree
+from keras_distill._types import ArrayLike, Inputs, Logs, TensorTree
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
-from keras_distill.models.forward_pass import logits_model
 from keras_distill.models.heads import head_activation
+from keras_distill.models.inference import all_logits
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.pruning import reestimate_batch_normalization
 from keras_distill.report import metrics
@@ -232,7 +231,7 @@ class Training:
 
     def validation_logits(self, student: keras.Model) -> np.ndarray:
         """A student's logits for the validation data."""
-        return logits_of(student, _arrays(self.validation[0]))
+        return all_logits(student, _arrays(self.validation[0]))
 
     def score(self, logits: np.ndarray) -> float:
         """The negative log-likelihood of the validation labels at the temperature that suits the logits best, in nats.
@@ -293,15 +292,6 @@ def validated_every(epochs: int) -> int:
 
 def _arrays(inputs: TensorTree) -> Inputs:
     return map_arrays(np.asarray, inputs)
-
-
-def logits_of(model: Teacher, inputs: Inputs) -> np.ndarray:
-    """The logits of a model or of a teacher of any kind, `(num_items, num_classes)`, in batches of 512."""
-    run: Callable[[Inputs], TensorTree] = model
-    if isinstance(model, keras.Model):
-        run = partial(logits_model(model), training=False)
-    portions = [run(take_rows(inputs, slice(start, start + 512))) for start in range(0, num_rows(inputs), 512)]
-    return np.concatenate([keras.ops.convert_to_numpy(portion) for portion in portions])
 
 
 def score_of(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import pytest
 from keras_distill import cli
 from keras_distill.cli import demo, demo_recipe, demo_report
 from keras_distill.data.dataset import Dataset, Split
+from keras_distill.models.inference import all_logits
 from keras_distill.report.verdict import compare_models
 
 TINY = demo_recipe.Recipe(
@@ -82,7 +83,7 @@ def test_the_distilled_student_follows_its_teacher_and_not_the_labels():
     soft_targets = 9.0 * np.eye(3, dtype="float32")[(dataset.train.labels + 1) % 3]
     recipe = replace(TINY, student_loss_weight=0.0, student_epochs=30)
     student = demo_recipe.distil(dataset, soft_targets, recipe, 0, lambda: None)
-    answers = demo_recipe.logits_of(student, dataset.train.inputs).argmax(-1)
+    answers = all_logits(student, dataset.train.inputs).argmax(-1)
     assert np.mean(answers == (dataset.train.labels + 1) % 3) > 0.9
 
 
@@ -93,7 +94,7 @@ def test_the_teacher_averages_its_members_and_carries_no_jitter():
     assert not [layer for member in teacher.models for layer in member.layers if "translation" in layer.name]
     assert not np.array_equal(weights(teacher.models[0])[0], weights(teacher.models[1])[0])
     targets = demo_recipe.soft_targets_of(teacher, dataset.test.inputs)
-    members = [demo_recipe.logits_of(member, dataset.test.inputs) for member in teacher.models]
+    members = [all_logits(member, dataset.test.inputs) for member in teacher.models]
     np.testing.assert_allclose(targets["member_logits"], np.stack(members, axis=1), rtol=1e-5, atol=1e-5)
 
 
