@@ -39,7 +39,7 @@ class Method:
     """One row: what it is called, who wrote it, when to take it, and what it hands to `Distiller`.
 
     `losses` makes them at a temperature; losses and weights are the papers' own, or ours where the papers' belong to
-    other scales.
+    other scales. One that has state, a schedule or a projector, is made anew for each student.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Method:
     reads_layers: bool = False
     reads_maps: bool = False
     is_schedule: bool = False
+    has_state: bool = False
 
     def make(self) -> dict[str, Any]:
         """`Distiller`'s arguments, at the default temperature."""
@@ -100,6 +101,7 @@ def methods() -> list[Method]:
             "Zhao et al., [2203.08679](https://arxiv.org/abs/2203.08679), 3",
             "sure teachers, many classes, labels at hand",
             lambda temperature: losses.DecoupledKD(temperature, warm_up_epochs=5),
+            has_state=True,
         ),
         Method(
             "`DIST(4.0)`",
@@ -166,6 +168,7 @@ def methods() -> list[Method]:
             "thin and deep students",
             beside(lambda: losses.Hint("block2")),
             [1.0, 1.0],
+            has_state=True,
             reads_layers=True,
         ),
         Method(
