@@ -1,4 +1,4 @@
-"""Which method would a user be right to pick? All losses on three tasks, at their defaults and tuned alike.
+"""Which method would a user be right to pick? All losses for classes on three tasks, at their defaults and tuned alike.
 
     python -m benchmarks.arena [--write] [--kept FOLDER] [--seeds 5] [TASK …]
 
@@ -13,6 +13,7 @@ docs/results/arena.json and the table of docs/methods.md.
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -131,6 +132,7 @@ def known_labels(task: Task, dataset: "Dataset") -> np.ndarray:
 def students_of(name: str, method: Method | None, kept: Path, num_seeds: int) -> dict[str, Any]:
     """The test error rates of a method's students, one a seed, at its defaults and tuned; `None` is labels alone."""
     import keras
+    import optuna
 
     import keras_distill as kd
     from keras_distill.search.training import Recipe, Training
@@ -155,18 +157,25 @@ def students_of(name: str, method: Method | None, kept: Path, num_seeds: int) ->
     )
     first = Recipe(4.0 if method is None else method.temperature, LABELS_WEIGHT, LEARNING_RATE)
     with tempfile.TemporaryDirectory() as folder:
+        # Labels alone are the same for every method: what the first one found of them is handed on.
+        study, own = kept / f"{name}-study", Path(folder) / "study"
+        if study.exists():
+            shutil.copytree(study, own)
         tuned = kd.tune(
             lambda: task.student(1000),
             training.train,
             training.validation,
             training.store,
-            folder,
+            own,
             epochs=training.epochs,
             batch_size=BATCH_SIZE,
             seed=1000,
             **asdict(first),
             **options,
         )
+        if not study.exists():
+            optuna.delete_study(study_name="distilled", storage=f"sqlite:///{own}/study.sqlite3")
+            shutil.copytree(own, study)
     chosen = tuned.labels_candidate if method is None else tuned.distilled_candidate
     default = replace(first, student_loss_weight=1.0) if method is None else first
     found = {
@@ -316,7 +325,7 @@ def main() -> int:
     kept.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in arguments.tasks or TASKS:
-        entrants: list[Method | None] = [None, *(method for method in methods() if not method.is_schedule)]
+        entrants: list[Method | None] = [None, *(method for method in methods() if method.in_arena)]
         for number, method in enumerate(entrants):
             if method is not None and method.reads_maps and not TASKS[name].has_maps:
                 continue

@@ -39,7 +39,8 @@ class Method:
     """One row: what it is called, who wrote it, when to take it, and what it hands to `Distiller`.
 
     `losses` makes them at a temperature; losses and weights are the papers' own, or ours where the papers' belong to
-    other scales. One that has state, a schedule or a projector, is made anew for each student.
+    other scales. One that has state, a schedule or a projector, is made anew for each student. What is no
+    loss for classes, a schedule or a loss for other outputs, is not in the arena.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Method:
     temperature: float = 4.0
     reads_layers: bool = False
     reads_maps: bool = False
-    is_schedule: bool = False
+    in_arena: bool = True
     has_state: bool = False
 
     def make(self) -> dict[str, Any]:
@@ -81,14 +82,14 @@ def methods() -> list[Method]:
             "–",
             "a soft beginning, a sharp end",
             lambda temperature: losses.SoftTargets(schedules.Linear(2.0 * temperature, 0.5 * temperature, NUM_EPOCHS)),
-            is_schedule=True,
+            in_arena=False,
         ),
         Method(
             "… `LearntTemperature()`",
             "CTKD, Li et al., [2211.16231](https://arxiv.org/abs/2211.16231), 3",
             "no time to search a temperature",
             lambda _: losses.SoftTargets(schedules.LearntTemperature()),
-            is_schedule=True,
+            in_arena=False,
         ),
         Method(
             "`LogitMatching()`",
@@ -155,12 +156,14 @@ def methods() -> list[Method]:
             "several labels an item, or one sigmoid unit",
             losses.BinarySoftTargets,
             10.0,
+            in_arena=False,
         ),
         Method(
             "`RegressionTargets()`",
             "Chen et al., NeurIPS 2017, 3.3",
             "quantities, not classes (here: of the logits)",
             lambda _: losses.RegressionTargets(),
+            in_arena=False,
         ),
         Method(
             "`Hint` + soft targets",

@@ -214,7 +214,6 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
         "labels or validation data": every_item_fingerprint(
             [np.asarray(training.train[1]), *keras.tree.flatten(training.validation[0]), training.validation[1]]
         ),
-        "losses": _described_losses(training, first),
         # What is kept of a study is the best of so many: fewer, or more, are another's.
         "max_cost": list(sizes),
     }
@@ -222,7 +221,9 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
     studies = {}
     for name in (LABELS, DISTILLED):
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
-        start_again(study, settings, str(folder))
+        # Labels alone are the same beside any loss.
+        losses = {"losses": _described_losses(training, first)} if name == DISTILLED else {}
+        start_again(study, settings | losses, str(folder))
         studies[name] = study
     return studies
 
