@@ -33,11 +33,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The site, into build/site. Tutorials are run, two at a time, where their text has changed since. NO_MKDOCS_2_WARNING:
+# The site, into build/site. Tutorials are run, two at a time, where their text has changed since. Not --quiet, which
+# keeps --strict from seeing warnings. NO_MKDOCS_2_WARNING:
 # its theme advertises a successor on every run.
 docs: .venv/installed
 	$(MAKE) --no-print-directory -j 2 $(NOTEBOOKS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build/tutorials/%.ipynb: docs/tutorials/%.md docs/run_tutorial.py .venv/installed
 	$(BIN)/python docs/run_tutorial.py $< $@
