@@ -13,8 +13,8 @@ from examples.record import text_of
 
 OPENING = """# Examples
 
-Written by `make results` from the files in [docs/results/](results). Each example is a module of `examples/` that runs by
-the command shown and leaves `results.json`; [the results](results.md) have all rows, with the goals. One needs a GPU
+Written by `make results` from the files in [docs/results/](results). Each example is a module of `examples/` that runs
+by the command shown and leaves `results.json`; [the results](results.md) have all rows, with the goals. One needs a GPU
 and is not here: `python -m examples.cifar100`, which first prints how long it will take. A bar in a picture is ± one
 standard deviation over seeds.
 """

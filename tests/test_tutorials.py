@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_a_cell_that_fails_ends_the_run_and_leaves_no_notebook(modules, tmp_path
 def test_logs_of_tensorflow_are_not_shown(modules):
     printed = "INFO:tensorflow:Assets written to: /tmp/x\n3 errors\nWARNING:tensorflow:5 out of 9"
     assert modules["site_hooks"]._as_shown(printed).strip() == "3 errors"
+
+
+def test_a_tutorial_that_was_not_run_is_warned_of_and_warnings_fail_the_build(modules, tmp_path, monkeypatch, caplog):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(modules["site_hooks"], "NOTEBOOKS", tmp_path)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/budget.md"))
+    monkeypatch.setattr(logging.getLogger("mkdocs"), "propagate", True)
+    assert modules["site_hooks"].on_page_markdown("# Title", page) == "# Title"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    (build,) = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text())
+    # With --quiet the counter of warnings, on which --strict relies, sees none.
+    assert "--strict" in build
+    assert "--quiet" not in build
 
 
 def test_every_tutorial_is_in_the_navigation_and_in_its_index():

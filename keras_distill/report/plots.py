@@ -147,7 +147,7 @@ def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
     Reference:
         Guo et al., On Calibration of Modern Neural Networks, 2017, figure 1.
     """
-    figure = _figure(3.0 * len(reliabilities), 3.1)
+    figure = _figure(3.0 * len(reliabilities), 3.5)
     grid = figure.subplots(1, len(reliabilities), squeeze=False, sharey=True)[0]
     titles = {}
     for index, (axes, (name, bins)) in enumerate(zip(grid, reliabilities.items(), strict=True)):
@@ -209,9 +209,8 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
                 ]
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.margins(x=0.22, y=0.25)
+        _write_plain_numbers(axes.xaxis)
         axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
     _keep_percent(left)
     left.set(xlabel="latency of one example, p50 (ms)", ylabel="test errors (%)")

@@ -37,7 +37,7 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
     if not recipe.is_on_labels:
         recipe_text += f", temperature {recipe.temperature:.2g}, labels at a weight of {recipe.student_loss_weight:.2g}"
     held = Verdict(
-        f"{_kind(chosen)} holds {_asked(budgets)}: its file takes {_taken(compression)}."
+        f"Holds {_asked(budgets)}: {_kind(chosen)}, whose file takes {_taken(compression)}."
         if shipped
         else "No candidate passed the gate.",
         holds=shipped,

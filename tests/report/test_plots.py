@@ -126,6 +126,20 @@ def test_reliability_axes_go_from_0_to_1():
     assert (min(numbers), max(numbers)) == (0.0, 1.0)
 
 
+def test_no_letter_leaves_a_figure():
+    bins = metrics.reliability(np.eye(3) * 9, np.arange(3))
+    points = [plots.TradeOffPoint(name, size, 0.01, 3.0, "a") for name, size in (("one", 900), ("two", 90_000))]
+    for svg in (plots.reliability_diagrams({"student on labels": bins, "student": bins}), plots.trade_off(points)):
+        root = ElementTree.fromstring(svg)
+        width, height = (float(value) for value in root.get("viewBox").split()[2:])
+        for node in root.iter(f"{SVG}text"):
+            # Turned letters are placed by their transform.
+            x, y = (float(node.get(axis) or width / 2) for axis in "xy")
+            size = float(re.search(r"([\d.]+)px", node.get("style"))[1])
+            assert size <= y <= height, "".join(node.itertext())
+            assert 0 <= x <= width
+
+
 def test_figures_beside_each_other_stand_where_they_belong():
     svg = plots.figures_beside({"a": (10.0, 1.0), "b & c": (20.0, 0.0), "d": (30.0, 2.0)}, "errors")
     marks = titled(svg)
