@@ -10,6 +10,7 @@ ON_JAX := tests/contract tests/losses tests/teachers/test_ensemble.py tests/teac
 	tests/test_distiller_features.py tests/test_logits.py tests/test_structured_outputs.py tests/cli/test_distill.py \
 	tests/cli/test_label.py tests/cli/test_teacher_formats.py tests/deploy/test_other_backends.py \
 	tests/targets/test_tokens.py tests/test_inner_layers.py tests/examples/test_cifar100.py
+NOTEBOOKS := $(patsubst docs/%.md,build/%.ipynb,$(filter-out %/index.md,$(wildcard docs/tutorials/*.md)))
 
 .PHONY: demo test test-slow test-jax lint docs bench results reliability clean
 
@@ -32,9 +33,15 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The site, into build/site. NO_MKDOCS_2_WARNING: its theme advertises a successor on every run.
+# The site, into build/site. Tutorials are run, two at a time, where their text has changed since. Not --quiet, which
+# keeps --strict from seeing warnings. NO_MKDOCS_2_WARNING:
+# its theme advertises a successor on every run.
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(MAKE) --no-print-directory -j 2 $(NOTEBOOKS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+build/tutorials/%.ipynb: docs/tutorials/%.md docs/run_tutorial.py .venv/installed
+	$(BIN)/python docs/run_tutorial.py $< $@
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
@@ -53,4 +60,4 @@ reliability: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv build/tutorials

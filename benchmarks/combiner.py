@@ -314,9 +314,7 @@ def page_part(result: dict) -> str:
             f"| {row['num_classes']:,} | {row['batch']} | {active} | {row['ms']:.1f} | {each:.0f} | {peak:.0f} |"
         )
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    return "\n".join(
-        [*lines, "", f"The processor's time on one thread, medians of {result['rounds']} rounds; {where}."]
-    )
+    return "\n".join([*lines, "", f"CPU time on one thread, medians of {result['rounds']} rounds; {where}."])
 
 
 def main() -> int:

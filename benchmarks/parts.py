@@ -162,7 +162,7 @@ def page_part(result: dict[str, Any]) -> str:
         rows.append(row)
     header = ["pair", *PARTS, "sum", "our step", "step / sum", KERAS, "step in `fit`", "a call of `fit`"]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    text = f"Milliseconds of the processor on one thread.\n\n{table(header, rows)}\n"
+    text = f"Milliseconds of CPU time on one thread.\n\n{table(header, rows)}\n"
     in_both = {name: parts for name, parts in result["pairs"].items() if not parts["why no PyTorch"]}
     if in_both:
         rows = [

@@ -93,8 +93,8 @@ def page_part(result: dict[str, Any]) -> str:
                 ["specialists that cover the class", "classes", "items", *(f"{name} right" for name in answers)],
                 coverage,
             ),
-            f"Trained in {cost['seconds'] / 60:.1f} minutes of the wall clock, {cost['cpu_seconds'] / 60:.1f} of one "
-            "processor; one seed. " + ", ".join(f"{name} {value}" for name, value in result["machine"].items()) + ".",
+            f"Trained in {cost['seconds'] / 60:.1f} minutes, {cost['cpu_seconds'] / 60:.1f} of CPU time; one "
+            "seed. " + ", ".join(f"{name} {value}" for name, value in result["machine"].items()) + ".",
         ]
     )
 

@@ -277,7 +277,7 @@ def page_part(result: dict[str, Any]) -> str:
     largest = max(cell["parity_relative_difference"] for cell in result["cells"])
     return "\n".join(
         [
-            "Ratios of the processor's time on one thread: medians over interleaved rounds ± half the distance between "
+            "Ratios of CPU time on one thread: medians over interleaved rounds ± half the distance between "
             "their quartiles.",
             "",
             table(["pair", "XLA", "steps a call", *titles], [goals, *ratios]),

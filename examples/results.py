@@ -1,4 +1,4 @@
-"""Writes the README's results table and `docs/results.md` from the figures that the demo and the examples left behind.
+"""Writes the README's results table, `docs/results.md` and the gallery, from what the demo and the examples left.
 
     keras-distill demo --out runs/digits
     python -m examples.speech --jobs 2
@@ -10,10 +10,12 @@ there. `--check` writes nothing and fails where a table does not say what those 
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
+from examples import gallery
 from examples.record import text_of
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +48,8 @@ Written by `make results` from the files in [results/](results), which hold ever
 command; the tables say what the paper has (Hinton, Vinyals, Dean, arXiv:1503.02531), what we have, mean ± standard
 deviation over seeds (and folds), of the last epoch, and whether a goal that was set beforehand is met.
 
-Minutes are of the wall clock, on the machine that is named, which may have had other work to do; those of one core are
-the processor's own.
+Minutes are wall-clock time on the machine that is named, which may have had other work to do; those of one core are CPU
+time.
 """
 
 
@@ -171,15 +173,30 @@ def main() -> int:
         return 2
     text = README.read_text()
     before, rest = text.split(BEGIN)
-    wanted = {README: before + BEGIN + table() + rest[rest.index(END) :], PAGE: page()}
+    wanted = {
+        README: before + BEGIN + table() + rest[rest.index(END) :],
+        PAGE: page(),
+        RESULTS.parent / "gallery.md": gallery.page(RESULTS),
+        **{RESULTS.parent / name: svg for name, svg in gallery.pictures(RESULTS).items()},
+    }
     if arguments.check:
-        stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text() != text]
+        stale = [file for file, text in wanted.items() if not file.is_file() or not _say_the_same(file, text)]
         for file in stale:
             print(f"{file.relative_to(ROOT)} does not say what docs/results/ says. Run make results.", file=sys.stderr)
         return 1 if stale else 0
     for file, text in wanted.items():
+        file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     return 0
+
+
+def _say_the_same(file: Path, text: str) -> bool:
+    """Whether a committed file says what it should. A picture may differ by its Matplotlib, not in its figures."""
+    committed = file.read_text()
+    if file.suffix != ".svg":
+        return committed == text
+    told = [re.findall(r"<title>.*?</title>", svg) for svg in (committed, text)]
+    return told[0] == told[1]
 
 
 if __name__ == "__main__":

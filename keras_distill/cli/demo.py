@@ -2,7 +2,7 @@
 
 Trains a teacher, the same small student once on labels and once on the teacher's soft targets, a few
 times over; exports the distilled one to ONNX and LiteRT, checks both on the whole test set, times
-everything on one thread, and leaves a folder with the models, results.json and report.html.
+everything on one thread, and leaves a folder with the models, results.json, report.html and front.svg.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         results, evidence = demonstrate(dataset, recipe, arguments.seeds, folder, console)
         results["quick"] = arguments.quick
         (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        (folder / "front.svg").write_text(demo_report.front(results), encoding="utf-8")
         (folder / "report.html").write_text(demo_report.report(results, evidence, dataset), encoding="utf-8")
     console.print(demo_report.models_table(results))
     console.print(demo_report.runtimes_table(results))

@@ -127,7 +127,6 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
         Section(
             "Accuracy",
             [
-                Verdict(outcome["sentence"], outcome["word"] == "BETTER"),
                 Table(
                     MODEL_HEADER,
                     model_rows(results),
@@ -137,6 +136,7 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
                     "the teacher's answers; NLL is the negative log-likelihood, ECE the expected calibration "
                     "error in 15 bins.",
                     strong_row=2,
+                    main=("errors", "errors (%)", "NLL (nats)", "agrees (%)"),
                 ),
             ],
         ),
@@ -159,7 +159,8 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
                 Figure(
                     reliabilities,
                     "Test examples in bins by the probability of the predicted class, larger dots for more of them. "
-                    f"On the diagonal a model is right as often as it believes. Students of seed {shipped}.",
+                    "On the diagonal a model is right as often as it believes. Grey: fewer than ten examples. "
+                    f"Students of seed {shipped}.",
                 )
             ],
         ),
@@ -172,7 +173,12 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
                     ),
                     "One example a call on one thread, median; bytes of the file. Down and to the left is better.",
                 ),
-                Table(RUNTIME_HEADER, runtime_rows(results), "Interleaved rounds in one process; 10 calls to warm up."),
+                Table(
+                    RUNTIME_HEADER,
+                    runtime_rows(results),
+                    "Interleaved rounds in one process; 10 calls to warm up.",
+                    main=("runtime", "bytes", "p50 (ms)"),
+                ),
                 Table(
                     ("file", "bytes", "largest logit error", "same answer (%)", "test accuracy (%)"),
                     parity_rows,
@@ -199,10 +205,38 @@ def report(results: dict[str, Any], evidence: dict[str, Any], dataset: Dataset) 
     return page(
         f"Distillation on {dataset.name}",
         sections,
+        verdicts=[Verdict(outcome["sentence"], outcome["word"] == "BETTER")],
         summary=quick_note + _summary(results),
         footer=f"{machine['processor']}, {machine['num_cores']} cores; Python {machine['python']}, {versions}. "
         f"{results['seconds']['total']:.0f} s in all. Data: {dataset.name}, {dataset.licence}.",
     )
+
+
+def front(results: dict[str, Any]) -> str:
+    """Accuracy against latency in LiteRT: teacher, student on labels, and ours; an SVG file of its own.
+
+    Both students are one network, so they have one latency.
+
+    Args:
+        results: what `results.json` holds.
+    """
+    from keras_distill.report.plots import AccuracyPoint, lift, on_paper
+
+    microseconds = {row["key"]: 1000 * row["p50_ms"] for row in results["runtimes"]}
+    points = [
+        AccuracyPoint(
+            label,
+            microseconds[f"{key.split('_')[0]} tflite"],
+            100 * (1 - results["models"][key]["error_rate"]["mean"]),
+            100 * (results["models"][key]["error_rate"]["std"] or 0.0),
+        )
+        for key, label in (
+            ("teacher", "teacher"),
+            ("student_on_labels", "student on labels"),
+            ("student_distilled", "the same student, distilled"),
+        )
+    ]
+    return on_paper(lift(points))
 
 
 def _summary(results: dict[str, Any]) -> str:

@@ -51,9 +51,11 @@ class Table:
         rows: cells of each row: text, numbers as the caller wants them printed, or `Verdict`.
         caption: what the table shows.
         strong_row: position of the row to set off from the others, or `None`.
+        main: names of the columns that matter, which are shown beside the first; the whole table is folded under
+            them. Empty: all are shown.
 
     Raises:
-        ValueError: a row that has not as many cells as the header.
+        ValueError: a row that has not as many cells as the header, or a main column that the header has not.
     """
 
     kind: ClassVar[str] = "table"
@@ -61,11 +63,26 @@ class Table:
     rows: Sequence[Sequence[Any]]
     caption: str = ""
     strong_row: int | None = None
+    main: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if missing := [name for name in self.main if name not in self.header]:
+            raise ValueError(f"main columns must be of the header; got {', '.join(missing)}.")
         for row in self.rows:
             if len(row) != len(self.header):
                 raise ValueError(f"a row must have {len(self.header)} cells as the header has; got {len(row)}.")
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether there are columns beside the main ones."""
+        return bool(self.main) and len(self.main) + 1 < len(self.header)
+
+    @property
+    def shown(self) -> "Table":
+        """The first column and the main ones."""
+        places = [0, *(self.header.index(name) for name in self.main)]
+        rows = [[row[place] for place in places] for row in self.rows]
+        return Table([self.header[place] for place in places], rows, self.caption, self.strong_row)
 
 
 @dataclass(frozen=True)
@@ -112,12 +129,20 @@ class Section:
     parts: Sequence[Part | str] = field(default_factory=tuple)
 
 
-def page(title: str, sections: Sequence[Section], *, summary: str = "", footer: str = "") -> str:
+def page(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    verdicts: Sequence[Verdict] = (),
+    summary: str = "",
+    footer: str = "",
+) -> str:
     """Writes the page.
 
     Args:
         title: of the page.
         sections: what it says.
+        verdicts: what a reader came for, before anything else.
         summary: the one or two sentences to read if nothing else is read.
         footer: where, when and with what the figures were measured.
 
@@ -147,4 +172,6 @@ def page(title: str, sections: Sequence[Section], *, summary: str = "", footer: 
         Section(section.title, [Paragraph(part) if isinstance(part, str) else part for part in section.parts])
         for section in sections
     ]
-    return environment.get_template("page.html").render(title=title, sections=whole, summary=summary, footer=footer)
+    return environment.get_template("page.html").render(
+        title=title, verdicts=verdicts, sections=whole, summary=summary, footer=footer
+    )

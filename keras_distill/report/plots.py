@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Matplotlib cannot say `currentColor`; this stands for it until the SVG is text.
 _INK = "#010203"
 _GREY = "#8b93a1"
+# Bins with fewer examples say little of a model.
+_FEW = 10
 # Distinguishable with every common colour blindness, on white and on near-black (after Okabe and Ito).
 COLOURS = ("#e69f00", "#0f8fd0", "#12a876", "#cc79a7", "#d55e00", "#7a86e8")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -45,6 +48,23 @@ class TradeOffPoint:
     latency_ms: float
     error_percent: float
     group: str = ""
+
+
+@dataclass(frozen=True)
+class AccuracyPoint:
+    """A model in the plot of accuracy and latency.
+
+    Attributes:
+        label: the model's name.
+        latency_us: median latency of one example, in µs.
+        accuracy_percent: share of the test examples answered rightly, in per cent; the mean over seeds.
+        deviation: the standard deviation over seeds, in points; 0 for one seed.
+    """
+
+    label: str
+    latency_us: float
+    accuracy_percent: float
+    deviation: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,8 @@ def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
     """Confidence against accuracy, one small diagram a model; on the diagonal a model is as sure as it is right.
 
     Args:
-        reliabilities: model's name → what `metrics.reliability` gave. Dots grow with the items in their bin.
+        reliabilities: model's name → what `metrics.reliability` gave. Dots grow with the items in their bin; bins of
+            fewer than ten are grey, and the line leaves them out.
 
     Returns:
         SVG text.
@@ -126,19 +147,34 @@ def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
     Reference:
         Guo et al., On Calibration of Modern Neural Networks, 2017, figure 1.
     """
-    figure = _figure(3.0 * len(reliabilities), 3.1)
+    figure = _figure(3.0 * len(reliabilities), 3.5)
     grid = figure.subplots(1, len(reliabilities), squeeze=False, sharey=True)[0]
+    titles = {}
     for index, (axes, (name, bins)) in enumerate(zip(grid, reliabilities.items(), strict=True)):
-        filled = bins.counts > 0
+        many = bins.counts >= _FEW
         colour = COLOURS[index % len(COLOURS)]
         axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
-        axes.plot(bins.confidences[filled], bins.accuracies[filled], color=colour, linewidth=1.2)
-        area = 12.0 + 140.0 * bins.counts[filled] / bins.counts.sum()
-        axes.scatter(bins.confidences[filled], bins.accuracies[filled], s=area, color=colour, alpha=0.8)
-        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="confidence")
+        axes.plot(bins.confidences[many], bins.accuracies[many], color=colour, linewidth=1.2)
+        for place in np.flatnonzero(bins.counts):
+            count, confidence, accuracy = bins.counts[place], bins.confidences[place], bins.accuracies[place]
+            (dot,) = axes.plot(
+                [confidence],
+                [accuracy],
+                "o",
+                color=colour if many[place] else _GREY,
+                markersize=np.sqrt(12.0 + 140.0 * count / bins.counts.sum()),
+                alpha=0.8 if many[place] else 0.5,
+                # A dot at the edge is whole, and the axes end at 0 and 1 all the same.
+                clip_on=False,
+            )
+            titles[_named(dot, f"bin-{index}-{place}")] = (
+                f"{name}: {count:,} example{'' if count == 1 else 's'}, confidence {confidence:.3f}, "
+                f"accuracy {accuracy:.3f}"
+            )
+        axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal", xlabel="confidence")
         axes.set_title(name, fontsize=10)
     grid[0].set_ylabel("accuracy")
-    return _svg(figure)
+    return _with_titles(_svg(figure), titles)
 
 
 def trade_off(points: Sequence[TradeOffPoint]) -> str:
@@ -148,38 +184,102 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
         points: the models.
 
     Returns:
-        SVG text.
+        SVG text; each point has a `<title>`, which browsers show under the pointer.
     """
     figure = _figure(9.0, 3.8)
     left, right = figure.subplots(1, 2, sharey=True)
+    titles = {}
     groups = list(dict.fromkeys(point.group for point in points))
     for axes, attribute, scale in ((left, "latency_ms", 1.0), (right, "num_bytes", 1e-3)):
-        for group in groups:
-            members = [point for point in points if point.group == group]
-            style = groups.index(group)
-            axes.scatter(
-                [getattr(point, attribute) * scale for point in members],
-                [point.error_percent for point in members],
+        for place, point in enumerate(points):
+            style = groups.index(point.group)
+            (mark,) = axes.plot(
+                [getattr(point, attribute) * scale],
+                [point.error_percent],
+                linestyle="none",
                 color=COLOURS[style % len(COLOURS)],
                 marker=MARKERS[style % len(MARKERS)],
-                s=48,
-                label=group,
+                markersize=7,
+                clip_on=False,
+            )
+            titles[_named(mark, f"model-{attribute}-{place}")] = " ".join(
+                [
+                    f"{point.label or point.group}: {point.error_percent:.2f} % errors,",
+                    f"{point.latency_ms:.4g} ms, {point.num_bytes:,} bytes",
+                ]
             )
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.margins(x=0.22, y=0.25)
+        _write_plain_numbers(axes.xaxis)
         axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    _keep_percent(left)
     left.set(xlabel="latency of one example, p50 (ms)", ylabel="test errors (%)")
     right.set(xlabel="size (kB)")
     if any(groups):
+        for style, group in enumerate(groups):
+            colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
+            left.plot([], [], linestyle="none", color=colour, marker=marker, label=group)
         left.legend(frameon=False, fontsize=8)
     # Where points come to lie is known once the figure has its layout.
     figure.draw_without_rendering()
     for axes, attribute, scale in ((left, "latency_ms", 1.0), (right, "num_bytes", 1e-3)):
         positions = [(getattr(point, attribute) * scale, point.error_percent) for point in points]
         _label_points(axes, positions, [point.label for point in points])
-    return _svg(figure)
+    return _with_titles(_svg(figure), titles)
+
+
+def lift(points: Sequence[AccuracyPoint]) -> str:
+    """Accuracy against latency of a teacher and of one student taught twice: the picture of what distilling brought.
+
+    Args:
+        points: the teacher, the student on labels, the same student distilled.
+
+    Returns:
+        SVG text; each point has a `<title>`, which browsers show under the pointer.
+    """
+    figure = _figure(7.2, 3.5)
+    axes = figure.subplots()
+    teacher, labels, distilled = points
+    titles = {}
+    for place, (point, colour, marker) in enumerate(
+        zip(points, (_GREY, COLOURS[0], COLOURS[2]), ("s", "o", "D"), strict=True)
+    ):
+        (mark,) = axes.plot([point.latency_us], [point.accuracy_percent], marker, color=colour, markersize=11)
+        axes.errorbar(
+            [point.latency_us], [point.accuracy_percent], [point.deviation], color=colour, capsize=4, linewidth=1.4
+        )
+        titles[_named(mark, f"point-{place}")] = (
+            f"{point.label}: {point.accuracy_percent:.2f} ± {point.deviation:.2f} % right, {point.latency_us:.1f} µs"
+        )
+        is_teacher = point is teacher
+        axes.annotate(
+            f"{point.label}\n{point.accuracy_percent:.1f} %, {point.latency_us:.0f} µs",
+            (point.latency_us, point.accuracy_percent),
+            xytext=(-14, -18) if is_teacher else (14, 0),
+            textcoords="offset points",
+            ha="right" if is_teacher else "left",
+            va="center",
+            fontsize=10,
+        )
+    axes.axhline(teacher.accuracy_percent, color=_GREY, linestyle=":", linewidth=1, zorder=0)
+    axes.annotate(
+        "",
+        (distilled.latency_us, distilled.accuracy_percent),
+        (labels.latency_us, labels.accuracy_percent),
+        arrowprops={"arrowstyle": "-|>", "color": _GREY, "shrinkA": 10, "shrinkB": 10},
+    )
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.2)
+    _write_plain_numbers(axes.xaxis)
+    _keep_percent(axes)
+    axes.set(xlabel="latency of one example, one thread (µs): less is better", ylabel="test accuracy (%)")
+    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    return _with_titles(_svg(figure), titles)
+
+
+def on_paper(svg: str) -> str:
+    """A figure as a file of its own: dark ink on white, whatever is around it."""
+    return svg.replace("<svg ", '<svg style="color: #1d2430; background: #ffffff" ', 1)
 
 
 def front(
@@ -200,6 +300,7 @@ def front(
     figure = _figure(8.0, 4.4)
     axes = figure.subplots()
     groups = list(dict.fromkeys(candidate.group for candidate in candidates))
+    titles: dict[str, str] = {}
     for number, candidate in enumerate(candidates):
         style = groups.index(candidate.group)
         colour = COLOURS[style % len(COLOURS)]
@@ -211,8 +312,9 @@ def front(
             markerfacecolor=colour if candidate.is_finished else "none",
             marker=MARKERS[style % len(MARKERS)],
             markersize=11 if number == chosen else 7,
+            clip_on=False,
         )
-        point.set_gid(f"candidate-{number}")
+        titles[_named(point, f"candidate-{number}")] = candidate.title
     for style, group in enumerate(groups):
         colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
         axes.plot([], [], linestyle="none", color=colour, marker=marker, label=group)
@@ -230,16 +332,15 @@ def front(
     if min([teacher_percent, *(candidate.error_percent for candidate in candidates)]) > 0.0:
         axes.set_yscale("log")
         _write_plain_numbers(axes.yaxis)
+    else:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(0.06, 0.1)
+    _keep_percent(axes)
     axes.set(xlabel=x_label, ylabel="errors on validation data (%)")
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
     # Above the axes, where no candidate is.
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
-    svg = _svg(figure)
-    for number, candidate in enumerate(candidates):
-        mark = f'<g id="candidate-{number}">'
-        svg = svg.replace(mark, f"{mark}<title>{escape(candidate.title)}</title>", 1)
-    return svg
+    return _with_titles(_svg(figure), titles)
 
 
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
@@ -261,6 +362,32 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
+
+
+def figures_beside(rows: Mapping[str, tuple[float, float]], x_label: str) -> str:
+    """One dot a line with its bar of ± a standard deviation: what several models reached, to compare at a glance.
+
+    Args:
+        rows: name → mean and standard deviation, 0 where there is none; the first stands at the top.
+        x_label: what is compared, with its unit.
+
+    Returns:
+        SVG text; each dot has a `<title>`, which browsers show under the pointer.
+    """
+    figure = _figure(7.0, 0.7 + 0.36 * len(rows))
+    axes = figure.subplots()
+    titles = {}
+    for place, (name, (mean, deviation)) in enumerate(rows.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        axes.plot([mean - deviation, mean + deviation], [place, place], color=colour, linewidth=2, alpha=0.6)
+        (dot,) = axes.plot([mean], [place], "o", color=colour, markersize=8)
+        titles[_named(dot, f"row-{place}")] = f"{name}: {mean:.4g}" + (f" ± {deviation:.2g}" if deviation else "")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.08)
+    axes.set(xlabel=x_label)
+    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    return _with_titles(_svg(figure), titles)
 
 
 def most_ambiguous(teacher_logits: np.ndarray, labels: np.ndarray, num_examples: int = 3) -> np.ndarray:
@@ -289,6 +416,26 @@ def most_ambiguous(teacher_logits: np.ndarray, labels: np.ndarray, num_examples:
         if len(chosen) == num_examples:
             break
     return np.array(chosen, dtype=int)
+
+
+def _named(mark: "Line2D", name: str) -> str:
+    """Gives a mark of the figure an id in the SVG, and returns it."""
+    mark.set_gid(name)
+    return name
+
+
+def _with_titles(svg: str, titles: Mapping[str, str]) -> str:
+    """The SVG whose marks of these ids have titles, which browsers show under the pointer."""
+    for name, title in titles.items():
+        start = f'<g id="{name}">'
+        svg = svg.replace(start, f"{start}<title>{escape(title)}</title>", 1)
+    return svg
+
+
+def _keep_percent(axes: "Axes") -> None:
+    """Ends an axis of per cent where per cent end: the margin beyond the outermost point may go no further."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0.0), min(high, 100.0))
 
 
 def _write_plain_numbers(axis: "Axis") -> None:

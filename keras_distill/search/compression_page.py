@@ -20,6 +20,8 @@ _NAMES = {
     "file": "the student's file, in its runtime",
 }
 
+_IS_GOOD = {"BETTER": True, "WORSE": False}
+
 _AWARE = (
     "Rounded to int8 after training it was worse on validation data, so it was trained on with its rounding: the file "
     "is that of student-int8.keras."
@@ -34,13 +36,14 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
     recipe_text = f"learning rate {recipe.learning_rate:.2g}"
     if not recipe.is_on_labels:
         recipe_text += f", temperature {recipe.temperature:.2g}, labels at a weight of {recipe.student_loss_weight:.2g}"
+    held = Verdict(
+        f"Holds {_asked(budgets)}: {_kind(chosen)}, whose file takes {_taken(compression)}."
+        if shipped
+        else "No candidate passed the gate.",
+        holds=shipped,
+    )
+    helped = Verdict(f"Distilled against the same student on labels alone: {verdict}.", _IS_GOOD.get(verdict.word))
     found: list[Part | str] = [
-        Verdict(
-            f"{_kind(chosen)} holds {_asked(budgets)}: its file takes {_taken(compression)}."
-            if shipped
-            else "No candidate passed the gate.",
-            holds=shipped,
-        ),
         *(Paragraph(reason) for outcome in compression.shipment.outcomes for reason in outcome.reasons),
         Table(
             ["model", "test errors"],
@@ -50,7 +53,6 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         ),
         Paragraph(f"Trained {'on labels alone' if recipe.is_on_labels else 'from soft targets'}: {recipe_text}."),
         *([Paragraph(_AWARE)] if compression.quantized is not None else []),
-        Paragraph(f"Distilled against the same student on labels alone: {verdict}."),
         *(Paragraph(reason) for reason in verdict.reasons),
     ]
     tried = Section(
@@ -61,6 +63,7 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
                 ["candidate", "bytes", "ms", "weights", "multiply-adds", "epochs", "errors", "NLL", "outcome"],
                 [_row(trial, trial.number == chosen.number) for trial in compression.trials],
                 "Validation errors and negative log-likelihood (nats) at the last epoch of each",
+                main=("bytes", "ms", "errors", "outcome"),
             ),
             *(
                 Paragraph(f"Candidate {trial.number + 1} failed: {trial.reason}")
@@ -77,7 +80,7 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         f"minutes: {_kind(chosen)}, {100 * errors['student']:.2f} % test errors; the teacher has "
         f"{100 * errors['teacher']:.2f} %."
     )
-    return page(f"{name}: the best within {_asked(budgets)}", sections, summary=summary)
+    return page(f"{name}: the best within {_asked(budgets)}", sections, verdicts=[held, helped], summary=summary)
 
 
 def _front(compression: Compression, budgets: Budgets) -> list[Figure]:

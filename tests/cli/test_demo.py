@@ -1,7 +1,9 @@
 """The demo: the whole journey once, small; twins are twins, the verdict is honest, the folder whole or absent."""
 
 import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import keras
 import numpy as np
@@ -210,9 +212,9 @@ def results(folder):
 
 
 @pytest.mark.slow
-def test_demo_leaves_its_five_files_and_nothing_beside(folder):
+def test_demo_leaves_its_six_files_and_nothing_beside(folder):
     names = {path.name for path in folder.iterdir()}
-    assert names == {"results.json", "report.html", "student.keras", "student.onnx", "student.tflite"}
+    assert names == {"results.json", "report.html", "front.svg", "student.keras", "student.onnx", "student.tflite"}
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
@@ -268,6 +270,24 @@ def test_parity_was_checked_on_the_whole_test_set(results):
     for artifact in results["artifacts"].values():
         assert artifact["parity"]["num_items"] == results["dataset"]["num_test"]
         assert artifact["parity"]["holds"]
+
+
+@pytest.mark.slow
+def test_front_shows_the_accuracies_and_latencies_that_the_json_holds(folder, results):
+    svg = (folder / "front.svg").read_text()
+    ElementTree.fromstring(svg)
+    told = re.findall(r"<title>(.*?): ([\d.]+) ± ([\d.]+) % right, ([\d.]+) µs</title>", svg)
+    assert [name for name, *_ in told] == ["teacher", "student on labels", "the same student, distilled"]
+    latency = {row["key"]: 1000 * row["p50_ms"] for row in results["runtimes"]}
+    for (_, accuracy, deviation, microseconds), (key, who) in zip(
+        told,
+        [("teacher", "teacher"), ("student_on_labels", "student"), ("student_distilled", "student")],
+        strict=True,
+    ):
+        rates = [100 * (1 - rate) for rate in results["models"][key]["error_rate"]["per_seed"]]
+        assert float(accuracy) == pytest.approx(np.mean(rates), abs=0.006)
+        assert float(deviation) == pytest.approx(np.std(rates, ddof=1) if len(rates) > 1 else 0.0, abs=0.006)
+        assert float(microseconds) == pytest.approx(latency[f"{who} tflite"], abs=0.06)
 
 
 @pytest.mark.slow

@@ -151,6 +151,13 @@ def test_report_and_card_are_of_this_run_and_need_no_network(bundle):
     (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
     assert metric["value"] == pytest.approx(1 - student["error_rate"], abs=1e-4)
     assert page.count("<svg") == 4
+    # The verdict stands before the first section, under the model's name; most columns are folded.
+    assert f'<h1>{manifest["name"]}</h1>\n<p class="verdict good">Green: the student is right on' in page
+    assert "<summary>All 12 columns</summary>" in page
+    assert page.count('<div class="scroll" tabindex="0"') == page.count('<div class="scroll"')
+    told = re.findall(r"<title>(student[^:<]*): ([\d,]+) examples?, confidence", page)
+    assert sum(int(count.replace(",", "")) for name, count in told if name == "student") == 2 * student["num_items"]
+    assert len(re.findall(r"<title>[^<]+ % errors, [\d.e-]+ ms, [\d,]+ bytes</title>", page)) >= 4
     # What a browser would fetch; the names of XML namespaces are addresses that nobody visits.
     assert re.findall(r"""(?:src|href)=["']?https?:|url\(["']?https?:|@import|<script src""", page) == []
     assert "width=device-width" in page

@@ -81,6 +81,88 @@ def test_trade_off_orders_points_as_their_figures():
     assert {"Keras", "LiteRT", "test errors (%)", "size (kB)"} <= set(texts(svg))
 
 
+def titled(svg):
+    """Title → the mark that has it."""
+    groups = ElementTree.fromstring(svg).iter(f"{SVG}g")
+    return {title: group for group in groups if (title := group.findtext(f"{SVG}title"))}
+
+
+def test_trade_off_tells_each_point_under_the_pointer():
+    svg = plots.trade_off([plots.TradeOffPoint("a <b>", 5_000, 0.0123, 3.0, "LiteRT")])
+    assert list(titled(svg)) == ["a <b>: 3.00 % errors, 0.0123 ms, 5,000 bytes"]
+    assert svg.count("<title>") == 2
+
+
+@pytest.mark.parametrize("errors", [[0.0, 0.0], [0.0, 3.0], [100.0, 97.0], [0.0, 100.0]])
+def test_axes_of_per_cent_end_where_per_cent_do(errors):
+    points = [plots.TradeOffPoint(str(i), 1000 * (i + 1), 0.1, error) for i, error in enumerate(errors)]
+    candidates = [plots.Candidate(i + 1.0, error, "a", True, str(i)) for i, error in enumerate(errors)]
+    lift = [plots.AccuracyPoint(str(i), i + 1.0, error, 0.5) for i, error in enumerate([*errors, 99.9])]
+    for svg in (
+        plots.trade_off(points),
+        plots.front(candidates, "bytes", chosen=0, limit=None, teacher_percent=0.0),
+        plots.lift(lift),
+    ):
+        numbers = [float(text.replace("−", "-")) for text in texts(svg) if re.fullmatch(r"[−\d.]+", text)]
+        assert 0.0 <= min(numbers) < max(numbers) <= 100.0
+
+
+def test_bins_of_fewer_than_ten_examples_are_grey_and_told():
+    # 9 examples of confidence 0.6, all wrong; 10 of confidence 0.9, all right.
+    confidence = np.array([0.6] * 9 + [0.9] * 10)
+    bins = metrics.reliability(np.log(np.stack([confidence, 1 - confidence], axis=1)), [1] * 9 + [0] * 10)
+    marks = titled(plots.reliability_diagrams({"student": bins}))
+    assert list(marks) == [
+        "student: 9 examples, confidence 0.600, accuracy 0.000",
+        "student: 10 examples, confidence 0.900, accuracy 1.000",
+    ]
+    colours = [re.search(r"fill: (#\w+)", next(mark.iter(f"{SVG}use")).get("style"))[1] for mark in marks.values()]
+    assert colours == [plots._GREY, plots.COLOURS[0]]
+
+
+def test_reliability_axes_go_from_0_to_1():
+    bins = metrics.reliability(np.eye(3) * 9, np.arange(3))
+    numbers = [float(text) for text in texts(plots.reliability_diagrams({"a": bins})) if re.fullmatch(r"[\d.]+", text)]
+    assert (min(numbers), max(numbers)) == (0.0, 1.0)
+
+
+def test_no_letter_leaves_a_figure():
+    bins = metrics.reliability(np.eye(3) * 9, np.arange(3))
+    points = [plots.TradeOffPoint(name, size, 0.01, 3.0, "a") for name, size in (("one", 900), ("two", 90_000))]
+    for svg in (plots.reliability_diagrams({"student on labels": bins, "student": bins}), plots.trade_off(points)):
+        root = ElementTree.fromstring(svg)
+        width, height = (float(value) for value in root.get("viewBox").split()[2:])
+        for node in root.iter(f"{SVG}text"):
+            # Turned letters are placed by their transform.
+            x, y = (float(node.get(axis) or width / 2) for axis in "xy")
+            size = float(re.search(r"([\d.]+)px", node.get("style"))[1])
+            assert size <= y <= height, "".join(node.itertext())
+            assert 0 <= x <= width
+
+
+def test_figures_beside_each_other_stand_where_they_belong():
+    svg = plots.figures_beside({"a": (10.0, 1.0), "b & c": (20.0, 0.0), "d": (30.0, 2.0)}, "errors")
+    marks = titled(svg)
+    assert list(marks) == ["a: 10 ± 1", "b & c: 20", "d: 30 ± 2"]
+    places = np.array([[float(next(mark.iter(f"{SVG}use")).get(axis)) for axis in "xy"] for mark in marks.values()])
+    np.testing.assert_allclose(np.diff(places, 2, axis=0), 0.0, atol=1e-4)
+    assert np.all(np.diff(places, axis=0) > 0)
+
+
+def test_the_lift_puts_both_students_at_one_latency():
+    points = [
+        plots.AccuracyPoint(*each) for each in (("t", 80.0, 99.0, 0.0), ("l", 5.0, 96.0, 0.1), ("d", 5.0, 98.0, 0.1))
+    ]
+    marks = titled(svg := plots.on_paper(plots.lift(points)))
+    places = [[float(next(mark.iter(f"{SVG}use")).get(axis)) for axis in "xy"] for mark in marks.values()]
+    teacher, labels, distilled = places
+    assert labels[0] == pytest.approx(distilled[0])
+    assert labels[0] < teacher[0]
+    # Up is better: 99, 98, 96.
+    assert (labels[1] - teacher[1]) == pytest.approx(3 * (distilled[1] - teacher[1]), rel=1e-3)
+    assert "background: #ffffff" in svg
+
+
 def test_labels_of_models_alike_do_not_cover_each_other():
     names = ["student", "onnx", "litert", "litert-int8"]
     svg = plots.trade_off([plots.TradeOffPoint(name, 19_000 + 50 * i, 0.01, 3.0, "a") for i, name in enumerate(names)])

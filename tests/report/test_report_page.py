@@ -77,8 +77,45 @@ def test_verdicts_and_the_strong_row_are_marked():
 
 def test_figures_are_described_to_those_who_cannot_see_them():
     html = page("t", [Section("s", [Figure("<svg id='x'></svg>", "Only a caption")])])
-    assert '<figure role="img" aria-label="Only a caption">' in html
+    assert '<div role="img" aria-label="Only a caption">' in html
     assert "<svg id='x'></svg>" in html
+
+
+def test_verdicts_come_before_everything_else():
+    html = page("t", [Section("s", ["text"])], verdicts=[Verdict("it holds", True)], summary="in short")
+    outline = Outline(html)
+    assert [text for text in outline.text if text] == ["t", "t", "it holds", "in short", "s", "text"]
+
+
+def test_columns_that_matter_stand_open_and_the_whole_table_is_folded():
+    table = Table(["model", "a", "b", "c"], [["x", 1, 2, 3], ["y", 4, 5, 6]], strong_row=1, main=("c", "a"))
+    outline = Outline(page("t", [Section("s", [table])]))
+    names = [name for name, _ in outline.tags]
+    assert names.count("table") == 2
+    assert "open" not in dict(outline.tags)["details"]
+    # One table before the fold, one in it.
+    assert names.index("table") < names.index("details") < len(names) - 1 - names[::-1].index("table")
+    text = [each for each in outline.text if each]
+    shown, whole = text[3 : text.index("All 4 columns")], text[text.index("All 4 columns") + 1 :]
+    assert shown == ["model", "c", "a", "x", "3", "1", "y", "6", "4"]
+    assert whole == ["model", "a", "b", "c", "x", "1", "2", "3", "y", "4", "5", "6"]
+    assert sum(attributes.get("class") == "strong" for _, attributes in outline.tags) == 2
+
+
+def test_a_table_of_main_columns_alone_is_not_folded():
+    html = page("t", [Section("s", [Table(["model", "a"], [["x", 1]], main=("a",))])])
+    assert "<details>" not in html
+
+
+def test_a_main_column_that_the_header_has_not_is_refused():
+    with pytest.raises(ValueError, match="of the header; got speed"):
+        Table(["model", "errors"], [], main=("errors", "speed"))
+
+
+def test_every_box_that_scrolls_is_reached_by_the_keyboard_and_named():
+    boxes = [attributes for _, attributes in Outline(nasty_page()).tags if attributes.get("class") == "scroll"]
+    assert len(boxes) == 2
+    assert all(box["tabindex"] == "0" and box["role"] == "region" and box["aria-label"] for box in boxes)
 
 
 def test_a_row_of_another_length_is_refused():

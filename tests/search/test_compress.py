@@ -124,6 +124,11 @@ def test_what_ships_holds_its_budgets_in_the_runtime(teacher, dataset, tmp_path)
     np.testing.assert_allclose(saved(dataset.test.inputs), found.student(dataset.test.inputs), rtol=1e-5, atol=1e-5)
     page = (tmp_path / "out" / "report.html").read_text()
     assert len(re.findall(r"<title>\d+: ", page)) == 2 * sum(trial.state != "failed" for trial in found.trials)
+    first, second = re.findall(r'<p class="verdict (\w+)">([^<]+)</p>', page.split("<section>")[0])
+    assert first[0] == "good"
+    assert f"{artifact['bytes']:,} bytes" in first[1]
+    assert found.verdict.word in second[1]
+    assert "<summary>All 9 columns</summary>" in page
     assert [each.num_ended for each in said] == sorted(each.num_ended for each in said)
     assert not (tmp_path / "out" / "trials").exists()
 
