@@ -145,6 +145,8 @@ def _opened(
         from keras_distill.targets import SoftTargetStore
 
         store = SoftTargetStore.open(settings.store, num_items=len(dataset.train))
+        if not settings.tune:
+            store.check_temperature(settings.temperature)
         evaluation.check_num_classes(store.manifest.num_classes, dataset, "store")
         found = evaluation.check_store(store, settings.store, dataset, insist=settings.any_teacher)
         known = {f"the store {settings.store}": found}

@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_options.add_data_arguments(parser)
     add("--out", required=True, metavar="STORE", help="the store's folder; new, or one to go on with")
     add("--top-k", type=int, metavar="K", help="keep only the K largest logits of each item")
+    add("--sample", type=int, metavar="K", help="draw K classes of each item, all of them in expectation")
+    add("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
     add("--dtype", choices=("float16", "float32"), default="float16", help="of the logits (default: %(default)s)")
     add("--shift", type=int, metavar="PIXELS", help="label every shift of the images by up to so many pixels")
     add("--members", action="store_true", help="keep each of several teachers, for any temperature")
-    add("--temperature", type=float, help="merge several teachers at this temperature, the only one then")
+    add("--temperature", type=float, help="merge or --sample at this temperature, the only one then")
     add(
         "--calibrate",
         action="store_true",
@@ -56,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         dataset.train,
         arguments.out,
         top_k=arguments.top_k,
+        sample=arguments.sample,
+        seed=arguments.seed,
         dtype=arguments.dtype,
         augmentation=None if shift is None else targets.Augmentation(shift),
         members=arguments.members,

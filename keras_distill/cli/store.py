@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from keras_distill.targets.manifest import Manifest
 
 SUMMARY = "look into a store of soft targets"
-# Of the largest logits, as another kind.
-_TOP_K = 16
+# Of the largest logits, and of classes drawn, as other kinds.
+_TOP_K, _SAMPLE = 16, 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def described(manifest: "Manifest") -> dict[str, Any]:
         "num_views": manifest.num_views,
         "num_classes": manifest.num_classes,
         "example_shape": list(manifest.example_shape),
-        "temperature": manifest.temperature,
+        "temperature": manifest.only_temperature,
         "augmentation": manifest.augmentation,
         "teacher_fingerprint": manifest.teacher_fingerprint,
         "dataset_fingerprint": manifest.dataset_fingerprint,
@@ -88,7 +88,8 @@ def lines_of(path: str, manifest: "Manifest", problem: str) -> list[str]:
 
     views = "1 view" if manifest.num_views == 1 else f"{manifest.num_views:,} views"
     shape = f" at each of {' × '.join(map(str, manifest.example_shape))} places" if manifest.example_shape else ""
-    serves = "every temperature" if manifest.temperature is None else f"the temperature {manifest.temperature:g} alone"
+    only = manifest.only_temperature
+    serves = "every temperature" if only is None else f"the temperature {only:g} alone"
     teacher, data = (name[:16] or "unknown" for name in (manifest.teacher_fingerprint, manifest.dataset_fingerprint))
     _, is_calibrated, divisor = manifest.teacher_fingerprint.rpartition(DIVIDED_BY)
     teacher += f"{DIVIDED_BY}{divisor}" if is_calibrated else ""
@@ -115,8 +116,9 @@ def kind_of(manifest: "Manifest") -> str:
         "dense": "all logits",
         "top_k": f"the {manifest.top_k} largest logits",
         "members": f"{len(manifest.member_weights or ())} members' logits",
+        "sampled": f"{manifest.sample} classes drawn",
     }[manifest.kind]
-    return f"{kept}, {manifest.dtype}"
+    return kept if manifest.kind == "sampled" else f"{kept}, {manifest.dtype}"
 
 
 def bytes_an_item(manifest: "Manifest") -> int:
@@ -128,12 +130,20 @@ def other_kinds(manifest: "Manifest") -> list["Manifest"]:
     """The same items as other rows would keep them."""
     from dataclasses import replace
 
-    from keras_distill.targets.manifest import VERSION
-
     plain = replace(
-        manifest, version=VERSION, shards=None, kind="dense", top_k=None, member_weights=None, temperature=None
+        manifest,
+        version=0,
+        shards=None,
+        kind="dense",
+        top_k=None,
+        member_weights=None,
+        temperature=None,
+        sample=None,
+        sampling_temperature=None,
+        sampling_seed=None,
     )
-    top_k = min(_TOP_K, manifest.num_classes)
+    top_k, sample = (min(number, manifest.num_classes) for number in (_TOP_K, _SAMPLE))
     kinds = [replace(plain, dtype="float16"), replace(plain, dtype="float32")]
     kinds += [replace(plain, kind="top_k", top_k=top_k, dtype=dtype) for dtype in ("float16", "float32")]
+    kinds += [replace(plain, version=0, kind="sampled", sample=sample, sampling_temperature=1.0, sampling_seed=0)]
     return [each for each in kinds if kind_of(each) != kind_of(manifest)]

@@ -224,7 +224,7 @@ def _check_weight(name: str, weight: Any) -> float:
 
 def is_one_target(structure: Mapping[str, Any]) -> bool:
     """Whether a dict is the soft targets of one output and not a dict of outputs."""
-    return "member_logits" in structure or "top_k_logits" in structure
+    return any(name in structure for name in ("member_logits", "top_k_logits", "sampled_ids"))
 
 
 def _feature(features: Mapping[str, Tensor], layer_name: str) -> Tensor:

@@ -22,7 +22,13 @@ from keras_distill.losses.relations import (
 )
 from keras_distill.losses.self_attention import SelfAttentionRelation, self_attention_relation
 from keras_distill.losses.smoothed_labels import SmoothedLabels
-from keras_distill.losses.soft_targets import SoftTargets, member_soft_targets, soft_targets, top_k_soft_targets
+from keras_distill.losses.soft_targets import (
+    SoftTargets,
+    member_soft_targets,
+    sampled_soft_targets,
+    soft_targets,
+    top_k_soft_targets,
+)
 from keras_distill.losses.transformed_teacher import TransformedTeacherMatching, transformed_teacher_divergence
 
 __all__ = [
@@ -64,6 +70,7 @@ __all__ = [
     "member_soft_targets",
     "regression_targets",
     "sample_confidence",
+    "sampled_soft_targets",
     "self_attention_relation",
     "similarity_preserving",
     "soft_targets",

@@ -77,7 +77,7 @@ def merged_logits(teacher_outputs: Tensor, temperature: Schedulable) -> Tensor:
         Logits `(..., num_classes)`, at least float32.
 
     Raises:
-        ValueError: top-k targets, whose other classes are not known one by one.
+        ValueError: top-k or sampled targets, whose other classes are not known one by one.
 
     Example:
         >>> members = {"member_logits": [[[2.0, 0.0], [0.0, 2.0]]], "member_weights": [[0.5, 0.5]]}
@@ -87,7 +87,7 @@ def merged_logits(teacher_outputs: Tensor, temperature: Schedulable) -> Tensor:
     if not isinstance(teacher_outputs, dict):
         return at_least_float32(teacher_outputs)
     if "member_logits" not in teacher_outputs:
-        remedy = "SoftTargets takes top-k targets; or store the teacher's logits of all classes."
+        remedy = "SoftTargets takes top-k and sampled targets; or store the teacher's logits of all classes."
         raise ValueError(
             error_message("the teacher's outputs must be the logits of all classes", sorted(teacher_outputs), remedy)
         )
@@ -103,10 +103,11 @@ def validate_logits(teacher_outputs: Tensor, student_outputs: Tensor) -> None:
     student_shape = tuple(student_outputs.shape)
     if not isinstance(teacher_outputs, dict):
         teacher_shape = tuple(teacher_outputs.shape)
-    elif "top_k_logits" in teacher_outputs:
-        teacher_shape = tuple(teacher_outputs["top_k_logits"].shape)
+    elif "top_k_logits" in teacher_outputs or "sampled_ids" in teacher_outputs:
+        ids = teacher_outputs["sampled_ids" if "sampled_ids" in teacher_outputs else "top_k_ids"]
+        teacher_shape = tuple(ids.shape)
         if teacher_shape[-1] <= student_shape[-1]:
-            # How many classes a top-k row was cut from is the store's to say.
+            # How many classes a row was cut or drawn from is the store's to say.
             teacher_shape = (*teacher_shape[:-1], student_shape[-1])
     else:
         shape = tuple(teacher_outputs["member_logits"].shape)

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_distill._checks import check_number, check_positive, error_message
 from keras_distill._types import Tensor
-from keras_distill.losses.logit_loss import validate_logits
+from keras_distill.losses.logit_loss import merged_logits, validate_logits
 from keras_distill.losses.per_example import PerExampleLoss, at_least_float32
 
 
@@ -74,6 +74,8 @@ class RegressionTargets(PerExampleLoss):
     def per_example(self, teacher_outputs: Tensor, student_outputs: Tensor, labels: Tensor = None) -> Tensor:
         """Returns the loss of each example, `(...)`, of numbers `(..., num_values)` or an ensemble's members."""
         if isinstance(teacher_outputs, dict):
+            if "member_logits" not in teacher_outputs:
+                merged_logits(teacher_outputs, 1.0)
             weights = at_least_float32(teacher_outputs["member_weights"])[..., None]
             teacher_outputs = ops.sum(at_least_float32(teacher_outputs["member_logits"]) * weights, axis=-2)
         values = regression_targets(teacher_outputs, student_outputs, self.delta)

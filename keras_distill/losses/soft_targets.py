@@ -1,8 +1,8 @@
 """Soft targets: T² times the KL divergence from teacher to student, both softened by T.
 
 The pure functions take what a teacher may give: dense logits; the logits of an ensemble's members, whose
-softened mean is no softening of any one set of logits; or the k largest logits, from a store. `SoftTargets` is the
-object over them.
+softened mean is no softening of any one set of logits; or, from a store, the k largest logits, or a few classes drawn
+from all. `SoftTargets` is the object over them.
 """
 
 import math
@@ -159,6 +159,53 @@ def top_k_soft_targets(
     return ops.square(temperature) * ops.maximum(divergence, 0.0)
 
 
+def sampled_soft_targets(
+    sampled_shares: Tensor,
+    sampled_ids: Tensor,
+    entropy: Tensor,
+    student_logits: Tensor,
+    temperature: Schedulable,
+) -> Tensor:
+    """An estimate of T²·KL(teacher ‖ student), unbiased as its gradient is, from classes drawn of each target, in nats.
+
+    The divergence is the student's cross-entropy to the target less the target's entropy. The first is estimated as
+    −T²·Σᵢ sᵢ·log qᵢ over the drawn classes, whose shares s are the target in expectation; the second is known. So the
+    gradient is `T·(q − s)`, in expectation that of the dense target. The estimate for one example may well be
+    negative; the mean of many is not, but for its noise. It is not clamped, which would bias it.
+
+    Args:
+        sampled_shares: float `(..., sample)`, summing to one.
+        sampled_ids: integers `(..., sample)`, their classes, no class twice.
+        entropy: float `(...)`, of the teacher's softmax at `temperature`, in nats.
+        student_logits: float `(..., num_classes)`.
+        temperature: T > 0, a float or a scalar tensor: the one at which the classes were drawn.
+
+    Returns:
+        float `(...)`, at least float32.
+
+    Example:
+        >>> target = [0.7, 0.2, 0.1]  # of which one class is drawn, by its share
+        >>> entropy = [-sum(p * math.log(p) for p in target)]
+        >>> each = [sampled_soft_targets([[1.0]], [[i]], entropy, [[0.5, 0.0, 0.0]], 2.0)[0] for i in range(3)]
+        >>> dense = soft_targets([[2.0 * math.log(p) for p in target]], [[0.5, 0.0, 0.0]], 2.0)[0]
+        >>> round(float(sum(p * value for p, value in zip(target, each))), 5), round(float(dense), 5)
+        (1.0056, 1.0056)
+
+    Reference:
+        Anshumann et al., "Sparse Logit Sampling", arXiv:2503.16870, section 3: sampled targets, and why the k largest
+        logits are biased.
+    """
+    student_logits = ops.convert_to_tensor(student_logits)
+    dtype = sum_dtype(student_logits)
+    student_logits, shares, entropy, temperature = (
+        ops.cast(values, dtype) for values in (student_logits, sampled_shares, entropy, temperature)
+    )
+    gathered = _gathered_log_softmax(student_logits, temperature, ops.cast(sampled_ids, "int32"))
+    # A class whose count was rounded to 0 has no part, however unlikely the student holds it.
+    surprise = ops.where(shares > 0.0, -gathered[..., :-1], 0.0)
+    return ops.square(temperature) * (ops.sum(shares * surprise, axis=-1) - entropy)
+
+
 def _log_difference(log_normalizer: Tensor, top_k_logits: Tensor) -> Tensor:
     """The log-sum-exp of all logits but the k, from that of all: log(e^log_normalizer − Σ e^top_k_logits); `(...)`."""
     kept = ops.sum(ops.exp(top_k_logits - log_normalizer[..., None]), axis=-1)
@@ -289,7 +336,8 @@ class SoftTargets(PerExampleLoss):
             teacher_outputs: logits `(..., num_classes)`, or an ensemble's
                 `{"member_logits": (..., members, num_classes), "member_weights": (..., members)}`, or a store's
                 `{"top_k_logits": (..., k), "top_k_ids": (..., k), "log_tail": (...)}`, or `"log_normalizer"` in place
-                of `"log_tail"`.
+                of `"log_tail"`, or `{"sampled_shares": (..., sample), "sampled_ids": (..., sample), "entropy": (...)}`,
+                which are of one temperature: it must be this loss's.
             student_outputs: logits `(..., num_classes)`.
         """
         temperature = current(self.temperature)
@@ -304,6 +352,14 @@ class SoftTargets(PerExampleLoss):
                 temperature,
                 tail=self.tail,
                 log_tail=teacher_outputs.get("log_tail"),
+            )
+        if isinstance(teacher_outputs, dict) and "sampled_ids" in teacher_outputs:
+            return sampled_soft_targets(
+                teacher_outputs["sampled_shares"],
+                teacher_outputs["sampled_ids"],
+                teacher_outputs["entropy"],
+                student_outputs,
+                temperature,
             )
         if isinstance(teacher_outputs, dict):
             members, weights = teacher_outputs["member_logits"], teacher_outputs["member_weights"]

@@ -129,8 +129,8 @@ def tune(
         on_trial: called with each trial that has ended, as `Tuned.trials` has it.
 
     Raises:
-        ValueError: a setting out of its range; a folder that holds the study of other settings (so many candidates as
-            `max_cost` allows among them), labels or data.
+        ValueError: a setting out of its range; a store that was merged or sampled at one temperature; a folder that
+            holds the study of other settings (so many candidates as `max_cost` allows among them), labels or data.
         ImportError: Optuna is not installed.
 
     Example:
@@ -163,6 +163,12 @@ def tune(
         remedy = "One training on labels alone and one with the given settings are whole in any case."
         raise ValueError(error_message("max_cost must be >= 2 trainings", max_cost, remedy))
     store = store if isinstance(store, SoftTargetStore) else SoftTargetStore.open(store)
+    if store.manifest.only_temperature is not None:
+        remedy = (
+            "Label into another store with all logits or the largest, or distil at that temperature without tuning."
+        )
+        received = f"one that serves {store.manifest.only_temperature:g} alone"
+        raise ValueError(error_message("the store must serve every temperature to be tuned with", received, remedy))
     training = Training(
         train, validation, store, epochs, batch_size, seed, distillation_losses, distillation_loss_weights, teacher
     )

@@ -27,7 +27,7 @@ from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_p
 from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
 from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
 from keras_distill.targets.store import SoftTargetStore
-from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function
+from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function, stored_fields
 from keras_distill.targets.token_source import TokenSource
 from keras_distill.targets.tokens import TOKEN
 
@@ -46,6 +46,8 @@ def label(
     *,
     mask: str | ArrayLike | None = None,
     top_k: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
     dtype: str = "float16",
     augmentation: "Augmentation | None" = None,
     views: int | None = None,
@@ -79,12 +81,16 @@ def label(
         mask: of sequences, which tokens are no padding: the name of an input, or an array `(num_sequences, tokens)`. Of
             the teacher's logits `(batch, tokens, num_classes)` those of such tokens alone are stored; arrays only.
         top_k: how many of the largest logits to keep of each row; `None` keeps all.
+        sample: how many classes to draw of each row, at most 255, so that the rows are all of the teacher's classes in
+            expectation; see `store`. They are right at one `temperature` only.
+        seed: of what is drawn. A row follows from it, the item's id and the view alone.
         dtype: of the logits on disk, `"float16"` or `"float32"`.
         augmentation: what makes views of an item; the manifest keeps it, and `attach` replays it.
         views: how many views of each item to label; `None` is all that the augmentation has, or 1.
         members: keep the logits of each member of an arithmetic ensemble, so that every temperature can be asked for.
         temperature: merge the members of an arithmetic ensemble at this temperature, into rows of a single teacher's
-            size, right at this temperature only.
+            size, right at this temperature only. With `sample`, the temperature at which classes are drawn, 1 where it
+            is `None`: that of the loss that will read them.
         calibrate: labelled examples that the teacher was not trained on, a `Split` or `(inputs, labels)`: the teacher's
             logits are divided by the temperature that makes it as sure as it is right on them (see
             `calibration_temperature`), and its fingerprint says so. `True` takes the dataset's own labels.
@@ -138,12 +144,12 @@ def label(
         _check_for_engine(source, num_processes)
     first_batch = source.first_batch()
     check_inputs(teacher, first_batch)
-    options = (members, temperature, top_k, dtype, from_logits, divisor)
+    options = (members, temperature, top_k, dtype, from_logits, divisor, sample)
     forward = row_function(teacher, first_batch, *options)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
     outputs = {name: _numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
-    manifest = describe_rows(outputs, members, temperature, top_k, dtype)
+    manifest = describe_rows(outputs, members, temperature, top_k, dtype, sample, seed)
     if source.mask is not None:
         manifest = _of_tokens(manifest, source.mask)
     manifest = replace(
@@ -194,7 +200,7 @@ def _label_shards(
     within: Path | None = None,
 ) -> None:
     """Runs the teacher and writes the shards, each `within` a folder until it is whole."""
-    pending: deque[tuple[int, Future, np.ndarray, np.ndarray | None]] = deque()
+    pending: deque[tuple[np.ndarray, Future, np.ndarray, np.ndarray | None]] = deque()
     with _ShardQueue(path, manifest, indices, within) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
         for batch in source.batches(manifest, indices):
             rows, inputs = batch.rows, batch.inputs
@@ -208,7 +214,7 @@ def _label_shards(
             # While the teacher is at work.
             marked = manifest.marked_rows(int(rows[0]) // manifest.rows_per_shard)
             marked = marked[(marked >= rows[0]) & (marked <= rows[-1])]
-            pending.append((len(rows), outputs, source.marks(batch, marked), batch.places))
+            pending.append((rows, outputs, source.marks(batch, marked), batch.places))
             if len(pending) > _BATCHES_AT_ONCE:
                 advance(shards.put(*pending.popleft()))
         while pending:
@@ -321,15 +327,14 @@ class _ShardQueue:
     def __enter__(self) -> "_ShardQueue":
         return self
 
-    def put(self, num_rows: int, outputs: Future, marks: np.ndarray, places: np.ndarray | None) -> int:
+    def put(self, rows: np.ndarray, outputs: Future, marks: np.ndarray, places: np.ndarray | None) -> int:
         """Adds a batch's rows, those at `places`, once they are there, with the marks of some; returns how many."""
-        fields = outputs.result()
+        fields, num_rows = stored_fields(self.manifest, outputs.result(), rows, places), len(rows)
         if self._shard is None:
             start, stop = self.manifest.shard_rows(self._todo[0])
             self._shard, self._filled, self._marks = np.empty(stop - start, self.manifest.row_dtype), 0, []
-        for name in self._shard.dtype.names or ():
-            values = _numpy(fields[name])
-            self._shard[name][self._filled : self._filled + num_rows] = values if places is None else values[places]
+        for name, values in fields.items():
+            self._shard[name][self._filled : self._filled + num_rows] = values
         self._marks.append(marks)
         self._filled += num_rows
         if self._filled == len(self._shard):
@@ -384,7 +389,7 @@ def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:
 def _check_finite(shard: np.ndarray, manifest: Manifest) -> None:
     for name in shard.dtype.names or ():
         values = shard[name]
-        if name != "top_k_ids" and not np.isfinite(values).all():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             remedy = "Look at the teacher's inputs and weights."
             if np.isinf(values).any() and manifest.dtype == "float16":
                 remedy += ' Logits beyond ±65504 need dtype="float32".'
@@ -398,7 +403,7 @@ def _check_room(path: Path, manifest: Manifest, missing: Sequence[int]) -> None:
     needed = len(missing) * manifest.rows_per_shard * manifest.bytes_per_row
     free = shutil.disk_usage(path).free
     if needed > free:
-        remedy = "Free some, keep fewer logits (top_k), or name a folder on another disk."
+        remedy = "Free some, keep fewer logits (top_k, sample), or name a folder on another disk."
         message = error_message(
             f"the disk must have room for {needed / 1e6:,.0f} MB more", f"{free / 1e6:,.0f} MB", remedy
         )

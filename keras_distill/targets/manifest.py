@@ -18,11 +18,17 @@ import numpy as np
 from keras_distill._checks import check_choice, check_count, check_positive, error_message
 
 FORMAT = "keras-distill soft targets"
-VERSION = 2
+# The newest that is read. Sampled rows came with it and nothing else: the other kinds are still written as version 2,
+# which they can read who know no other.
+VERSION = 3
+_VERSION_OF = {"dense": 2, "top_k": 2, "members": 2, "sampled": 3}
 # What a row holds for the logarithm of a share of 0: all numbers of a store are finite.
 NOTHING = -1e30
-_NEW_IN_VERSION_2 = {"every_item_fingerprint"}
+_SAMPLING = ("sample", "sampling_temperature", "sampling_seed")
+_NEW_IN = {"every_item_fingerprint": 2, **dict.fromkeys(_SAMPLING, 3)}
 _MAX_ROW_BYTES = 1 << 30
+# The counts of a sampled row are so many in all: what 8 bits hold.
+NUM_COUNTS = 255
 
 
 class StoreError(ValueError):
@@ -75,12 +81,21 @@ class Manifest:
     rows_per_shard: int = 65536
     shards: tuple[str, ...] | None = None
     every_item_fingerprint: str = ""
-    version: int = VERSION
+    sample: int | None = None
+    sampling_temperature: float | None = None
+    sampling_seed: int | None = None
+    # 0 becomes the one that rows of this kind are written in.
+    version: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, ("dense", "top_k", "members"))
-        if check_count("version", self.version) > VERSION:
-            raise ValueError(error_message(f"version must be <= {VERSION}", self.version))
+        check_choice("kind", self.kind, tuple(_VERSION_OF))
+        if check_count("version", self.version, 0) == 0:
+            object.__setattr__(self, "version", version_of(self.kind))
+        oldest, newest = 3 if self.kind == "sampled" else 1, version_of(self.kind)
+        if not oldest <= self.version <= newest:
+            known = " to ".join(map(str, sorted({oldest, newest})))
+            expectation = f"version must be {known} for kind {self.kind!r}"
+            raise ValueError(error_message(expectation, self.version))
         check_choice("dtype", self.dtype, ("float16", "float32"))
         check_count("num_items", self.num_items)
         check_count("num_classes", self.num_classes)
@@ -101,6 +116,7 @@ class Manifest:
             raise ValueError(error_message(f"top_k must be <= num_classes = {self.num_classes}", self.top_k))
         if self.temperature is not None:
             check_positive("temperature", self.temperature)
+        self._check_sampling()
         self._check_shapes()
         for name in ("teacher_fingerprint", "dataset_fingerprint", "every_item_fingerprint", "id_scheme"):
             if not isinstance(getattr(self, name), str):
@@ -115,6 +131,24 @@ class Manifest:
                 expected = f"be {index:06d}-, 16 hexadecimal digits, .npy"
                 raise ValueError(error_message(f"shards[{index}] must {expected}", repr(name)))
 
+    def _check_sampling(self) -> None:
+        for name in _SAMPLING:
+            if (self.kind == "sampled") != (getattr(self, name) is not None):
+                received = f"{getattr(self, name)} for kind {self.kind!r}"
+                raise ValueError(error_message(f"{name} must be given for kind 'sampled' and for no other", received))
+        if self.sample is None:
+            return
+        limit = min(NUM_COUNTS, self.num_classes)
+        if check_count("sample", self.sample) > limit:
+            remedy = f"A row holds one count for each of {NUM_COUNTS} parts of the target."
+            raise ValueError(error_message(f"sample must be <= {limit}", self.sample, remedy))
+        check_positive("sampling_temperature", self.sampling_temperature)
+        if self.temperature not in (None, self.sampling_temperature):
+            received = f"{self.temperature} and {self.sampling_temperature}"
+            raise ValueError(error_message("merged rows must be sampled at the temperature of the merge", received))
+        if check_count("sampling_seed", self.sampling_seed, 0) >= 1 << 63:
+            raise ValueError(error_message("sampling_seed must be < 2^63", self.sampling_seed))
+
     def _check_shapes(self) -> None:
         if not isinstance(self.example_shape, tuple):
             raise TypeError(error_message("example_shape must be whole numbers", repr(self.example_shape)))
@@ -126,7 +160,7 @@ class Manifest:
             for weight in self.member_weights:
                 check_positive("member_weights", weight)
         # NumPy's rows are at most as large as a C int says, and a batch of them lies in memory.
-        width = (self.top_k or self.num_classes) * len(self.member_weights or (1,))
+        width = (self.top_k or self.sample or self.num_classes) * len(self.member_weights or (1,))
         if 8 * width * math.prod(self.example_shape) > _MAX_ROW_BYTES:
             received = f"{(*self.example_shape, width)} numbers"
             raise ValueError(error_message(f"a row must take at most {_MAX_ROW_BYTES:,} bytes", received))
@@ -152,6 +186,9 @@ class Manifest:
             assert self.member_weights is not None  # __post_init__ saw to it
             return np.dtype([("member_logits", number, (*shape, len(self.member_weights), self.num_classes))])
         integer = "<u2" if self.num_classes <= 65536 else "<u4"
+        if self.kind == "sampled":
+            counted = (*shape, self.sample)
+            return np.dtype([("sampled_ids", integer, counted), ("counts", "<u1", counted), ("entropy", "<f4", shape)])
         return np.dtype(
             [
                 ("top_k_logits", number, (*shape, self.top_k)),
@@ -169,6 +206,11 @@ class Manifest:
     def num_bytes(self) -> int:
         """Bytes of all rows; the shards' headers add 128 to 256 each."""
         return self.num_rows * self.bytes_per_row
+
+    @property
+    def only_temperature(self) -> float | None:
+        """The temperature that rows were merged or sampled at, at which alone they are right; `None` for all others."""
+        return self.temperature if self.sampling_temperature is None else self.sampling_temperature
 
     def shard_rows(self, index: int) -> tuple[int, int]:
         """First row of shard `index`, and the first after it."""
@@ -194,8 +236,7 @@ class Manifest:
     def to_json(self) -> str:
         """The text of `manifest.json`."""
         content = {"format": FORMAT, **asdict(self)}
-        if self.version == 1:
-            content = {name: value for name, value in content.items() if name not in _NEW_IN_VERSION_2}
+        content = {name: value for name, value in content.items() if _NEW_IN.get(name, 1) <= self.version}
         content["checksum"] = _checksum(content)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
@@ -216,7 +257,7 @@ class Manifest:
         checksum = content.pop("checksum", None)
         if checksum != _checksum({"format": FORMAT, **content}):
             raise DamagedShardError(f"{path} is damaged: its checksum does not match. Copy it again.")
-        known = {field.name for field in fields(cls)} - (_NEW_IN_VERSION_2 if version == 1 else set())
+        known = {field.name for field in fields(cls) if _NEW_IN.get(field.name, 1) <= int(version or 0)}
         if unknown := set(content) - known:
             raise FormatVersionError(f"{path} has fields that version {version} does not know: {sorted(unknown)}.")
         if missing := sorted(known - set(content)):
@@ -228,6 +269,11 @@ class Manifest:
             return cls(**content)
         except (ValueError, TypeError) as error:
             raise DamagedShardError(f"{path} cannot be: {error} Copy it again.") from error
+
+
+def version_of(kind: str) -> int:
+    """The version of the format that rows of a kind are written in: the oldest that has them as they are today."""
+    return _VERSION_OF[kind]
 
 
 def rows_per_shard_for(num_rows: int, bytes_per_row: int, batch_size: int = 1) -> int:

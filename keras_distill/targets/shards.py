@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._files import sync, whole_file
-from keras_distill.targets.manifest import VERSION, FormatVersionError, Manifest, StoreError, check_source
+from keras_distill.targets.manifest import FormatVersionError, Manifest, StoreError, check_source, version_of
 
 
 def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
@@ -66,9 +66,9 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
 
 def check_version(path: str | os.PathLike, manifest: Manifest) -> None:
     """Raises `FormatVersionError` where shards of an older version would have to be written."""
-    if manifest.version != VERSION:
+    if manifest.version != version_of(manifest.kind):
         remedy = "Label into a new folder."
-        expectation = f"{path}: a store that lacks shards must be of format {VERSION}"
+        expectation = f"{path}: a store that lacks shards must be of format {version_of(manifest.kind)}"
         raise FormatVersionError(error_message(expectation, f"format {manifest.version}", remedy))
 
 

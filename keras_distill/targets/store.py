@@ -18,11 +18,26 @@ top_k     `top_k_logits` dtype[*example_shape, k], in falling order; `top_k_ids`
           bits where num_classes <= 65536, else 32; `log_tail` float32[*example_shape], the log-sum-exp of the raw
           logits that are *not* kept, at temperature 1, or -1e30 where they have no share or there are none
 members   `member_logits` dtype[*example_shape, members, num_classes]; the members' weights are in the manifest
+sampled   `sampled_ids` unsigned[*example_shape, sample], 16 bits where num_classes <= 65536, else 32, no class
+          twice, the one with the largest logit first; `counts` uint8[*example_shape, sample], which sum to 255;
+          `entropy` float32[*example_shape], of the teacher's softmax at the `sampling_temperature`, in nats
 ========= =====================================================================================================
 
 `dtype` is float16 or float32; `example_shape` is `[]` for one decision an item and `[time]` for a sequence.
 Raw logits serve every temperature, except where the manifest gives a `temperature`: such a *merged* row is
 `temperature * log(target)`, right at that temperature only, and a reader refuses any other.
+
+**Sampled rows** hold no logits. Over the seeds that they may be drawn with, `counts / 255`, put at `sampled_ids` in a
+row of zeros, is the teacher's softmax at the `sampling_temperature` in expectation, for every class (but for rounding,
+1e-6 of a share); so a cross-entropy to it, and its gradient, are in expectation those of the dense target. How:
+with shares p and k = `sample` places, let b be the smallest number for which the (b + 1)-th largest share is less than
+τ = (1 − the b largest shares) / (k − b). The b largest are in the row. Of the others, as many as places are left: on
+a line on which each class has its share for a length, one after the other by their ids, those that lie at
+(j + u) · τ for j = 0 … k − b − 1. The b have their own shares, the drawn ones τ each; and a row's shares become counts
+by the running sum s of 255 times the shares: ⌊s + v⌋ after a share less ⌊s + v⌋ before it. u and v are the row's
+numbers 2 · place and 2 · place + 1 of `sampling.uniforms`: of the seed, the row and the place in it alone. At another
+temperature the same row would need weights that are almost all noise (twice the squared error at 1.2 times
+the temperature, more than the target itself at 2 times): a reader refuses it.
 
 **Shards.** A shard is a `.npy` file (version 1.0) of a structured array, the rows; `numpy.load` reads it. After it
 stands a second one, as `numpy.save` appends it to an open file: the *marks*, uint64. Shard `i` holds the n rows
@@ -36,13 +51,15 @@ can be seen is whole, and two writers of the same shard do no harm: equal bytes 
 
 **Manifest.** JSON, sorted keys, no time and no path in it, so that the same labels give the same bytes:
 
-`format`, `version`: `"keras-distill soft targets"`, 2. `kind`, `num_items`, `num_views`, `num_classes`,
-`example_shape`, `dtype`, `top_k` (or null), `member_weights` (or null; sum 1), `temperature` (or null).
+`format`, `version`: `"keras-distill soft targets"`, 3 for `sampled` and 2 for all other kinds. `kind`, `num_items`,
+`num_views`, `num_classes`, `example_shape`, `dtype`, `top_k` (or null), `member_weights` (or null; sum 1),
+`temperature` (or null).
 `teacher_fingerprint`, `dataset_fingerprint`, `id_scheme`: text, compared for equality; the scheme says what an
 id is. `"position"`: the place in the data set. `"token"`: items are tokens of sequences, an id is a token's place
 among all that are no padding, one sequence after the other, and its mark is that of its sequence.
 `every_item_fingerprint`: text, of all items, where it was cheap to have, else empty, which equals anything.
-`augmentation`: null, or what replays a view from a seed.
+`augmentation`: null, or what replays a view from a seed. Of version 3 alone: `sample`, the number of classes a row;
+`sampling_temperature`; `sampling_seed`, in [0, 2^63).
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
 
@@ -67,6 +84,7 @@ import numpy as np
 from keras_distill._checks import check_count, check_positive, error_message
 from keras_distill._types import ArrayLike
 from keras_distill.targets.manifest import (
+    NUM_COUNTS,
     DamagedShardError,
     ForeignDatasetError,
     FormatVersionError,
@@ -186,6 +204,8 @@ class SoftTargetStore:
     def __repr__(self) -> str:
         m = self.manifest
         form = f"top-{m.top_k} of {m.num_classes}" if m.kind == "top_k" else f"{m.kind} {m.num_classes}"
+        if m.kind == "sampled":
+            form = f"{m.sample} sampled of {m.num_classes}"
         return f"SoftTargetStore({str(self.path)!r}: {m.num_views} × {m.num_items} items, {form}, {m.dtype})"
 
     def verify(self) -> None:
@@ -211,7 +231,8 @@ class SoftTargetStore:
             `dense`: logits, float32 `(*ids.shape, …, num_classes)`. `top_k`: `{"top_k_logits": float32 (…, k),
             "top_k_ids": int32 (…, k), "log_tail": float32 (…)}`; version 1 gives `"log_normalizer"` in place of
             `"log_tail"`. `members`: `{"member_logits": float32 (…, members, num_classes), "member_weights": float32
-            (…, members)}`.
+            (…, members)}`. `sampled`: `{"sampled_shares": float32 (…, sample), "sampled_ids": int32 (…, sample),
+            "entropy": float32 (…)}`, the shares summing to one.
 
         Raises:
             ForeignDatasetError: an id is outside the store.
@@ -234,22 +255,23 @@ class SoftTargetStore:
 
         Returns:
             float32 `(*ids.shape, …, num_classes)`; for a top-k store a dictionary of `"probabilities"` (…, k), their
-            `"ids"`, and `"tail_probability"` (…), what is left for all other classes if they share it evenly.
+            `"ids"`, and `"tail_probability"` (…), what is left for all other classes if they share it evenly. So for a
+            sampled store too: an estimate, which is right in expectation and leaves nothing.
 
         Raises:
-            StoreError: the rows were merged at another temperature.
+            StoreError: the rows were merged, or sampled, at another temperature.
         """
-        check_positive("temperature", temperature)
-        if self.manifest.temperature not in (None, float(temperature)):
-            remedy = "Keep the members (members=True) to ask for any temperature."
-            expected = f"be {self.manifest.temperature}, at which the rows were merged"
-            raise StoreError(error_message(f"temperature must {expected}", temperature, remedy))
+        self.check_temperature(temperature)
         stored = self.read(ids, views)
         if not isinstance(stored, dict):
             return _softmax(stored / np.float32(temperature))
         if "member_logits" in stored:
             each = _softmax(stored["member_logits"] / np.float32(temperature))
             return np.sum(each * stored["member_weights"][..., None], axis=-2)
+        if "sampled_ids" in stored:
+            nothing = np.zeros_like(stored["entropy"])
+            shares, ids = stored["sampled_shares"], stored["sampled_ids"]
+            return {"probabilities": shares, "ids": ids, "tail_probability": nothing}
         num_tail = self.manifest.num_classes - stored["top_k_ids"].shape[-1]
         logits = stored["top_k_logits"].astype(np.float64)
         if num_tail:
@@ -266,6 +288,20 @@ class SoftTargetStore:
         tail = shares[..., -1] if num_tail else np.zeros(shares.shape[:-1], np.float32)
         kept_shares = shares[..., :-1] if num_tail else shares
         return {"probabilities": kept_shares, "ids": stored["top_k_ids"], "tail_probability": tail}
+
+    def check_temperature(self, temperature: float) -> None:
+        """Raises `StoreError` where the rows were merged or sampled at another temperature than this."""
+        check_positive("temperature", temperature)
+        if self.manifest.only_temperature in (None, float(temperature)):
+            return
+        how, remedy = "merged", "Keep the members (members=True) to ask for any temperature."
+        if self.manifest.kind == "sampled":
+            how = "sampled"
+            remedy = (
+                f"Label again with temperature={float(temperature):g}, or keep logits: they serve every temperature."
+            )
+        expectation = f"temperature must be {self.manifest.only_temperature}, at which the rows were {how}"
+        raise StoreError(error_message(expectation, temperature, remedy))
 
     def batches(self, batch_size: int, view: int = 0) -> Iterator[np.ndarray | dict[str, np.ndarray]]:
         """One view of all items in order of their ids, `batch_size` at a time, in the form of `read`."""
@@ -395,8 +431,11 @@ class SoftTargetStore:
         found = {}
         for name in self.manifest.row_dtype.names or ():
             values = rows[name]
-            dtype = np.int32 if name == "top_k_ids" else np.float32
+            dtype = np.int32 if name.endswith("_ids") else np.float32
             found[name] = values.astype(dtype).reshape(shape + values.shape[1:])
+        if "counts" in found:
+            counts = found.pop("counts")
+            found["sampled_shares"] = np.multiply(counts, np.float32(1.0 / NUM_COUNTS), out=counts)
         if self.manifest.kind == "dense":
             return found["logits"]
         if self.manifest.member_weights is not None:

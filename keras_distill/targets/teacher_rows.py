@@ -1,5 +1,6 @@
 """From a teacher to the rows of a store: its forward pass as fields, and the manifest that describes them."""
 
+import math
 from collections.abc import Callable
 
 import keras
@@ -15,6 +16,7 @@ from keras_distill.models.heads import LINEAR, find_heads
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.models.probabilities import SOFTMAX, activation_behind, logits_of, promised_activation
 from keras_distill.targets.manifest import NOTHING, Manifest
+from keras_distill.targets.sampling import draw, uniforms
 
 
 def row_function(
@@ -26,8 +28,9 @@ def row_function(
     dtype: str,
     from_logits: bool,
     divisor: float = 1.0,
+    sample: int | None = None,
 ) -> Callable:
-    """A function from inputs to the fields of rows, with one trace for all batches.
+    """A function from inputs to what rows are made of, with one trace for all batches.
 
     `first_batch` shows whether a teacher of which nothing is known gives what `from_logits` promises. What the teacher
     gives, an ensemble's every member, is divided by `divisor` before anything is made of it.
@@ -38,6 +41,11 @@ def row_function(
             raise ValueError(
                 error_message("temperature must be None with members=True", temperature, "Members serve every one.")
             )
+    if sample is not None:
+        check_count("sample", sample)
+        if members or top_k is not None:
+            received = "members=True" if members else f"top_k={top_k}"
+            raise ValueError(error_message("sample must be given alone", received, "A row is of one kind."))
     if members and top_k is not None:
         raise ValueError(
             error_message("top_k must be None with members=True", top_k, "Merge them at a temperature instead.")
@@ -55,6 +63,7 @@ def row_function(
 
     def rows(given: TensorTree) -> dict[str, Tensor]:
         given = _divided(_only_output(given), divisor)
+        is_merged = isinstance(given, dict)
         if isinstance(given, dict) and not members:
             if temperature is None:
                 remedy = "Pass members=True, or the temperature at which to merge them."
@@ -71,16 +80,20 @@ def row_function(
             raise ValueError(
                 error_message("members=True needs a teacher that is an arithmetic ensemble", "another", remedy)
             )
-        elif temperature is not None and not isinstance(given, dict):
+        elif temperature is not None and sample is None and not isinstance(given, dict):
             remedy = "Raw logits serve every temperature: leave it out."
             raise ValueError(
                 error_message(
-                    "temperature must be left out unless the teacher is an arithmetic ensemble", temperature, remedy
+                    "temperature must be left out unless the teacher is an arithmetic ensemble or rows are sampled",
+                    temperature,
+                    remedy,
                 )
             )
         if isinstance(given, dict):
             return {**given, "member_logits": ops.cast(given["member_logits"], dtype)}
         logits = ops.cast(given, "float32")
+        if sample is not None:
+            return _to_draw_from(logits, sample, temperature or 1.0) | {"is_merged": int(is_merged)}
         if top_k is None:
             return {"logits": ops.cast(logits, dtype), "width": ops.shape(logits)[-1]}
         if check_count("top_k", top_k) > logits.shape[-1]:
@@ -183,8 +196,52 @@ def _log_tail(logits: Tensor, kept_ids: Tensor) -> Tensor:
     return ops.maximum(ops.reshape(ops.logsumexp(others, axis=-1), ops.shape(logits)[:-1]), NOTHING)
 
 
+def _to_draw_from(logits: Tensor, sample: int, temperature: float) -> dict[str, Tensor]:
+    """What the classes of sampled rows are drawn from, which is NumPy's to do."""
+    if sample > logits.shape[-1]:
+        raise ValueError(error_message(f"sample must be <= {logits.shape[-1]}, the number of classes", sample))
+    log_shares = ops.log_softmax(logits / temperature, axis=-1)
+    entropy = -ops.sum(ops.exp(log_shares) * log_shares, axis=-1)
+    return {"logits": logits, "largest_ids": ops.top_k(logits, sample)[1], "entropy": entropy}
+
+
+def stored_fields(
+    manifest: Manifest, outputs: dict[str, np.ndarray], rows: np.ndarray, places: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The fields of a batch's rows.
+
+    Args:
+        manifest: of the store.
+        outputs: what the function of `row_function` gave.
+        rows: int64 `(n,)`: what sampled rows are drawn by.
+        places: which of the outputs are the rows; `None` for one an item.
+    """
+    names = manifest.row_dtype.names or ()
+    if manifest.kind == "sampled":
+        names = ("logits", "largest_ids", "entropy")
+    fields = {name: ops.convert_to_numpy(outputs[name]) for name in names}
+    if places is not None:
+        fields = {name: values[places] for name, values in fields.items()}
+    if manifest.kind != "sampled":
+        return fields
+    assert manifest.sampling_seed is not None  # the manifest saw to it
+    assert manifest.sampling_temperature is not None
+    logits, largest_ids, entropy = fields.values()
+    numbers = uniforms(manifest.sampling_seed, rows, 2 * math.prod(manifest.example_shape)).reshape(-1, 2)
+    shape, (num_classes, k) = largest_ids.shape, (logits.shape[-1], largest_ids.shape[-1])
+    flat, flat_ids = logits.reshape(-1, num_classes), largest_ids.reshape(-1, k)
+    ids, counts = draw(flat, flat_ids, numbers, manifest.sampling_temperature)
+    return {"sampled_ids": ids.reshape(shape), "counts": counts.reshape(shape), "entropy": entropy}
+
+
 def describe_rows(
-    outputs: dict[str, np.ndarray], members: bool, temperature: float | None, top_k: int | None, dtype: str
+    outputs: dict[str, np.ndarray],
+    members: bool,
+    temperature: float | None,
+    top_k: int | None,
+    dtype: str,
+    sample: int | None = None,
+    seed: int = 0,
 ) -> Manifest:
     """The manifest of a first batch's rows, the dataset not yet filled in."""
     if members:
@@ -202,6 +259,20 @@ def describe_rows(
     if first.ndim < 2:
         raise ValueError(
             error_message("the teacher's logits must have shape (batch, …, num_classes)", f"shape {first.shape}")
+        )
+    if sample is not None:
+        is_merged = temperature is not None and bool(outputs["is_merged"])
+        return Manifest(
+            kind="sampled",
+            num_items=1,
+            num_classes=first.shape[-1],
+            example_shape=first.shape[1:-1],
+            # That of the entropy: there is no logit in such a row.
+            dtype="float32",
+            sample=sample,
+            sampling_temperature=float(temperature or 1.0),
+            sampling_seed=seed,
+            temperature=float(temperature) if is_merged and temperature is not None else None,
         )
     return Manifest(
         kind="dense" if top_k is None else "top_k",

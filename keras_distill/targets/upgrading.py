@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from keras_distill._checks import error_message
-from keras_distill.targets.manifest import VERSION, FormatVersionError, Manifest
+from keras_distill.targets.manifest import FormatVersionError, Manifest, version_of
 from keras_distill.targets.shards import create, finish, labelled_shards, write_shard
 from keras_distill.targets.store import SoftTargetStore
 
@@ -32,10 +32,10 @@ def upgrade(path: str | os.PathLike, out: str | os.PathLike) -> SoftTargetStore:
         StoreError: `out` holds something else.
     """
     old = SoftTargetStore.open(path)
-    if old.manifest.version == VERSION:
+    if old.manifest.version == version_of(old.manifest.kind):
         expectation = f"{os.fspath(path)} must be a store of an older format"
-        raise FormatVersionError(error_message(expectation, f"format {VERSION}", "Use it as it is."))
-    manifest = create(out, replace(old.manifest, version=VERSION, shards=None))
+        raise FormatVersionError(error_message(expectation, f"format {old.manifest.version}", "Use it as it is."))
+    manifest = create(out, replace(old.manifest, version=version_of(old.manifest.kind), shards=None))
     done = labelled_shards(out, manifest)
     for index in range(manifest.num_shards):
         if index not in done:

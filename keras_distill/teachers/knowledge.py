@@ -172,8 +172,8 @@ def stored_answers(store: "SoftTargetStore") -> np.ndarray:
     answers = []
     for start in range(0, len(store), 65536):
         ids = np.arange(start, min(start + 65536, len(store)))
-        targets = store.soft_targets(ids, store.manifest.temperature or 1.0)
-        # A top-k row has its largest logit first.
+        targets = store.soft_targets(ids, store.manifest.only_temperature or 1.0)
+        # A top-k or sampled row has its largest logit first.
         answers.append(targets["ids"][..., 0] if isinstance(targets, dict) else targets.argmax(axis=-1))
     return np.concatenate(answers)
 

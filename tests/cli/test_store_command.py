@@ -35,6 +35,8 @@ def test_it_says_what_is_there_and_what_other_kinds_cost(store, capsys):
         "all logits, float32": 2 * 40 * 4,
         "the 16 largest logits, float16": 2 * (16 * 4 + 4),
         "the 16 largest logits, float32": 2 * (16 * 6 + 4),
+        # A 16-bit id and a byte each, and the float32 entropy.
+        "12 classes drawn": 2 * (12 * 3 + 4),
     }
     assert found["problem"] is None
     assert found["num_bytes"] == 50 * found["bytes_an_item"]

@@ -162,7 +162,9 @@ def make_store(folder, kind):
     from keras_distill.targets.manifest import Manifest
     from keras_distill.targets.shards import create, finish, write_shard
 
-    shape = {"top_k": {"top_k": 2}, "members": {"member_weights": (0.5, 0.5)}, "dense": {}}[kind]
+    shape = {"top_k": {"top_k": 2}, "members": {"member_weights": (0.5, 0.5)}, "dense": {}}
+    shape["sampled"] = {"sample": 3, "sampling_temperature": 2.0, "sampling_seed": 5}
+    shape = shape[kind]
     manifest = Manifest(kind=kind, num_items=20, num_classes=5, rows_per_shard=8, example_shape=(2,), **shape)
     rows = np.zeros(20, manifest.row_dtype)
     for name in rows.dtype.names:
@@ -184,7 +186,7 @@ def read_store(folder, verify):
 
 def cases_of_manifests(folder, generator):
     """Manifests of any content, with the checksum that belongs to it, or of any bytes."""
-    kinds = ("dense", "top_k", "members")
+    kinds = ("dense", "top_k", "members", "sampled")
     for kind in kinds:
         make_store(folder / kind, kind)
     while True:
@@ -209,11 +211,12 @@ def cases_of_manifests(folder, generator):
 
 def cases_of_shards(folder, generator):
     """Shards of any bytes, under the name that their checksum asks for, in half the cases; links; other files."""
-    make_store(folder / "whole", "top_k")
+    for kind in ("top_k", "sampled"):
+        make_store(folder / kind, kind)
     outside = folder / "outside.npy"
     while True:
         store = folder / "store"
-        shutil.copytree(folder / "whole", store)
+        shutil.copytree(folder / generator.choice(["top_k", "sampled"]), store)
         content = json.loads((store / "manifest.json").read_text())
         index = generator.randrange(len(content["shards"]))
         file = store / "shards" / content["shards"][index]

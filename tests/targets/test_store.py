@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 
 from keras_distill.targets import upgrading
 from keras_distill.targets.manifest import (
@@ -30,6 +31,7 @@ from keras_distill.targets.manifest import (
     rows_per_shard_for,
 )
 from keras_distill.targets.rows import MappedRows, PositionedRows
+from keras_distill.targets.sampling import draw
 from keras_distill.targets.shards import create, finish, labelled_shards, missing_shards, write_shard
 from keras_distill.targets.store import SoftTargetStore
 from keras_distill.targets.upgrading import upgrade
@@ -49,6 +51,17 @@ def random_rows(manifest, seed=0):
         np.put_along_axis(others, ids, -np.inf, axis=-1)
         rows["log_tail"] = np.maximum(scipy.special.logsumexp(others, axis=-1), -1e30)
         return rows, dense
+    if manifest.kind == "sampled":
+        flat = generator.normal(
+            scale=2.0, size=(len(rows) * int(np.prod(manifest.example_shape)), manifest.num_classes)
+        )
+        flat = flat.astype("float32")
+        ids = np.argsort(-flat, axis=-1)[:, : manifest.sample]
+        drawn, counts = draw(flat, ids, generator.random((len(flat), 2)), manifest.sampling_temperature)
+        rows["sampled_ids"], rows["counts"] = (x.reshape(rows["counts"].shape) for x in (drawn, counts))
+        targets = scipy.special.softmax(flat.astype("float64") / manifest.sampling_temperature, axis=-1)
+        rows["entropy"] = scipy.stats.entropy(targets, axis=-1).reshape(shape)
+        return rows, flat.reshape(*shape, manifest.num_classes)
     name = manifest.row_dtype.names[0]
     dense = generator.normal(scale=2.0, size=rows[name].shape)
     rows[name] = dense
@@ -73,6 +86,11 @@ def top_k_manifest(**changes):
     return dense_manifest(**{"kind": "top_k", "top_k": 3, "num_classes": 9, **changes})
 
 
+def sampled_manifest(**changes):
+    settings = {"kind": "sampled", "sample": 4, "sampling_temperature": 2.0, "sampling_seed": 3, "num_classes": 9}
+    return dense_manifest(**{**settings, **changes})
+
+
 KINDS = {
     "dense": dense_manifest(),
     "float32": dense_manifest(dtype="float32"),
@@ -81,6 +99,8 @@ KINDS = {
     "top_k": top_k_manifest(),
     "top_k_of_many": top_k_manifest(num_classes=70_000, num_items=20),
     "members": dense_manifest(kind="members", member_weights=(0.25, 0.75)),
+    "sampled": sampled_manifest(),
+    "sampled_sequence_of_many": sampled_manifest(num_classes=70_000, num_items=20, example_shape=(2,)),
 }
 
 
@@ -100,10 +120,13 @@ def test_what_is_read_is_what_numpy_reads_from_the_shards(tmp_path, kind):
     views = ids % manifest.num_views
     read = store.read(ids, views)
     read = read if isinstance(read, dict) else {"logits": read}
+    if kind.startswith("sampled"):
+        read["counts"] = 255 * read.pop("sampled_shares")
+        np.testing.assert_allclose(read["counts"].sum(axis=-1), 255, rtol=1e-6)
     for name in whole.dtype.names:
         expected = whole[name][views * manifest.num_items + ids]
-        np.testing.assert_array_equal(read[name], expected)
-        assert read[name].dtype == (np.int32 if name == "top_k_ids" else np.float32)
+        np.testing.assert_allclose(read[name], expected, rtol=1e-6 if name == "counts" else 0)
+        assert read[name].dtype == (np.int32 if name.endswith("_ids") else np.float32)
     if kind == "members":
         np.testing.assert_array_equal(read["member_weights"], np.broadcast_to([0.25, 0.75], (3, 7, 2)))
 
@@ -123,6 +146,36 @@ def test_batches_give_each_item_once_in_order(tmp_path, kind):
 
 def test_top_16_of_32000_classes_fits_in_seventy_bytes():
     assert top_k_manifest(top_k=16, num_classes=32_000).bytes_per_row == 16 * (2 + 2) + 4
+
+
+def test_twelve_classes_drawn_of_32000_fit_in_forty_bytes():
+    manifest = sampled_manifest(sample=12, num_classes=32_000)
+    assert (manifest.bytes_per_row, manifest.version) == (12 * (2 + 1) + 4, 3)
+
+
+def test_sampled_targets_are_their_shares_at_the_temperature_they_were_drawn_at_and_no_other(tmp_path):
+    rows, _ = write_store(tmp_path, sampled_manifest())
+    store = SoftTargetStore.open(tmp_path)
+    targets = store.soft_targets([7, 3], 2.0)
+    np.testing.assert_allclose(targets["probabilities"], rows["counts"][[7, 3]] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(targets["ids"], rows["sampled_ids"][[7, 3]])
+    np.testing.assert_array_equal(targets["tail_probability"], [0, 0])
+    with pytest.raises(StoreError, match=r"be 2\.0, at which the rows were sampled; got 4\.0.*temperature=4"):
+        store.soft_targets([7], 4.0)
+
+
+def test_other_kinds_are_written_as_before_there_were_sampled_rows(tmp_path):
+    """So that whoever knows version 2 alone reads them, and refuses sampled rows by their version."""
+    for kind, manifest in KINDS.items():
+        content = json.loads(manifest.to_json())
+        names = {"sample", "sampling_temperature", "sampling_seed"} & set(content)
+        assert (content["version"], len(names)) == ((3, 3) if kind.startswith("sampled") else (2, 0))
+        assert Manifest.from_json(manifest.to_json(), tmp_path) == manifest
+    content = json.loads(sampled_manifest().to_json()) | {"version": 2}
+    del content["checksum"]
+    content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    with pytest.raises(FormatVersionError, match=r"fields that version 2 does not know.*'sample'"):
+        Manifest.from_json(json.dumps(content), tmp_path)
 
 
 def test_shard_names_are_their_sha256_and_the_manifest_lists_them(dense_store):
@@ -532,7 +585,7 @@ def test_another_format_version_is_refused_by_its_number(dense_store):
     content = json.loads((dense_store / "manifest.json").read_text())
     content["version"] = 99
     (dense_store / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(FormatVersionError, match="version must be 1 to 2; got 99"):
+    with pytest.raises(FormatVersionError, match="version must be 1 to 3; got 99"):
         SoftTargetStore.open(dense_store)
 
 
@@ -687,6 +740,15 @@ def test_rows_of_another_shard_are_refused(tmp_path):
         {"kind": "top_k", "top_k": 6},
         {"kind": "members"},
         {"temperature": 0.0},
+        {"sample": 3},
+        {"kind": "sampled"},
+        {"version": 3},
+        {"kind": "sampled", "sample": 6, "sampling_temperature": 1.0, "sampling_seed": 0},
+        {"kind": "sampled", "sample": 3, "sampling_temperature": 0.0, "sampling_seed": 0},
+        {"kind": "sampled", "sample": 3, "sampling_temperature": 1.0, "sampling_seed": 2**63},
+        {"kind": "sampled", "sample": 3, "sampling_temperature": 1.0, "sampling_seed": 0, "version": 2},
+        {"kind": "sampled", "sample": 3, "sampling_temperature": 1.0, "sampling_seed": 0, "temperature": 2.0},
+        {"kind": "sampled", "sample": 256, "sampling_temperature": 1.0, "sampling_seed": 0, "num_classes": 999},
     ],
 )
 def test_a_manifest_that_means_nothing_is_refused(changes):
