@@ -10,7 +10,7 @@ import argparse
 import subprocess
 import sys
 
-TIMED = ("step", "parts", "roofline", "wide", "ensembles", "startup", "combiner", "store", "ship")
+TIMED = ("step", "parts", "roofline", "wide", "ensembles", "startup", "combiner", "store", "sampled", "ship")
 TRAINED = (
     "methods",
     "arena",

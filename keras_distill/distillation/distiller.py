@@ -33,6 +33,7 @@ from keras_distill.distillation.guards import (
     check_loss_fits_head,
     check_not_empty,
     num_not_finite,
+    num_of_other_temperature,
     promised_logits,
 )
 from keras_distill.distillation.objective import (
@@ -154,6 +155,7 @@ class Distiller(Trainer):
         self.distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         # Metrics, because replicas and compiled steps know how to add them up; `get_metrics_result` keeps them in.
         self._teacher_not_finite = keras.metrics.Sum(name="teacher_not_finite")
+        self._other_temperature = keras.metrics.Sum(name="other_temperature")
         # The teacher's tensor and the student's for each term.
         self._promises = Promises(2 * len(self._objective.terms))
         self._reduce = WeightedMean()
@@ -415,6 +417,9 @@ class Distiller(Trainer):
 
     def _distillation_loss(self, parts: dict[str, TensorTree], outputs: Outputs, weights: TensorTree) -> Tensor:
         self._teacher_not_finite.update_state(num_not_finite(parts[SOFT_TARGETS]))
+        num_others = num_of_other_temperature(self._objective.terms, parts[SOFT_TARGETS], self.output_names)
+        if num_others is not None:
+            self._other_temperature.update_state(num_others)
         self._watch_promises(parts, outputs)
         return self._objective.distillation_loss(parts, outputs, weights, self.output_names, self._reduce)
 
@@ -439,6 +444,11 @@ class Distiller(Trainer):
         if broken is None and float(self._teacher_not_finite.result()) > 0:
             remedy = "Look at the teacher's inputs (scaling, missing values) and at its weights."
             return error_message("the teacher's logits must be finite", "NaN or infinite values", remedy)
+        if broken is None and float(self._other_temperature.result()) > 0:
+            remedy = "Give the loss store.manifest.sampling_temperature, or label again with the loss's temperature=…"
+            return error_message(
+                "the loss's temperature must be that at which the rows were sampled", "another", remedy
+            )
         return broken
 
 

@@ -9,7 +9,7 @@ from keras_distill._checks import error_message
 from keras_distill._keras_internals import sync_variables
 from keras_distill._types import Logs
 
-FIRST_BATCH_METRICS = {"teacher_not_finite", "promises"}
+FIRST_BATCH_METRICS = {"teacher_not_finite", "other_temperature", "promises"}
 
 
 class FirstBatchCheck(keras.callbacks.Callback):

@@ -15,6 +15,7 @@ from keras_distill.distillation.promises import Promise
 from keras_distill.models.forward_pass import ForwardPass
 from keras_distill.models.heads import LINEAR, MISPLACED
 from keras_distill.models.probabilities import SIGMOID, SOFTMAX
+from keras_distill.schedules import current
 
 _LOSSES_OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
 
@@ -93,6 +94,19 @@ def num_not_finite(soft_targets: TensorTree) -> Tensor:
     # Values times zero sum to zero exactly where all of them are finite: one pass, no boolean tensor.
     sums = [ops.sum(ops.cast(values, "float32") * 0.0) for values in keras.tree.flatten(soft_targets)]
     return ops.stack([ops.cast(ops.isnan(total), "float32") for total in sums])
+
+
+def num_of_other_temperature(
+    terms: Sequence[Term], soft_targets: TensorTree, output_names: Sequence[str] | None
+) -> Tensor | None:
+    """How many rows were sampled at another temperature than their loss has now; `None` where none was sampled."""
+    counts = []
+    for term in terms:
+        rows = term.part_of(soft_targets, output_names)
+        if isinstance(rows, dict) and "sampling_temperature" in rows and hasattr(term.loss, "temperature"):
+            ratio = rows["sampling_temperature"] / ops.cast(current(term.loss.temperature), "float32")
+            counts.append(ops.sum(ops.cast(ops.abs(ratio - 1.0) > 1e-3, "float32")))
+    return ops.sum(ops.stack(counts)) if counts else None
 
 
 def _promise_of(who: str, term: Term, run: ForwardPass | None, activation: Any) -> Promise | None:

@@ -232,7 +232,7 @@ class SoftTargetStore:
             "top_k_ids": int32 (…, k), "log_tail": float32 (…)}`; version 1 gives `"log_normalizer"` in place of
             `"log_tail"`. `members`: `{"member_logits": float32 (…, members, num_classes), "member_weights": float32
             (…, members)}`. `sampled`: `{"sampled_shares": float32 (…, sample), "sampled_ids": int32 (…, sample),
-            "entropy": float32 (…)}`, the shares summing to one.
+            "entropy": float32 (…), "sampling_temperature": float32 (…)}`, the shares summing to one.
 
         Raises:
             ForeignDatasetError: an id is outside the store.
@@ -436,6 +436,9 @@ class SoftTargetStore:
         if "counts" in found:
             counts = found.pop("counts")
             found["sampled_shares"] = np.multiply(counts, np.float32(1.0 / NUM_COUNTS), out=counts)
+            # A loss of another temperature would be wrong in silence: with it, a `Distiller` knows.
+            temperature = np.float32(self.manifest.sampling_temperature)
+            found["sampling_temperature"] = np.full(found["entropy"].shape, temperature)
         if self.manifest.kind == "dense":
             return found["logits"]
         if self.manifest.member_weights is not None:

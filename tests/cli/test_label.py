@@ -78,6 +78,23 @@ def test_calibrate_asks_the_validation_split(teachers, tmp_path, capsys):
     assert f"logits / {divisor:.3g}" in capsys.readouterr().out
 
 
+def test_classes_are_drawn_at_a_temperature_by_a_seed(teachers, tmp_path, capsys):
+    assert run(teachers, tmp_path, "--sample", "4", "--temperature", "2", "--seed", "5") == 0
+    assert "4 sampled of 10" in capsys.readouterr().out
+    manifest = SoftTargetStore.open(tmp_path / "store").manifest
+    assert (manifest.sample, manifest.sampling_temperature, manifest.sampling_seed) == (4, 2.0, 5)
+    assert main(["store", str(tmp_path / "store")]) == 0
+    told = capsys.readouterr().out
+    assert "format 3" in told
+    assert "serves the temperature 2 alone" in told
+    assert "4 classes drawn (this one)" in told
+    # A loss of another temperature is refused before anything is trained.
+    options = ["--store", str(tmp_path / "store"), "--student", str(teachers / "b.keras"), "--data", "digits"]
+    out = ["--out", str(tmp_path / "student.keras"), "--any-teacher"]
+    assert main(["distill", *options, *out, "--temperature", "4"]) == 2
+    assert "temperature must be 2.0, at which the rows were sampled; got 4.0" in capsys.readouterr().err
+
+
 def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
     assert run(teachers, tmp_path, "--members", names=("a", "b")) == 0
     assert SoftTargetStore.open(tmp_path / "store").manifest.member_weights == (0.5, 0.5)
@@ -89,6 +106,8 @@ def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
         (("--process", "2/2"), "--process must be I/N"),
         (("--process", "half"), "--process must be I/N"),
         (("--top-k", "11"), "top_k must be <= 10"),
+        (("--sample", "11"), "sample must be <= 10"),
+        (("--sample", "4", "--top-k", "3"), "sample must be given alone"),
         (("--temperature", "2"), "unless the teacher is an arithmetic ensemble"),
     ],
 )

@@ -1,5 +1,6 @@
 """Labelling against the teacher itself; kills, full disks, shared work."""
 
+import json
 import subprocess
 import sys
 
@@ -376,8 +377,9 @@ label(teacher, inputs, sys.argv[1], teacher_fingerprint="cumsum", batch_size=200
 
 
 KILL = """
-import os, signal, sys, time, numpy as np
+import json, os, signal, sys, time, numpy as np
 from keras_distill.targets.labelling import label
+kind = json.loads(sys.argv[2])
 # TensorFlow is imported once, before it starts a thread; each run is a fork.
 def run(path, pipe=None, **share):
     def teacher(inputs):
@@ -388,7 +390,7 @@ def run(path, pipe=None, **share):
     inputs = np.random.default_rng(0).normal(size=(8000, 6)).astype("float32")
     child = os.fork()
     if child == 0:
-        settings = {"teacher_fingerprint": "cumsum", "batch_size": 20, "rows_per_shard": 40, "dtype": "float32"}
+        settings = {"teacher_fingerprint": "cumsum", "batch_size": 20, "rows_per_shard": 40, **kind}
         os._exit(0 if label(teacher, inputs, path, **settings, **share) is not None else 1)
     return child
 def killed(path):
@@ -427,9 +429,11 @@ assert 0 in endings and set(endings) <= {0, 1}, endings
 
 
 @pytest.mark.slow
-def test_a_store_killed_thirty_times_is_byte_for_byte_that_of_an_undisturbed_run(tmp_path):
+@pytest.mark.parametrize("kind", [{"dtype": "float32"}, {"sample": 3, "temperature": 2.0, "seed": 1}])
+def test_a_store_killed_thirty_times_is_byte_for_byte_that_of_an_undisturbed_run(tmp_path, kind):
     """SIGKILL at random moments of labelling, again and again until a run comes to its end; alone and among others."""
-    killer = subprocess.run([sys.executable, "-c", KILL, tmp_path], env=environment(), capture_output=True, text=True)
+    command = [sys.executable, "-c", KILL, tmp_path, json.dumps(kind)]
+    killer = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert killer.returncode == 0, killer.stderr
     num_published = [int(line) for line in killer.stdout.split()]
     assert len(num_published) >= 30

@@ -48,6 +48,19 @@ def dense(ids, counts, num_classes):
     return found
 
 
+def expectation(ids, shares, num_certain, line):
+    """Of a row, over the number that says what is drawn, `(num_classes,)`: an integral of steps at known places."""
+    found, k = np.zeros(len(line)), len(ids)
+    found[ids[:num_certain]] = shares[:num_certain]
+    if num_certain < k:
+        edges = np.unique(np.concatenate([[0.0, 1.0], line / line[-1] * (k - num_certain) % 1.0]))
+        for width, middle in zip(np.diff(edges), (edges[:-1] + edges[1:]) / 2, strict=True):
+            drawn = systematic(line, k - num_certain, middle)
+            assert len(set(drawn) | set(ids[:num_certain])) == k or width < 1e-9
+            found[drawn] += width * shares[num_certain]
+    return found
+
+
 # Drawing.
 
 
@@ -64,15 +77,7 @@ def test_every_place_of_the_ruler_together_is_the_softmax(num_classes, k, scale)
     np.testing.assert_allclose(shares.sum(axis=-1), 1.0, rtol=2e-6)
     expected = scipy.special.softmax(logits.astype("float64") / temperature, axis=-1)
     for row, certain in enumerate(num_certain):
-        found = np.zeros(num_classes)
-        found[ids[row, :certain]] = shares[row, :certain]
-        if certain < k:
-            places = line[row] / line[row, -1] * (k - certain) % 1.0
-            edges = np.unique(np.concatenate([[0.0, 1.0], places]))
-            for width, middle in zip(np.diff(edges), (edges[:-1] + edges[1:]) / 2, strict=True):
-                drawn = systematic(line[row], k - certain, middle)
-                assert len(set(drawn) | set(ids[row, :certain])) == k or width < 1e-9
-                found[drawn] += width * shares[row, certain]
+        found = expectation(ids[row], shares[row], certain, line[row])
         # All k may be certain though the others have a millionth left.
         np.testing.assert_allclose(found, expected[row], rtol=2e-6, atol=1e-6 if certain == k else 1e-12)
 
@@ -326,6 +331,24 @@ def test_a_student_learns_from_sampled_rows(tmp_path):
 
 
 # What is refused.
+
+
+@pytest.mark.parametrize("temperature", [4.0, kd.schedules.Linear(4.0, 2.0, 100)])
+def test_a_loss_of_another_temperature_ends_fit_at_its_first_batch(tmp_path, temperature):
+    store = label(network(1), INPUTS, tmp_path / "s", sample=6, temperature=2.0)
+    student = network(2)
+    before = student.get_weights()
+    for loss, message in ((SoftTargets(temperature), "at which the rows were sampled"), (SoftTargets(2.0), None)):
+        distiller = kd.Distiller(None, student, loss, student_loss_weight=0.0)
+        distiller.compile("adam")
+        fit = {"x": attach((INPUTS, None), store, batch_size=100), "verbose": 0, "shuffle": False}
+        if message is None:
+            assert set(distiller.fit(**fit).history) == {"distillation_loss", "loss", "total_loss"}
+            continue
+        with pytest.raises(ValueError, match=message):
+            distiller.fit(**fit)
+        for kept, weight in zip(before, student.get_weights(), strict=True):
+            np.testing.assert_array_equal(kept, weight)
 
 
 @pytest.mark.parametrize(
