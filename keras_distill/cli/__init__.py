@@ -7,10 +7,11 @@ TensorFlow and the rest of the house inside `run` alone, so that `--help` answer
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.traceback or not _is_user_or_system_error(error):
             raise
-        print(f"keras-distill {arguments.command}: error: {error}{_remedy(error)}", file=sys.stderr)
+        text = by_option(str(error), vars(arguments))
+        print(f"keras-distill {arguments.command}: error: {text}{_remedy(error)}", file=sys.stderr)
         return 2
 
 
@@ -64,6 +66,19 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
+
+
+def by_option(text: str, names: Collection[str]) -> str:
+    """An error that begins with the name of a Python argument, with that of the option that gave it.
+
+    Example:
+        >>> by_option("num_trials must be >= 1; got 0.", {"trials"}), by_option("x must be finite.", {"trials"})
+        ('--trials must be >= 1; got 0.', 'x must be finite.')
+    """
+    found = re.match(r"(?:num_)?(\w+?)(?:_ms)?(?= must )", text)
+    if found is None or found[1] not in names:
+        return text
+    return f"--{found[1].replace('_', '-')}{text[found.end() :]}"
 
 
 def _start(is_quiet: bool) -> None:

@@ -211,7 +211,8 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = training.store.manifest
-    settings = asdict(first) | {
+    settings = {
+        "learning_rate": first.learning_rate,
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "seed": training.seed,
@@ -227,9 +228,9 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
     studies = {}
     for name in (LABELS, DISTILLED):
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
-        # Labels alone are the same beside any loss.
-        losses = {"losses": _described_losses(training, first)} if name == DISTILLED else {}
-        start_again(study, settings | losses, str(folder))
+        # Labels alone are the same whatever is tried beside them.
+        own = {} if name == LABELS else asdict(first) | {"losses": _described_losses(training, first)}
+        start_again(study, settings | own, str(folder))
         studies[name] = study
     return studies
 

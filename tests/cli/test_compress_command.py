@@ -222,8 +222,8 @@ def test_a_second_interrupt_ends_the_command(folder, monkeypatch, capsys):
         (["--max-size", "12kB"], {"data": "digits"}, r"\(3, 3, 1\)"),
         (["--max-size", "12kB"], {"teacher": "bytes.keras"}, r"the teacher \S+bytes.keras must know .* add "
             r"--pixel-range 0-255\."),
-        (["--max-size", "12kB", "--min-accuracy", "90"], {}, "min_accuracy must be"),
-        (["--max-size", "12kB", "--trials", "0"], {}, "num_trials must be"),
+        (["--max-size", "12kB", "--min-accuracy", "90"], {}, "--min-accuracy must be"),
+        (["--max-size", "12kB", "--trials", "0"], {}, "--trials must be >= 1; got 0"),
         (["--max-size", "10", "--precisions", "float32", "--epochs", "1"], {}, r"the budget must be one that some "
             r"candidate can hold; got 10 bytes\. The nearest is the narrowest mlp in float32, which takes \d,?\d+ b"),
     ],

@@ -105,7 +105,7 @@ def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
     [
         (("--process", "2/2"), "--process must be I/N"),
         (("--process", "half"), "--process must be I/N"),
-        (("--top-k", "11"), "top_k must be <= 10"),
+        (("--top-k", "11"), "--top-k must be <= 10"),
         (("--sample", "11"), "sample must be <= 10"),
         (("--sample", "4", "--top-k", "3"), "sample must be given alone"),
         (("--temperature", "2"), "unless the teacher is an arithmetic ensemble"),
