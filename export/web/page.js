@@ -51,7 +51,7 @@ function showVerdict() {
   find("verdict").className = { green: "good", red: "bad" }[found.colour] ?? "amber";
   find("verdict").textContent =
     `${found.colour.toUpperCase()}: right on ${percent(found.accuracy)} of ${found.num_items.toLocaleString("en")} test examples ` +
-    `(${low} to ${high}); luck would be on ${percent(found.chance)}.${verdict} ${found.reasons.join(" ")}`;
+    `(${low} to ${high}); chance is ${percent(found.chance)}.${verdict} ${found.reasons.join(" ")}`;
 }
 
 // Golden answers

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--teacher", metavar="TEACHER", help=why)
     add("--baseline", metavar="B.keras", help="the same student trained on labels alone, likewise")
     add("--max-accuracy-drop", type=float, default=0.005, help="against the Keras student, a fraction (default: 0.005)")
-    why = "test accuracy of every artifact, a fraction; 0 ships anything (default: more than luck would have right)"
+    why = "test accuracy of every artifact, a fraction; 0 ships anything (default: more than chance)"
     add("--min-accuracy", type=float, help=why)
     add("--max-drop-from-teacher", type=float, help="of test accuracy against --teacher, a fraction")
     add("--min-class-recall", type=float, help="share of each class's test examples that is recognised, a fraction")

@@ -231,7 +231,7 @@ def usefulness_told(manifest: Mapping[str, Any]) -> list[str]:
     low, high = found["accuracy_interval"]
     sentences = [
         f"{found['colour'].capitalize()}: the student is right on {found['accuracy']:.2%} of {found['num_items']:,} "
-        f"test examples ({low:.2%} to {high:.2%}), where its answers dealt out at random would be right on "
+        f"test examples ({low:.2%} to {high:.2%}), where the same answers in random order would be right on "
         f"{found['chance']:.2%}. Of the classes {found['lowest_class']} is recognised least: "
         f"{found['lowest_recall']:.2%}."
     ]

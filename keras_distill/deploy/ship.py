@@ -76,7 +76,7 @@ def ship(
         provenance: where the student comes from.
         targets: names of `TARGETS`, all of them required; `None` requires `onnx` and `litert`, and adds their int8
             variants where they are faster and accurate. A quantisation-aware student's `onnx` and `litert` are int8.
-        budgets: limits for every artifact. Without a `min_accuracy` a student that answers as luck would does not ship.
+        budgets: limits for every artifact. Without a `min_accuracy` a student no better than chance does not ship.
         teacher: the student's teacher, which it is compared with: a Keras model, or whatever else teaches it from the
             same inputs (`keras_distill.teachers`), whose parameters and latency nobody knows.
         baseline: the same student trained on labels alone, likewise.

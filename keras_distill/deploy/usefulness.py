@@ -60,7 +60,7 @@ class Usefulness:
             drop, (low, high) = -100 * (self.drop_from_teacher or 0.0), self.drop_interval
             told += f", its teacher on {self.teacher_accuracy:.2%} ({drop:+.2f} points [{-100 * high:+.2f}, "
             told += f"{-100 * low:+.2f}])"
-        return f"{told}; luck would be on {self.chance:.2%}; least of {self.lowest_class}: {self.lowest_recall:.2%}"
+        return f"{told}; chance is {self.chance:.2%}; least of {self.lowest_class}: {self.lowest_recall:.2%}"
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as the manifest keeps them."""
@@ -125,7 +125,7 @@ def usefulness_of(
     elif p_value > SIGNIFICANCE:
         is_red = True
         reasons.append(
-            f"The student answers as luck would: it is right on {accuracy:.2%}, the same answers dealt out at random "
+            f"The student is no better than chance: it is right on {accuracy:.2%}, the same answers in random order "
             f"on {chance:.2%} (p = {p_value:.2g})."
         )
     teacher_accuracy = drop = drop_interval = None
@@ -135,7 +135,7 @@ def usefulness_of(
         drop_interval = (found.errors.low, found.errors.high)
         teacher_chance, teacher_p_value = chance_of(teacher_logits.argmax(axis=-1), labels)
         if teacher_p_value > SIGNIFICANCE:
-            reasons.append(f"The teacher answers as luck would: it is right on {teacher_accuracy:.2%}.")
+            reasons.append(f"The teacher is no better than chance: it is right on {teacher_accuracy:.2%}.")
         elif not is_red and accuracy - chance < KEPT * (teacher_accuracy - teacher_chance):
             share = (accuracy - chance) / (teacher_accuracy - teacher_chance)
             reasons.append(

@@ -283,7 +283,7 @@ def _reasons_of_teacher(teacher: np.ndarray, labels: np.ndarray, baseline_wrong:
     wrong = answers != labels
     rate = f"{100 * wrong.mean():.1f} %"
     if chance_of(answers, labels)[1] > 0.01:
-        return [f"The teacher answers as luck would ({rate} wrong): look at how its inputs are scaled."]
+        return [f"The teacher is no better than chance ({rate} wrong): look at how its inputs are scaled."]
     against = difference_of_errors(wrong[None], baseline_wrong[None])
     if against.p_value < SIGNIFICANCE and against.low > 0.0:
         other = f"{100 * baseline_wrong.mean():.1f} %"

@@ -68,9 +68,7 @@ class Knowledge:
         return self.p_value > _SIGNIFICANCE
 
     def __str__(self) -> str:
-        return (
-            f"{self.num_right:,} of {self.num_items:,} right, where luck would have {self.chance * self.num_items:,.0f}"
-        )
+        return f"{self.num_right:,} of {self.num_items:,} right, where chance gives {self.chance * self.num_items:,.0f}"
 
 
 def knowledge(answers: np.ndarray, labels: np.ndarray) -> Knowledge:

@@ -51,7 +51,7 @@ def test_a_good_student_is_green_and_its_figures_are_those_of_hand_and_scipy():
 def test_near_chance_is_red(answers):
     found = usefulness_of(answering(answers), LABELS, NAMES)
     assert found.colour == "red"
-    assert "as luck would" in found.reasons[0]
+    assert "no better than chance" in found.reasons[0]
 
 
 def test_the_most_frequent_class_alone_is_red_and_a_rare_one_found_is_not():
@@ -84,7 +84,7 @@ def test_amber_names_a_teacher_near_chance_a_better_twin_and_a_class_never_recog
     of_twin = usefulness_of(student, LABELS, NAMES, baseline_logits=wrong_at(LABELS, np.arange(4)))
     of_class = usefulness_of(lost, LABELS, NAMES)
     assert [found.colour for found in (of_teacher, of_twin, of_class)] == ["amber"] * 3
-    assert "The teacher answers as luck would: it is right on 25.00%" in of_teacher.reasons[0]
+    assert "The teacher is no better than chance: it is right on 25.00%" in of_teacher.reasons[0]
     assert "labels alone is better. WORSE: 10.00 % errors against 1.00 %, +9.00 points" in of_twin.reasons[0]
     assert of_class.reasons == ("Never recognised: 'cat' (of 100 examples).",)
 

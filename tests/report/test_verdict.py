@@ -12,7 +12,7 @@ from tests.report.situations import situation
 
 # What each situation deserves: the words, and what the reason must speak of.
 EXPECTED = {
-    "teacher at chance": ({"WORSE", "NO BETTER"}, "as luck would"),
+    "teacher at chance": ({"WORSE", "NO BETTER"}, "no better than chance"),
     "leaking teacher": ({"NO BETTER", "INCONCLUSIVE"}, "by heart"),
     "saturated student": ({"WORSE", "NO BETTER", "INCONCLUSIVE"}, "lacks room"),
     "few labels": ({"BETTER"}, ""),

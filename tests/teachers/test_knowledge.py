@@ -178,7 +178,7 @@ def test_the_command_stops_and_the_option_that_it_names_helps(dataset, tmp_path,
     assert "add --pixel-range 0-255." in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
     assert main([*argv, "--pixel-range", "0-255"]) == 0
-    assert "60 of 60 right, where luck would have 15" in capsys.readouterr().out
+    assert "60 of 60 right, where chance gives 15" in capsys.readouterr().out
     record = json.loads((tmp_path / "out/s.json").read_text())
     assert record["data"]["pixel_range"] == "0-255"
     assert record["test"]["teacher"]["errors"] == 0
