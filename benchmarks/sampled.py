@@ -112,7 +112,7 @@ def measure_bias() -> dict:
                 moment = np.power(target, 2.0 - power).sum() * np.power(target, power).sum()
                 squares[f"p^{power}"] += (moment - np.square(target).sum()) / SAMPLE
             for factor in factors:
-                # Rows that kept their logits too could be weighed for another temperature. This is what they would give.
+                # What rows that kept their logits too would give, weighed for another temperature.
                 other = softmax(logits[row] / np.float32(factor))
                 weights = other[drawn[:128]] / np.minimum(target[drawn[:128]] / shares[row, -1], 1.0)
                 weights /= weights.sum(axis=-1, keepdims=True)
