@@ -112,7 +112,8 @@ def label(
             is `None`: that of the loss that will read them.
         calibrate: labelled examples that the teacher was not trained on, a `Split` or `(inputs, labels)`: the teacher's
             logits are divided by the temperature that makes it as sure as it is right on them (see
-            `calibration_temperature`), and its fingerprint says so. `True` takes the dataset's own labels; with folds, of the one held back.
+            `calibration_temperature`), and its fingerprint says so. `True` takes the dataset's own
+            labels; with folds, those of the fold that the teacher answers for.
         batch_size: items a forward pass; with a mask, sequences.
         rows_per_shard: rows a shard, a multiple of `batch_size`; `None` makes about 64 shards.
         from_logits: what a teacher gives whose head cannot be found: logits, or (`False`) probabilities. The first
