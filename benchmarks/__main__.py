@@ -10,7 +10,7 @@ import argparse
 import subprocess
 import sys
 
-TIMED = ("step", "parts", "roofline", "wide", "ensembles", "startup", "combiner", "store", "sampled", "ship")
+TIMED = ("step", "parts", "roofline", "wide", "ensembles", "startup", "combiner", "store", "sampled", "runtime", "ship")
 TRAINED = (
     "methods",
     "arena",
@@ -22,6 +22,7 @@ TRAINED = (
     "tuning",
     "verdict",
     "microcontroller",
+    "out_of_fold",
 )
 
 

@@ -75,6 +75,8 @@ def described(manifest: "Manifest") -> dict[str, Any]:
         "augmentation": manifest.augmentation,
         "teacher_fingerprint": manifest.teacher_fingerprint,
         "dataset_fingerprint": manifest.dataset_fingerprint,
+        "folds": manifest.folds,
+        "runtime": manifest.runtime,
         "num_shards": manifest.num_shards,
         "bytes_an_item": bytes_an_item(manifest),
         "num_bytes": manifest.num_bytes,
@@ -94,6 +96,10 @@ def lines_of(path: str, manifest: "Manifest", problem: str) -> list[str]:
     _, is_calibrated, divisor = manifest.teacher_fingerprint.rpartition(DIVIDED_BY)
     teacher += f"{DIVIDED_BY}{divisor}" if is_calibrated else ""
     items = "tokens" if manifest.id_scheme == "token" else "items"
+    teacher += (
+        f", each of {manifest.folds['num_folds']} folds by one that was trained without it" if manifest.folds else ""
+    )
+    teacher += f", answered by {manifest.runtime}" if manifest.runtime else ""
     kinds = [manifest, *other_kinds(manifest)]
     names = [f"{kind_of(kinds[0])} (this one)", *map(kind_of, kinds[1:])]
     width = max(map(len, names))

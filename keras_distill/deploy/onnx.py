@@ -66,20 +66,10 @@ def to_onnx(
     if Path(path).suffix != ".onnx":
         raise ValueError(error_message("the path of an ONNX file must end in .onnx", repr(os.fspath(path))))
     metadata = describe(class_names, preprocessing, temperature, licence, provenance)
-    signature = signature_of(model, example)
-    served = served_model(model, signature, from_logits, example)
-    WARM_PROCESS.start()
     with tempfile.TemporaryDirectory(prefix="keras-distill-onnx-") as folder, whole_file(path) as aside:
-        traced = save_logits(model, served, folder, signature, batch=batch, from_logits=from_logits)
-        request = {
-            "saved_model": folder,
-            "path": os.path.abspath(aside),
-            "opset": OPSET,
-            "input_names": list(traced.input_names),
-            "output_names": list(traced.output_names),
-            "metadata": metadata,
-        }
-        result = convert("to_onnx", request, traced.layer_names)
+        request, layer_names = trace_for_onnx(model, folder, example=example, batch=batch, from_logits=from_logits)
+        request |= {"path": os.path.abspath(aside), "metadata": metadata}
+        result = convert("to_onnx", request, layer_names)
     if result["float_layers"]:
         names = ", ".join(map(repr, result["float_layers"]))
         warnings.warn(
@@ -88,6 +78,36 @@ def to_onnx(
             stacklevel=2,
         )
     return Path(path)
+
+
+def trace_for_onnx(
+    model: "keras.Model",
+    folder: str,
+    *,
+    example: TensorTree = None,
+    batch: int | None = None,
+    from_logits: bool = True,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Writes the logits of `model` to `folder` as a SavedModel: what of a conversion happens in this process.
+
+    Returns:
+        The request for `convert("to_onnx", …)`, in which `"path"` is yet to be named, and the names of the layers.
+
+    Raises:
+        ConversionError, ValueError: as `to_onnx`.
+    """
+    signature = signature_of(model, example)
+    served = served_model(model, signature, from_logits, example)
+    WARM_PROCESS.start()
+    traced = save_logits(model, served, folder, signature, batch=batch, from_logits=from_logits)
+    request = {
+        "saved_model": folder,
+        "opset": OPSET,
+        "input_names": list(traced.input_names),
+        "output_names": list(traced.output_names),
+        "metadata": {},
+    }
+    return request, tuple(traced.layer_names)
 
 
 def quantize_onnx(

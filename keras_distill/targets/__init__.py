@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from keras_distill.targets.batches import StoredBatches
     from keras_distill.targets.calibration import calibration_temperature
     from keras_distill.targets.fingerprints import fingerprint
+    from keras_distill.targets.folds import assign_folds
     from keras_distill.targets.labelling import label
     from keras_distill.targets.store import SoftTargetStore
     from keras_distill.targets.upgrading import upgrade
@@ -28,6 +29,7 @@ else:
             "Shift": "augmentation",
             "SoftTargetStore": "store",
             "StoredBatches": "batches",
+            "assign_folds": "folds",
             "attach": "attaching",
             "calibration_temperature": "calibration",
             "fingerprint": "fingerprints",
@@ -45,6 +47,7 @@ __all__ = [
     "Shift",
     "SoftTargetStore",
     "StoredBatches",
+    "assign_folds",
     "attach",
     "calibration_temperature",
     "fingerprint",

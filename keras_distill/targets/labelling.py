@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from keras_distill._checks import check_count, error_message
+from keras_distill._checks import check_choice, check_count, error_message
 from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
 from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
@@ -24,7 +25,8 @@ from keras_distill.models.strings import holds_strings, preprocess_strings, refu
 from keras_distill.targets.calibration import calibration_temperature, divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
-from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
+from keras_distill.targets.runtime import RUNTIMES, Runtimes
+from keras_distill.targets.shards import begun, check_version, create, finish, missing_shards, withdraw, write_shard
 from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
 from keras_distill.targets.store import SoftTargetStore
 from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function, stored_fields
@@ -34,13 +36,16 @@ from keras_distill.targets.tokens import TOKEN
 if TYPE_CHECKING:
     from keras_distill.scale import Engine
     from keras_distill.targets.augmentation import Augmentation
+    from keras_distill.targets.out_of_fold import MakeTeacher
 
 # One batch's matrices fill the cores where the other's leave them idle.
 _BATCHES_AT_ONCE = 3
+# What of `label` is no option of a fold's own store.
+_OF_FOLDS = ("folds", "make_teacher", "groups", "fold_seed")
 
 
 def label(
-    teacher: Teacher,
+    teacher: Teacher | None,
     dataset: Data,
     path: str | os.PathLike,
     *,
@@ -63,6 +68,11 @@ def label(
     process: int = 0,
     num_processes: int = 1,
     engine: "Engine | str | None" = None,
+    runtime: str = "keras",
+    folds: int | None = None,
+    make_teacher: "MakeTeacher | None" = None,
+    groups: ArrayLike | None = None,
+    fold_seed: int = 0,
     progress: bool | None = None,
 ) -> SoftTargetStore | None:
     """Runs the teacher over a dataset once and stores its logits; training then reads them in its place.
@@ -70,8 +80,17 @@ def label(
     A run that was killed goes on where it stopped when called again with the same arguments: whole shards stay, the
     first missing one is the next. Several processes may share the work: each takes every `num_processes`-th shard.
 
+    With `folds` the targets are out of fold: the items are dealt into so many folds by `assign_folds`, and of each item
+    that teacher answers which was trained on the other folds. `make_teacher(inputs, labels, fold)` gets the items of
+    those, as arrays in the order of the dataset, and the number of the fold that it may not see, from 0; it returns a
+    teacher of any kind. It should draw every random number from a seed of its own, `fold` for one: a run that was
+    killed goes on at the first fold that is not labelled whole. The `teacher_fingerprint` of such a store is that of
+    all its teachers together; what is compared when a run goes on are the data, the labels, who is in which fold and
+    the name of `make_teacher`, not what it does: name its version with `teacher_fingerprint`.
+
     Args:
-        teacher: a Keras model with any head, an `Ensemble`, or any callable from a batch of inputs to logits.
+        teacher: a Keras model with any head, an `Ensemble`, or any callable from a batch of inputs to logits; `None`
+            with `folds`.
         dataset: the inputs as an array (or a structure of arrays), a table, or texts where the teacher has a
             preprocessor (see `models.preprocess_strings`), a `Split`, `(inputs, labels)`; or a
             `tf.data.Dataset` of `x` or `(x, …)`, of single examples or, where the teacher is a Keras model and its
@@ -93,7 +112,8 @@ def label(
             is `None`: that of the loss that will read them.
         calibrate: labelled examples that the teacher was not trained on, a `Split` or `(inputs, labels)`: the teacher's
             logits are divided by the temperature that makes it as sure as it is right on them (see
-            `calibration_temperature`), and its fingerprint says so. `True` takes the dataset's own labels.
+            `calibration_temperature`), and its fingerprint says so. `True` takes the dataset's own
+            labels; with folds, those of the fold that the teacher answers for.
         batch_size: items a forward pass; with a mask, sequences.
         rows_per_shard: rows a shard, a multiple of `batch_size`; `None` makes about 64 shards.
         from_logits: what a teacher gives whose head cannot be found: logits, or (`False`) probabilities. The first
@@ -105,6 +125,14 @@ def label(
         num_processes: how many processes label this store.
         engine: who labels: `None` this process, `"local"` or `"ray"` or an engine of `keras_distill.scale` its workers,
             a shard a task. The store is the same; with engines past this machine `path` is on a disk that all share.
+        runtime: what runs a Keras model: `"keras"` its own backend; `"onnxruntime"`; or `"auto"`, on a processor
+            whichever of the two is faster on the first batches. It is converted for that, as `deploy.to_onnx` does, and
+            must answer as `deploy.verify` asks. `"auto"` waits for that a tenth as long as labelling would take, at
+            most. A store is answered by one runtime: it is chosen before the first shard, the manifest says which.
+        folds: how many folds, of which each is labelled by a teacher that was trained on the others; needs labels.
+        make_teacher: with folds, what trains those teachers.
+        groups: with folds, what an item belongs to that must not be split, `(num_items,)`: a speaker, a patient.
+        fold_seed: of the dealing.
         progress: show a progress bar; `None` does where standard error is a terminal.
 
     Returns:
@@ -125,7 +153,18 @@ def label(
         >>> store.read([0, 9]).shape
         (2, 3)
     """
+    # Before any other name: each fold's store is labelled with the same options.
+    given = dict(locals())
     path = Path(path)
+    check_choice("runtime", runtime, RUNTIMES)
+    if folds is not None:
+        from keras_distill.targets.out_of_fold import label_out_of_fold
+
+        _check_teacher_of_folds(teacher, runtime)
+        of_each = {name: given[name] for name in given.keys() - {"teacher", "dataset", "path", *_OF_FOLDS}}
+        return label_out_of_fold(make_teacher, dataset, path, folds, groups=groups, seed=fold_seed, options=of_each)
+    _check_without_folds(teacher, make_teacher=make_teacher, groups=groups)
+    assert teacher is not None  # it was checked
     num_views = _num_views(augmentation, views)
     divisor = 1.0
     if calibrate is not False:
@@ -141,7 +180,7 @@ def label(
     if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
         raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
     if engine is not None:
-        _check_for_engine(source, num_processes)
+        _check_for_engine(source, num_processes, runtime)
     first_batch = source.first_batch()
     check_inputs(teacher, first_batch)
     options = (members, temperature, top_k, dtype, from_logits, divisor, sample)
@@ -166,17 +205,28 @@ def label(
     if rows % batch_size:
         remedy = "A shard's bytes must not depend on where an earlier run stopped."
         raise ValueError(error_message(f"rows_per_shard must be a multiple of batch_size = {batch_size}", rows, remedy))
-    manifest = create(path, replace(manifest, rows_per_shard=rows))
+    manifest = replace(manifest, rows_per_shard=rows)
+    runtimes = Runtimes(runtime, teacher, from_logits)
+    if runtime != "keras":
+        batches = _first_batches(source, manifest, first_batch)
+        num_batches = -(-manifest.num_rows // batch_size)
+        manifest = replace(manifest, runtime=runtimes.choose(begun(path), forward, batches, num_batches, options))
+    # Of several processes that choose at once, the one that begins the store has the say.
+    manifest = create(path, manifest, adopted=("runtime",) if runtime == "auto" else ())
 
     missing = missing_shards(path, manifest, range(process, manifest.num_shards, num_processes))
     if missing:
         check_version(path, manifest)
+    if missing and runtime != "keras":
+        forward = runtimes.forward_of(manifest.runtime, forward, batches, options)
     _check_room(path, manifest, missing)
     num_rows = sum(stop - start for start, stop in map(manifest.shard_rows, missing))
     size = f"{manifest.num_rows:,} rows × {manifest.bytes_per_row:,} bytes = {manifest.num_bytes / 1e6:,.1f} MB"
     headline = f"{path}: {size} in {manifest.num_shards} shards"
     if num_rows < manifest.num_rows:
         headline += f"; {manifest.num_rows - num_rows:,} rows need no work"
+    if runtimes.note:
+        headline += f"\n{runtimes.note}"
     with progress_bar("labelling", num_rows, progress, unit="items", headline=headline) as advance:
         if engine is None:
             try:
@@ -303,7 +353,35 @@ def _of_tokens(manifest: Manifest, mask: np.ndarray) -> Manifest:
     return replace(manifest, example_shape=manifest.example_shape[1:])
 
 
-def _check_for_engine(source: "Source", num_processes: int) -> None:
+def _first_batches(source: "Source", manifest: Manifest, first_batch: TensorTree) -> list[TensorTree]:
+    """What runtimes are compared on: the first batch, and more where looking ahead takes nothing away."""
+    if source.inputs is None:
+        return [first_batch]
+    return [batch.inputs for batch in islice(source.batches(manifest, range(manifest.num_shards)), _BATCHES_AT_ONCE)]
+
+
+def _check_teacher_of_folds(teacher: object, runtime: str) -> None:
+    if teacher is not None:
+        remedy = "It has seen every item, perhaps; make_teacher makes those that have not."
+        raise ValueError(error_message("the teacher must be None with folds", f"{teacher!r:.80}", remedy))
+    if runtime != "keras":
+        remedy = "Training the teachers is what takes the time."
+        raise ValueError(error_message("runtime must be 'keras' with folds", repr(runtime), remedy))
+
+
+def _check_without_folds(teacher: object, **of_folds: object) -> None:
+    if teacher is None:
+        remedy = "Pass one, or folds=5 and make_teacher=…"
+        raise ValueError(error_message("the teacher must be a model or a function without folds", None, remedy))
+    for name, value in of_folds.items():
+        if value is not None:
+            raise ValueError(error_message(f"{name} must be left out without folds", f"{value!r:.80}", "Pass folds=5."))
+
+
+def _check_for_engine(source: "Source", num_processes: int, runtime: str) -> None:
+    if runtime != "keras":
+        remedy = "Its workers run the teacher itself."
+        raise ValueError(error_message("runtime must be 'keras' with an engine", repr(runtime), remedy))
     if num_processes != 1:
         remedy = "An engine knows its own: keras_distill.scale.Processes(num_workers)."
         raise ValueError(error_message("num_processes must be 1 with an engine", num_processes, remedy))

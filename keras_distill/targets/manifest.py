@@ -25,7 +25,9 @@ _VERSION_OF = {"dense": 2, "top_k": 2, "members": 2, "sampled": 3}
 # What a row holds for the logarithm of a share of 0: all numbers of a store are finite.
 NOTHING = -1e30
 _SAMPLING = ("sample", "sampling_temperature", "sampling_seed")
-_NEW_IN = {"every_item_fingerprint": 2, **dict.fromkeys(_SAMPLING, 3)}
+_NEW_IN = {"every_item_fingerprint": 2, "folds": 2, "runtime": 2, **dict.fromkeys(_SAMPLING, 3)}
+# What most stores have nothing to say of: left out where it is null, so that they are as they always were.
+_OPTIONAL = {"folds", "runtime"}
 _MAX_ROW_BYTES = 1 << 30
 # The counts of a sampled row are so many in all: what 8 bits hold.
 NUM_COUNTS = 255
@@ -84,6 +86,8 @@ class Manifest:
     sample: int | None = None
     sampling_temperature: float | None = None
     sampling_seed: int | None = None
+    folds: dict[str, Any] | None = None
+    runtime: str | None = None
     # 0 becomes the one that rows of this kind are written in.
     version: int = 0
 
@@ -123,6 +127,12 @@ class Manifest:
                 raise TypeError(error_message(f"{name} must be text", repr(getattr(self, name))))
         if not isinstance(self.augmentation, (dict, type(None))):
             raise TypeError(error_message("augmentation must be an object or null", repr(self.augmentation)))
+        if self.folds is not None and not isinstance(self.folds, dict):
+            raise TypeError(error_message("folds must be an object or null", repr(self.folds)))
+        if self.folds is not None:
+            check_count("num_folds", self.folds.get("num_folds"), 2)
+        if self.runtime is not None:
+            check_choice("runtime", self.runtime, ("onnxruntime",))
         # A name is a path below `shards/`: any other one may lead out of the store.
         if not isinstance(self.shards, (tuple, type(None))):
             raise TypeError(error_message("shards must be names or null", repr(self.shards)))
@@ -237,6 +247,7 @@ class Manifest:
         """The text of `manifest.json`."""
         content = {"format": FORMAT, **asdict(self)}
         content = {name: value for name, value in content.items() if _NEW_IN.get(name, 1) <= self.version}
+        content = {name: value for name, value in content.items() if value is not None or name not in _OPTIONAL}
         content["checksum"] = _checksum(content)
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
@@ -260,7 +271,7 @@ class Manifest:
         known = {field.name for field in fields(cls) if _NEW_IN.get(field.name, 1) <= int(version or 0)}
         if unknown := set(content) - known:
             raise FormatVersionError(f"{path} has fields that version {version} does not know: {sorted(unknown)}.")
-        if missing := sorted(known - set(content)):
+        if missing := sorted(known - _OPTIONAL - set(content)):
             raise DamagedShardError(f"{path} is damaged: it lacks {missing}. Copy it again.")
         for name in ("example_shape", "member_weights", "shards"):
             if isinstance(content[name], list):

@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,11 +17,19 @@ from keras_distill._checks import error_message
 from keras_distill._files import sync, whole_file
 from keras_distill.targets.manifest import FormatVersionError, Manifest, StoreError, check_source, version_of
 
+# Where the folds of an out-of-fold store wait until all of them are there; `finish` sweeps it.
+FOLDS = ".partial-folds"
 
-def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
+
+def create(path: str | os.PathLike, manifest: Manifest, *, adopted: Collection[str] = ()) -> Manifest:
     """Begins a store, or finds that one begun with the same settings; returns the manifest that is there.
 
     A finished store of an older version is found too; whoever has shards to add to one must `check_version` first.
+
+    Args:
+        path: the folder.
+        manifest: what is asked for.
+        adopted: fields in which a store that was begun has the say.
 
     Raises:
         StaleTeacherError: `path` holds another teacher's targets.
@@ -31,11 +39,11 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
     path = Path(path)
     file = path / "manifest.json"
     if not file.exists():
-        if stranger := _something_else(path):
+        if stranger := something_else(path, is_out_of_fold=manifest.folds is not None):
             remedy = "Name a new folder, or one that an earlier `label` began."
             raise StoreError(error_message(f"{path!s} must be a store of soft targets", stranger, remedy))
         path.mkdir(parents=True, exist_ok=True)
-        _begin(path, replace(manifest, shards=None))
+        publish_first(file, replace(manifest, shards=None).to_json())
         sync(path.parent)
     # After the manifest: a run that dies in between has left a store without shards, which the next one takes up.
     (path / "shards").mkdir(exist_ok=True)
@@ -53,7 +61,7 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
         id_scheme=manifest.id_scheme,
     )
     expected, received = asdict(manifest), asdict(found)
-    for name in ("shards", "version", "dataset_fingerprint", "every_item_fingerprint"):
+    for name in ("shards", "version", "dataset_fingerprint", "every_item_fingerprint", *adopted):
         del expected[name]
     for name, value in expected.items():
         if received[name] != value:
@@ -62,6 +70,12 @@ def create(path: str | os.PathLike, manifest: Manifest) -> Manifest:
                 error_message(f"{path}: {name} must be {value!r}, as asked for now", repr(received[name]), remedy)
             )
     return found
+
+
+def begun(path: str | os.PathLike) -> Manifest | None:
+    """The manifest of a store that was begun, finished or not; `None` where there is none."""
+    file = Path(path) / "manifest.json"
+    return Manifest.from_json(file.read_bytes(), file) if file.exists() else None
 
 
 def check_version(path: str | os.PathLike, manifest: Manifest) -> None:
@@ -213,12 +227,14 @@ def _npy_header(description: str | list, length: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin1")
 
 
-def _something_else(path: Path) -> str:
+def something_else(path: Path, *, is_out_of_fold: bool) -> str:
     """What keeps `path`, where no manifest is, from becoming a store; empty where nothing does."""
     if not path.exists():
         return ""
     if not path.is_dir():
         return "a file"
+    if not is_out_of_fold and (path / FOLDS).is_dir():
+        return "a folder in which an out-of-fold labelling was begun"
     strangers = [entry.name for entry in path.iterdir() if not _is_leaving(entry)]
     # Another process may have begun the store since we looked.
     return "a folder of something else" if strangers and not (path / "manifest.json").exists() else ""
@@ -231,15 +247,15 @@ def _is_leaving(entry: Path) -> bool:
     return entry.name.startswith(".partial-")
 
 
-def _begin(path: Path, manifest: Manifest) -> None:
-    """Publishes the first manifest unless there is one: of several processes that begin a store one does.
+def publish_first(file: Path, text: str) -> None:
+    """Writes a file unless there is one: of several processes that begin a store one does.
 
     A rename would replace the manifest of a process that was faster, and whose settings may be others.
     """
-    file, aside = path / "manifest.json", path / f".partial-{secrets.token_hex(4)}manifest.json"
+    aside = file.with_name(f".partial-{secrets.token_hex(4)}{file.name}")
     try:
         with open(aside, "x") as stream:
-            stream.write(manifest.to_json())
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         try:

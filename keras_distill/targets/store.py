@@ -60,6 +60,10 @@ among all that are no padding, one sequence after the other, and its mark is tha
 `every_item_fingerprint`: text, of all items, where it was cheap to have, else empty, which equals anything.
 `augmentation`: null, or what replays a view from a seed. Of version 3 alone: `sample`, the number of classes a row;
 `sampling_temperature`; `sampling_seed`, in [0, 2^63).
+Two fields are there only where they say something:
+`folds`, of a store whose targets are out of fold: `num_folds`, the `seed` that drew them, hashes of each item's fold
+(`item_folds`) and of the `labels`, and `made_by`, the name of what made the teachers; `teacher_fingerprint` is then
+that of all teachers together. `runtime`: `"onnxruntime"` where that answered in the teacher's place.
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
 
@@ -311,6 +315,10 @@ class SoftTargetStore:
         for start in range(0, self.manifest.num_items, batch_size):
             stop = min(start + batch_size, self.manifest.num_items)
             yield self._fields(self._slice(first + start, first + stop), (stop - start,))
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they lie on the disk, of `manifest.row_dtype`, `(n,)`; `rows` are their numbers, int64 `(n,)`."""
+        return self._gather(rows).view(self.manifest.row_dtype)
 
     def marks(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids of items, int64, and their marks, uint64, in the order of the shards: of up to 256 shards, evenly spaced.

@@ -6,8 +6,9 @@ import pytest
 
 from keras_distill import data
 from keras_distill.cli import main
+from keras_distill.cli.label_folds import Anew
 from keras_distill.report import metrics
-from keras_distill.targets import SoftTargetStore
+from keras_distill.targets import SoftTargetStore, assign_folds
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,76 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(teachers, tmp_path
     assert run(teachers, tmp_path) == 2
     assert "got a folder of something else. Name a new folder" in " ".join(capsys.readouterr().err.split())
     assert [file.name for file in (tmp_path / "store").iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--folds", "1", "--teacher", "a"), "--folds must be >= 2; got 1. 5 is usual."),
+        (("--folds", "3"), "one of --teacher and, with --folds, --make-teacher must be given; got none"),
+        (("--make-teacher", "a:b", "--teacher", "a"), "--make-teacher must be given with --folds"),
+        (("--folds", "3", "--make-teacher", "a:b", "--teacher", "a"), "must be given; got both"),
+        (
+            ("--folds", "3", "--make-teacher", "math:pi"),
+            "must be a function (inputs, labels, fold); got a float",
+        ),
+        (
+            ("--folds", "3", "--teacher", "a", "b"),
+            "which must be one Keras model; got 2 teachers",
+        ),
+        (("--folds", "3", "--teacher", "a", "--workers", "2"), "engine must be left out with folds"),
+    ],
+)
+def test_options_of_folds_that_do_not_go_together_are_one_clear_error(teachers, tmp_path, capsys, options, message):
+    options = [str(teachers / f"{option}.keras") if option in ("a", "b") else option for option in options]
+    assert main(["label", *options, "--data", "digits", "--out", str(tmp_path / "store")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "store").exists()
+
+
+def test_folds_train_the_teacher_anew_and_say_what_it_knows_of_what_it_has_not_seen(teachers, tmp_path, capsys):
+    """The architecture `a`, by plain Keras with the same seeds, answers the same of the fold that it has not seen."""
+    out = tmp_path / "store"
+    argv = ["label", "--teacher", str(teachers / "a.keras"), "--data", "digits", "--out", str(out)]
+    options = ["--dtype", "float32", "--folds", "3", "--epochs", "4", "--learning-rate", "0.01", "--seed", "4"]
+    assert main([*argv, *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    store, split = SoftTargetStore.open(out), data.load("digits").train
+    probabilities = store.soft_targets(np.arange(len(split)), 1.0)
+    right = np.count_nonzero(probabilities.argmax(-1) == split.labels)
+    assert f"the teachers, on items that they had not seen: {right:,} of {len(split):,} right" in printed
+    seen = assign_folds(split.labels, 3, seed=4) != 1
+    loaded = keras.models.load_model(teachers / "a.keras")
+    keras.utils.set_random_seed(4001)
+    twin = keras.models.clone_model(loaded)
+    schedule = keras.optimizers.schedules.CosineDecay(0.01, 4 * -(-int(seen.sum()) // 128))
+    twin.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
+    twin.fit(split.inputs[seen], split.labels[seen], batch_size=128, epochs=4, verbose=0)
+    np.testing.assert_allclose(probabilities[~seen], twin.predict(split.inputs[~seen], verbose=0), rtol=1e-3, atol=1e-5)
+    assert main(["store", str(out)]) == 0
+    assert "each of 3 folds by one that was trained without it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_frozen_in_a_teacher_stays_as_it_is():
+    inputs = keras.Input((4,))
+    normalised = keras.layers.Normalization(mean=None, variance=None)
+    normalised.adapt(np.random.default_rng(0).normal(3.0, 2.0, (50, 4)).astype("float32"))
+    encoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu")], name="encoder")
+    encoder.trainable = False
+    teacher = keras.Model(inputs, keras.layers.Dense(2)(encoder(normalised(inputs))))
+    before = [weight.copy() for weight in teacher.get_weights()]
+    x, y = np.random.default_rng(1).normal(size=(40, 4)).astype("float32"), np.arange(40) % 2
+    fresh = Anew(teacher, 1, 1e-3, seed=0)(x, y, 2)
+    for name in ("normalization", "encoder"):
+        for old, new in zip(_layer(teacher, name).get_weights(), _layer(fresh, name).get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+    assert not np.allclose(fresh.layers[-1].get_weights()[0], before[-2], atol=1e-2)
+    for old, new in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    teacher.trainable = False
+    with pytest.raises(ValueError, match="must have weights to train; got none"):
+        Anew(teacher, 1, 1e-3, seed=0)
+
+
+def _layer(model, name):
+    return next(layer for layer in model.layers if layer.name.startswith(name))
