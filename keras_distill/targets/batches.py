@@ -19,6 +19,7 @@ from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
 
 _ROUNDS = 6
+_WHOLE_ONLY = "Its partners are looked up in the whole dataset: give all of it, without ids."
 
 
 class StoredBatches(keras.utils.PyDataset):
@@ -75,8 +76,7 @@ class StoredBatches(keras.utils.PyDataset):
             expected = f"be a multiple of {self._multiple}, the devices or processes that share it"
             raise ValueError(error_message(f"batch_size must {expected}", batch_size))
         self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
-        without = f"one without Mixup on Keras's {keras.config.backend()} backend"
-        self.replay = None if store is None else replay_of(store, without, "Set KERAS_BACKEND=tensorflow.")
+        self.replay = None if store is None else replay_of(store, _WHOLE_ONLY if self.ids is not None else "")
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -101,11 +101,28 @@ class StoredBatches(keras.utils.PyDataset):
             name: keras.tree.map_structure(lambda array: array[positions], part) for name, part in self.arrays.items()
         }
         if self.replay is not None:
-            arrays["inputs"] = keras.tree.map_structure(np.asarray, self.replay(arrays["inputs"], which, views))
+            arrays |= self._replayed(arrays, which, views)
         y: Any = arrays.get("labels")
         if self.store is not None:
             y = {"soft_targets": self.store.read(which, views)} | ({} if y is None else {"labels": y})
         return (arrays["inputs"], y, *([arrays["sample_weight"]] if "sample_weight" in arrays else []))
+
+    def _replayed(self, arrays: dict[str, Any], ids: np.ndarray, views: np.ndarray) -> dict[str, Any]:
+        """A batch's inputs as the teacher saw them; of blended items the labels, too, as shares of the classes."""
+        assert self.replay is not None  # __getitem__ saw to it
+        assert self.store is not None
+        if not self.replay.pairs_items:
+            return {"inputs": np.asarray(self.replay(arrays["inputs"], ids, views))}
+        # The arrays are the whole dataset: a partner's place is its id.
+        partners = np.asarray(self.replay.partners(ids, views, self.num_items))
+        parts = arrays["inputs"], ids, views, self.arrays["inputs"][partners], self.num_items
+        if "labels" not in arrays:
+            return {"inputs": np.asarray(self.replay(*parts))}
+        classes = np.eye(self.store.manifest.num_classes, dtype="float32")
+        inputs, labels = self.replay.with_labels(
+            *parts, classes[arrays["labels"]], classes[self.arrays["labels"][partners]]
+        )
+        return {"inputs": np.asarray(inputs), "labels": np.asarray(labels)}
 
     def on_epoch_end(self) -> None:
         """The next epoch has another order."""

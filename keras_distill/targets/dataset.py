@@ -13,10 +13,12 @@ import tensorflow as tf
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data, TensorTree
 from keras_distill.targets.arrays import check_scheme, checked_arrays
-from keras_distill.targets.augmentation import Augmentation, hashes
+from keras_distill.targets.augmentation import Augmentation
+from keras_distill.targets.hashes import hashes, modulo
 from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.manifest import Manifest
+from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
 
 # Sixteen batches a read: a call into Python costs more than the rows of one small batch.
@@ -60,7 +62,8 @@ def attach(
 
     Returns:
         A dataset of `(x, {"labels": y, "soft_targets": t})` or `(x, {…}, sample_weight)`; without labels, no
-        `"labels"`. `t` is what the losses take. With `Mixup`, labels are probabilities `(batch, num_classes)`.
+        `"labels"`. `t` is what the losses take. With `MixUp` or `CutMix`, labels are probabilities `(batch,
+        num_classes)`.
 
     Raises:
         ForeignDatasetError: the arrays are not what was labelled.
@@ -81,12 +84,13 @@ def attach(
         check_scheme(store, None)
     if is_py_dataset(dataset):
         return LabelledBatches(dataset, store, seed=seed, check_items=check_items)
-    manifest = store.manifest
-    replay = Augmentation.from_config(manifest.augmentation) if manifest.augmentation else None
     if isinstance(dataset, tf.data.Dataset):
+        replay = replay_of(store, "A stream cannot look a partner up by its id: give arrays.")
         joined = _of_stream(dataset, store, replay, seed, check_items)
     else:
         check_has_ids(dataset)
+        looked_up = "Its partners are looked up in the whole dataset: give all of it, without ids."
+        replay = replay_of(store, "" if ids is None else looked_up)
         arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items, mask)
         check_count("batch_size", batch_size)
         joined = _of_arrays(arrays, num_items, store, replay, batch_size, shuffle, seed, ids, drop_remainder)
@@ -105,10 +109,6 @@ def _of_arrays(
     drop_remainder: bool,
 ) -> tf.data.Dataset:
     manifest = store.manifest
-    if replay is not None and replay.mixup is not None and ids is not None:
-        remedy = "Mixup looks partners up in the whole dataset: give all of it."
-        raise ValueError(error_message("ids must be None with Mixup", "a part of the dataset", remedy))
-
     num_batches = num_items // batch_size if drop_remainder else -(-num_items // batch_size)
     columns = _Columns(arrays)
     targets = _Targets(store)
@@ -154,19 +154,17 @@ def _replayed(
     arrays = columns.take(positions)
     if replay is None:
         return _element(arrays, soft_targets)
-    if replay.mixup is None:
+    if not replay.pairs_items:
         arrays["inputs"] = replay(arrays["inputs"], ids, views)
         return _element(arrays, soft_targets)
-    # With Mixup the arrays are the whole dataset: a partner's place is its id.
+    # The arrays are the whole dataset: a partner's place is its id.
     beside = columns.take(replay.partners(ids, views, manifest.num_items))
-    arrays["inputs"] = replay(arrays["inputs"], ids, views, beside["inputs"], manifest.num_items)
-    if "labels" in arrays:
-        share = replay.mixup_shares(ids, views)[:, None]
-        own, other = (
-            tf.one_hot(arrays["labels"], manifest.num_classes),
-            tf.one_hot(beside["labels"], manifest.num_classes),
-        )
-        arrays["labels"] = share * own + (1.0 - share) * other
+    parts = arrays["inputs"], ids, views, beside["inputs"], manifest.num_items
+    if "labels" not in arrays:
+        arrays["inputs"] = replay(*parts)
+    else:
+        classes = [tf.one_hot(each["labels"], manifest.num_classes) for each in (arrays, beside)]
+        arrays["inputs"], arrays["labels"] = replay.with_labels(*parts, *classes)
     return _element(arrays, soft_targets)
 
 
@@ -177,9 +175,6 @@ def _of_stream(
     if not isinstance(spec, tuple) or len(spec) != 2 or not getattr(spec[0], "dtype", tf.float32).is_integer:
         remedy = "Put the ids there before shuffling: dataset.enumerate()."
         raise ValueError(error_message("the dataset's elements must be (id, (x, y)) or (id, x)", spec, remedy))
-    if replay is not None and replay.mixup is not None:
-        remedy = "A stream cannot look a partner up by its id: give arrays."
-        raise ValueError(error_message("Mixup needs a dataset of arrays", "a tf.data.Dataset", remedy))
     targets = _Targets(store, KnownItems(store) if check_items else None)
 
     def join(element: TensorTree, salt: tf.Tensor) -> tuple:
@@ -236,8 +231,7 @@ class _Targets:
             return tf.zeros_like(ids)
         flat = tf.reshape(ids, [-1])
         drawn = hashes(salt, flat, tf.zeros_like(flat), 1)[:, 0]
-        chosen = tf.cast(tf.math.floormod(drawn, tf.constant(num_views, tf.uint64)), tf.int64)
-        return tf.reshape(chosen, tf.shape(ids))
+        return tf.reshape(modulo(drawn, num_views), tf.shape(ids))
 
     def read(self, ids: tf.Tensor, views: tf.Tensor, inputs: TensorTree = None) -> TensorTree:
         """The stored targets, `(*ids.shape, …)`; `inputs` are compared with those that were labelled."""

@@ -24,6 +24,7 @@ from keras_distill.models.strings import holds_strings, preprocess_strings, refu
 from keras_distill.targets.calibration import calibration_temperature, divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
+from keras_distill.targets.replaying import recipe
 from keras_distill.targets.shards import check_version, create, finish, missing_shards, withdraw, write_shard
 from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
 from keras_distill.targets.store import SoftTargetStore
@@ -156,7 +157,7 @@ def label(
         manifest,
         num_items=source.num_items,
         num_views=num_views,
-        augmentation=augmentation.get_config() if augmentation else None,
+        augmentation=recipe(augmentation, source.first_item()) if augmentation else None,
         teacher_fingerprint=(teacher_fingerprint or fingerprint(teacher)) + divided_by(divisor),
         dataset_fingerprint=source.fingerprint,
         every_item_fingerprint=source.every_item_fingerprint,
