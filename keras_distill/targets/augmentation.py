@@ -133,7 +133,7 @@ class Augmentation:
         >>> augmentation.num_views
         9
         >>> flip = Augmentation(keras.layers.RandomFlip("horizontal"), seed=1)
-        >>> np.asarray(flip(image, ids=[3], views=[0])[0])
+        >>> np.asarray(flip(image, ids=[2], views=[0])[0])  # the third item is mirrored, the first is not
         array([[2., 1., 0.], [5., 4., 3.], [8., 7., 6.]], dtype=float32)
     """
 
@@ -286,6 +286,7 @@ class Augmentation:
             remedy = "Give the data as arrays: a stream cannot look an item up by its id."
             expectation = f"partner_inputs must be given for {self.steps[-1].name}"
             raise ValueError(error_message(expectation, None, remedy))
+        ids, views = (part if hasattr(part, "dtype") else np.asarray(part) for part in (ids, views))
         parts = inputs, ids, views, partner_inputs, labels, partner_labels
         if keras.config.backend() == "tensorflow":
             return self._in_tensorflow(*parts, num_items=num_items)

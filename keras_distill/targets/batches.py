@@ -12,8 +12,9 @@ import keras
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
-from keras_distill._types import ArrayLike, Data
+from keras_distill._types import ArrayLike, Data, Teacher
 from keras_distill.targets.arrays import check_scheme, checked_arrays
+from keras_distill.targets.growing import LABELLING, GrowingStore, opened
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
@@ -102,6 +103,8 @@ class StoredBatches(keras.utils.PyDataset):
         }
         if self.replay is not None:
             arrays |= self._replayed(arrays, which, views)
+        if isinstance(self.store, GrowingStore):
+            self.store.label(which, views, arrays["inputs"])
         y: Any = arrays.get("labels")
         if self.store is not None:
             y = {"soft_targets": self.store.read(which, views)} | ({} if y is None else {"labels": y})
@@ -130,9 +133,13 @@ class StoredBatches(keras.utils.PyDataset):
 
 
 def attach(
-    dataset: Data, store: SoftTargetStore | str | os.PathLike, **options: Any
+    dataset: Data, store: SoftTargetStore | str | os.PathLike, *, teacher: Teacher | None = None, **options: Any
 ) -> StoredBatches | LabelledBatches:
     """`StoredBatches` over an open store or its folder (which is then verified); the options are its own.
+
+    With a `teacher` the store grows: each view is labelled when it is first asked for, once. The options of
+    `label` that say what is kept are taken too: `augmentation`, `views`, `top_k`, `dtype`, `members`, `temperature`,
+    `from_logits`, `teacher_fingerprint`.
 
     A `keras.utils.PyDataset` becomes `LabelledBatches`, with its options `seed` and `check_items`.
 
@@ -145,12 +152,12 @@ def attach(
         >>> all(np.array_equal(5 * x, y["soft_targets"]) for x, y in (batches[0], batches[1]))
         True
     """
-    if not isinstance(store, SoftTargetStore):
-        store = SoftTargetStore.open(store)
     if hasattr(dataset, "element_spec"):
         remedy = "Give arrays (memory maps, too), or set KERAS_BACKEND=tensorflow."
         expected = f"be arrays on Keras's {keras.config.backend()} backend"
         raise ValueError(error_message(f"the dataset must {expected}", "a tf.data.Dataset", remedy))
+    labelling = {name: options.pop(name) for name in LABELLING if name in options}
+    store = opened(dataset, store, teacher, labelling, {name: options.get(name) for name in ("ids", "mask")})
     if is_py_dataset(dataset):
         check_scheme(store, None)
         return LabelledBatches(

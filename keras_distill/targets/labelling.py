@@ -127,7 +127,7 @@ def label(
         (2, 3)
     """
     path = Path(path)
-    num_views = _num_views(augmentation, views)
+    num_views = num_views_of(augmentation, views)
     divisor = 1.0
     if calibrate is not False:
         examples = dataset if calibrate is True else calibrate
@@ -339,7 +339,7 @@ class _ShardQueue:
         self._marks.append(marks)
         self._filled += num_rows
         if self._filled == len(self._shard):
-            _check_finite(self._shard, self.manifest)
+            check_finite(self._shard, self.manifest)
             self._wait()
             index = self._todo.popleft()
             shard = (self.path, self.manifest, index, self._shard, np.concatenate(self._marks), self.within)
@@ -376,7 +376,8 @@ def _without_strings(teacher: Teacher, dataset: Data) -> Data:
     return preprocess_strings(inputs, teacher) if holds_strings(inputs) else dataset
 
 
-def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:
+def num_views_of(augmentation: "Augmentation | None", views: int | None) -> int:
+    """How many views of an item are labelled, of those that an augmentation has."""
     if augmentation is None:
         if views not in (None, 1):
             raise ValueError(error_message("views must be 1 without an augmentation", views, "Pass augmentation=…"))
@@ -387,7 +388,8 @@ def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:
     return augmentation.num_views or check_count("views", views or 1)
 
 
-def _check_finite(shard: np.ndarray, manifest: Manifest) -> None:
+def check_finite(shard: np.ndarray, manifest: Manifest) -> None:
+    """Raises `ValueError` where rows are not finite."""
     for name in shard.dtype.names or ():
         values = shard[name]
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():

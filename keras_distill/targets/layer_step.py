@@ -79,7 +79,8 @@ class LayerStep:
                 part.generator = DrawnSeeds(self._draws)
         # On pictures that suit most layers; where they do not suit this one, those of the data set will tell.
         try:
-            self.pairs_items = self.plan((32, 32, 3)).pairs_items
+            with outside_compilation():
+                self.pairs_items = self._asked(5, (32, 32, 3))[1]
         except ValueError:
             self.pairs_items = False
 
