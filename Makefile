@@ -9,7 +9,8 @@ ON_JAX := tests/contract tests/losses tests/teachers/test_ensemble.py tests/teac
 	tests/targets/test_batches.py tests/targets/test_labelled_batches.py tests/test_distiller.py \
 	tests/test_distiller_features.py tests/test_logits.py tests/test_structured_outputs.py tests/cli/test_distill.py \
 	tests/cli/test_label.py tests/cli/test_teacher_formats.py tests/deploy/test_other_backends.py \
-	tests/targets/test_tokens.py tests/test_inner_layers.py tests/examples/test_cifar100.py
+	tests/targets/test_tokens.py tests/targets/test_augmentation.py tests/targets/test_layer_step.py tests/targets/test_growing.py \
+	tests/test_inner_layers.py tests/examples/test_cifar100.py
 NOTEBOOKS := $(patsubst docs/%.md,build/%.ipynb,$(filter-out %/index.md,$(wildcard docs/tutorials/*.md)))
 
 .PHONY: demo test test-slow test-jax lint docs bench results reliability clean

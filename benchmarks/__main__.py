@@ -15,6 +15,7 @@ TRAINED = (
     "methods",
     "arena",
     "calibration",
+    "patience",
     "pruning",
     "quantization",
     "scale",

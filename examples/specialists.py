@@ -92,7 +92,7 @@ def views(split, recipe, seed):
     height, width = split.inputs.shape[1:3]
     steps = [targets.Crop(height, width, padding=recipe["crop_padding"])] if recipe["crop_padding"] else []
     # Mirrored digits are other digits.
-    augmentation = targets.Augmentation(targets.Flip(), *steps, seed=seed) if steps else None
+    augmentation = targets.Augmentation(keras.layers.RandomFlip("horizontal"), *steps, seed=seed) if steps else None
     ids = tf.data.Dataset.range(len(split)).shuffle(len(split), seed=seed)
     ids = ids.batch(recipe["batch_size"], drop_remainder=True)
     epochs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)

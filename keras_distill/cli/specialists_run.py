@@ -131,9 +131,11 @@ class SpecialistsRun:
     @cached_property
     def augmentation(self) -> "Augmentation | None":
         """What --flip and --shift ask for; `None` without them."""
-        from keras_distill.targets import Augmentation, Flip, Shift
+        import keras
 
-        flip = [Flip()] if self.training.flip else []
+        from keras_distill.targets import Augmentation, Shift
+
+        flip = [keras.layers.RandomFlip("horizontal")] if self.training.flip else []
         shift = [Shift(self.training.shift)] if self.training.shift else []
         return Augmentation(*flip, *shift, seed=self.training.seed) if flip or shift else None
 
@@ -257,13 +259,9 @@ class SpecialistsRun:
 
     def _recipe(self, seed: int) -> dict[str, Any]:
         """The options that specialists, the control and the nets distilled back share, in this process."""
-        import tensorflow as tf
-
-        # As a graph an augmentation takes half the time that it takes op by op, the same to the last bit.
-        augmentation = self.augmentation and tf.function(self.augmentation, autograph=False)
         shared = ("trained", "batch_size", "learning_rate", "soft_target_weight", "temperature")
         options = {name: getattr(self.training, name) for name in shared}
-        return {**options, "augmentation": augmentation, "seed": seed}
+        return {**options, "augmentation": self.augmentation, "seed": seed}
 
     def _made_once(self, name: str, make: Callable[[], "keras.Model"]) -> "keras.Model":
         """The model `name`; made and saved, whole, where there is none, with what it cost beside it."""

@@ -9,7 +9,7 @@ from keras_distill._lazy import lazy_names
 
 if TYPE_CHECKING:
     from keras_distill.targets.attaching import attach
-    from keras_distill.targets.augmentation import Augmentation, Crop, Flip, Mixup, Rotation, Shift
+    from keras_distill.targets.augmentation import Augmentation, Crop, Shift
     from keras_distill.targets.batches import StoredBatches
     from keras_distill.targets.calibration import calibration_temperature
     from keras_distill.targets.fingerprints import fingerprint
@@ -23,9 +23,6 @@ else:
         {
             "Augmentation": "augmentation",
             "Crop": "augmentation",
-            "Flip": "augmentation",
-            "Mixup": "augmentation",
-            "Rotation": "augmentation",
             "Shift": "augmentation",
             "SoftTargetStore": "store",
             "StoredBatches": "batches",
@@ -41,9 +38,6 @@ else:
 __all__ = [
     "Augmentation",
     "Crop",
-    "Flip",
-    "Mixup",
-    "Rotation",
     "Shift",
     "SoftTargetStore",
     "StoredBatches",

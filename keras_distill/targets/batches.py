@@ -12,13 +12,15 @@ import keras
 import numpy as np
 
 from keras_distill._checks import check_count, error_message
-from keras_distill._types import ArrayLike, Data
+from keras_distill._types import ArrayLike, Data, Teacher
 from keras_distill.targets.arrays import check_scheme, checked_arrays
+from keras_distill.targets.growing import LABELLING, GrowingStore, opened
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
 
 _ROUNDS = 6
+_WHOLE_ONLY = "Its partners are looked up in the whole dataset: give all of it, without ids."
 
 
 class StoredBatches(keras.utils.PyDataset):
@@ -75,8 +77,7 @@ class StoredBatches(keras.utils.PyDataset):
             expected = f"be a multiple of {self._multiple}, the devices or processes that share it"
             raise ValueError(error_message(f"batch_size must {expected}", batch_size))
         self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
-        without = f"one without Mixup on Keras's {keras.config.backend()} backend"
-        self.replay = None if store is None else replay_of(store, without, "Set KERAS_BACKEND=tensorflow.")
+        self.replay = None if store is None else replay_of(store, _WHOLE_ONLY if self.ids is not None else "")
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -101,11 +102,30 @@ class StoredBatches(keras.utils.PyDataset):
             name: keras.tree.map_structure(lambda array: array[positions], part) for name, part in self.arrays.items()
         }
         if self.replay is not None:
-            arrays["inputs"] = keras.tree.map_structure(np.asarray, self.replay(arrays["inputs"], which, views))
+            arrays |= self._replayed(arrays, which, views)
+        if isinstance(self.store, GrowingStore):
+            self.store.label(which, views, arrays["inputs"])
         y: Any = arrays.get("labels")
         if self.store is not None:
             y = {"soft_targets": self.store.read(which, views)} | ({} if y is None else {"labels": y})
         return (arrays["inputs"], y, *([arrays["sample_weight"]] if "sample_weight" in arrays else []))
+
+    def _replayed(self, arrays: dict[str, Any], ids: np.ndarray, views: np.ndarray) -> dict[str, Any]:
+        """A batch's inputs as the teacher saw them; of blended items the labels, too, as shares of the classes."""
+        assert self.replay is not None  # __getitem__ saw to it
+        assert self.store is not None
+        if not self.replay.pairs_items:
+            return {"inputs": np.asarray(self.replay(arrays["inputs"], ids, views))}
+        # The arrays are the whole dataset: a partner's place is its id.
+        partners = np.asarray(self.replay.partners(ids, views, self.num_items))
+        parts = arrays["inputs"], ids, views, self.arrays["inputs"][partners], self.num_items
+        if "labels" not in arrays:
+            return {"inputs": np.asarray(self.replay(*parts))}
+        classes = np.eye(self.store.manifest.num_classes, dtype="float32")
+        inputs, labels = self.replay.with_labels(
+            *parts, classes[arrays["labels"]], classes[self.arrays["labels"][partners]]
+        )
+        return {"inputs": np.asarray(inputs), "labels": np.asarray(labels)}
 
     def on_epoch_end(self) -> None:
         """The next epoch has another order."""
@@ -113,9 +133,13 @@ class StoredBatches(keras.utils.PyDataset):
 
 
 def attach(
-    dataset: Data, store: SoftTargetStore | str | os.PathLike, **options: Any
+    dataset: Data, store: SoftTargetStore | str | os.PathLike, *, teacher: Teacher | None = None, **options: Any
 ) -> StoredBatches | LabelledBatches:
     """`StoredBatches` over an open store or its folder (which is then verified); the options are its own.
+
+    With a `teacher` the store grows: each view is labelled when it is first asked for, once. The options of
+    `label` that say what is kept are taken too: `augmentation`, `views`, `top_k`, `dtype`, `members`, `temperature`,
+    `from_logits`, `teacher_fingerprint`.
 
     A `keras.utils.PyDataset` becomes `LabelledBatches`, with its options `seed` and `check_items`.
 
@@ -128,12 +152,12 @@ def attach(
         >>> all(np.array_equal(5 * x, y["soft_targets"]) for x, y in (batches[0], batches[1]))
         True
     """
-    if not isinstance(store, SoftTargetStore):
-        store = SoftTargetStore.open(store)
     if hasattr(dataset, "element_spec"):
         remedy = "Give arrays (memory maps, too), or set KERAS_BACKEND=tensorflow."
         expected = f"be arrays on Keras's {keras.config.backend()} backend"
         raise ValueError(error_message(f"the dataset must {expected}", "a tf.data.Dataset", remedy))
+    labelling = {name: options.pop(name) for name in LABELLING if name in options}
+    store = opened(dataset, store, teacher, labelling, {name: options.get(name) for name in ("ids", "mask")})
     if is_py_dataset(dataset):
         check_scheme(store, None)
         return LabelledBatches(

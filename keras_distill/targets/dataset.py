@@ -6,17 +6,21 @@ manifest is replayed, and the student sees what the teacher saw.
 """
 
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_distill._checks import check_count, error_message
-from keras_distill._types import ArrayLike, Data, TensorTree
+from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
 from keras_distill.targets.arrays import check_scheme, checked_arrays
-from keras_distill.targets.augmentation import Augmentation, hashes
+from keras_distill.targets.augmentation import Augmentation
+from keras_distill.targets.growing import GrowingStore, opened
+from keras_distill.targets.hashes import hashes, modulo
 from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.manifest import Manifest
+from keras_distill.targets.replaying import replay_of
 from keras_distill.targets.store import SoftTargetStore
 
 # Sixteen batches a read: a call into Python costs more than the rows of one small batch.
@@ -27,6 +31,7 @@ def attach(
     dataset: Data,
     store: SoftTargetStore | str | os.PathLike,
     *,
+    teacher: Teacher | None = None,
     batch_size: int = 128,
     shuffle: bool = True,
     seed: int = 0,
@@ -34,6 +39,7 @@ def attach(
     mask: str | ArrayLike | None = None,
     drop_remainder: bool = False,
     check_items: bool = True,
+    **labelling: Any,
 ) -> "tf.data.Dataset | LabelledBatches":
     """A pipeline for `Distiller(teacher=None, …).fit`: inputs, labels and the stored soft targets.
 
@@ -46,6 +52,9 @@ def attach(
             `enumerate` makes them, then shuffled, filtered and batched as you like. A `keras.utils.PyDataset`, in the
             order and of the batches that were labelled; it comes back as one, which `fit` may shuffle.
         store: an open store or its folder (which is then verified).
+        teacher: labels each view when training first asks for it, once, in the background, into the folder `store`;
+            arrays only, the whole of them. A run that was killed goes on with what was kept, and once every view
+            was asked for, the store is one like any other.
         batch_size: items a batch; arrays only, a stream brings its own batches.
         shuffle: whether arrays are gone through in a new order every epoch.
         seed: of the order, and of the choice of views.
@@ -57,10 +66,13 @@ def attach(
         check_items: whether items are compared with those that were labelled under their ids: arrays at once, of a
             stream those that the store knows, as they come by. `False` for a student that sees other inputs than its
             teacher saw, say smaller images.
+        **labelling: with a teacher, the arguments of `label` that say what is kept: `augmentation`, `views`, `top_k`,
+            `dtype`, `members`, `temperature`, `from_logits`, `teacher_fingerprint`.
 
     Returns:
         A dataset of `(x, {"labels": y, "soft_targets": t})` or `(x, {…}, sample_weight)`; without labels, no
-        `"labels"`. `t` is what the losses take. With `Mixup`, labels are probabilities `(batch, num_classes)`.
+        `"labels"`. `t` is what the losses take. With `MixUp` or `CutMix`, labels are probabilities `(batch,
+        num_classes)`.
 
     Raises:
         ForeignDatasetError: the arrays are not what was labelled.
@@ -75,18 +87,18 @@ def attach(
         >>> all(np.array_equal(5 * x, y["soft_targets"]) for x, y in batches)
         True
     """
-    if not isinstance(store, SoftTargetStore):
-        store = SoftTargetStore.open(store)
+    store = opened(dataset, store, teacher, labelling, {"ids": ids, "mask": mask})
     if is_py_dataset(dataset) or isinstance(dataset, tf.data.Dataset):
         check_scheme(store, None)
     if is_py_dataset(dataset):
         return LabelledBatches(dataset, store, seed=seed, check_items=check_items)
-    manifest = store.manifest
-    replay = Augmentation.from_config(manifest.augmentation) if manifest.augmentation else None
     if isinstance(dataset, tf.data.Dataset):
+        replay = replay_of(store, "A stream cannot look a partner up by its id: give arrays.")
         joined = _of_stream(dataset, store, replay, seed, check_items)
     else:
         check_has_ids(dataset)
+        looked_up = "Its partners are looked up in the whole dataset: give all of it, without ids."
+        replay = replay_of(store, "" if ids is None else looked_up)
         arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items, mask)
         check_count("batch_size", batch_size)
         joined = _of_arrays(arrays, num_items, store, replay, batch_size, shuffle, seed, ids, drop_remainder)
@@ -105,10 +117,6 @@ def _of_arrays(
     drop_remainder: bool,
 ) -> tf.data.Dataset:
     manifest = store.manifest
-    if replay is not None and replay.mixup is not None and ids is not None:
-        remedy = "Mixup looks partners up in the whole dataset: give all of it."
-        raise ValueError(error_message("ids must be None with Mixup", "a part of the dataset", remedy))
-
     num_batches = num_items // batch_size if drop_remainder else -(-num_items // batch_size)
     columns = _Columns(arrays)
     targets = _Targets(store)
@@ -117,6 +125,7 @@ def _of_arrays(
     batches_a_block = min(_BATCHES_A_BLOCK, max(1, _BYTES_A_BLOCK // (rows_a_batch * manifest.bytes_per_row)))
     block_size = batches_a_block * batch_size
     num_taken = min(num_items, num_batches * batch_size)
+    grows = isinstance(store, GrowingStore)
 
     def block(number: tf.Tensor, salt: tf.Tensor) -> tuple:
         positions = tf.range(number * block_size, tf.minimum((number + 1) * block_size, num_taken))
@@ -129,6 +138,8 @@ def _of_arrays(
             )
         which = positions if ids is None else tf.cast(tf.gather(ids, positions), tf.int64)
         views = targets.views(which, salt)
+        if grows:
+            return positions, which, views
         read = targets.read(which, views)
         # Without an augmentation nobody asks again which items these are.
         return (positions, read) if replay is None else (positions, read, which, views)
@@ -137,37 +148,43 @@ def _of_arrays(
     salts = _salts(seed).take(1).map(lambda salt: tf.repeat(salt, num_blocks)).unbatch()
     blocks = tf.data.Dataset.zip(tf.data.Dataset.range(num_blocks), salts).map(block)
     # Blocks are whole batches, the last one maybe not: this cuts them up and puts nothing together.
-    joined = blocks.rebatch(batch_size, drop_remainder).map(lambda *batch: _replayed(columns, replay, manifest, *batch))
+
+    def of_known(positions: tf.Tensor, read: TensorTree, *which: tf.Tensor) -> tuple:
+        return _element(_seen(columns, replay, manifest, positions, *which), read)
+
+    def of_growing(positions: tf.Tensor, ids: tf.Tensor, views: tf.Tensor) -> tuple:
+        # What is asked for now may not be there yet: the teacher wants the batch as the student sees it.
+        arrays = _seen(columns, replay, manifest, positions, ids, views)
+        return _element(arrays, targets.labelled(ids, views, arrays["inputs"]))
+
+    joined = blocks.rebatch(batch_size, drop_remainder).map(of_growing if grows else of_known)
     return joined.apply(tf.data.experimental.assert_cardinality(num_batches))
 
 
-def _replayed(
+def _seen(
     columns: "_Columns",
     replay: Augmentation | None,
     manifest: Manifest,
     positions: tf.Tensor,
-    soft_targets: TensorTree,
     ids: tf.Tensor | None = None,
     views: tf.Tensor | None = None,
-) -> tuple:
+) -> dict[str, TensorTree]:
     """A batch of the arrays, augmented as the teacher saw it."""
     arrays = columns.take(positions)
     if replay is None:
-        return _element(arrays, soft_targets)
-    if replay.mixup is None:
+        return arrays
+    if not replay.pairs_items:
         arrays["inputs"] = replay(arrays["inputs"], ids, views)
-        return _element(arrays, soft_targets)
-    # With Mixup the arrays are the whole dataset: a partner's place is its id.
+        return arrays
+    # The arrays are the whole dataset: a partner's place is its id.
     beside = columns.take(replay.partners(ids, views, manifest.num_items))
-    arrays["inputs"] = replay(arrays["inputs"], ids, views, beside["inputs"], manifest.num_items)
-    if "labels" in arrays:
-        share = replay.mixup_shares(ids, views)[:, None]
-        own, other = (
-            tf.one_hot(arrays["labels"], manifest.num_classes),
-            tf.one_hot(beside["labels"], manifest.num_classes),
-        )
-        arrays["labels"] = share * own + (1.0 - share) * other
-    return _element(arrays, soft_targets)
+    parts = arrays["inputs"], ids, views, beside["inputs"], manifest.num_items
+    if "labels" not in arrays:
+        arrays["inputs"] = replay(*parts)
+    else:
+        classes = [tf.one_hot(each["labels"], manifest.num_classes) for each in (arrays, beside)]
+        arrays["inputs"], arrays["labels"] = replay.with_labels(*parts, *classes)
+    return arrays
 
 
 def _of_stream(
@@ -177,9 +194,6 @@ def _of_stream(
     if not isinstance(spec, tuple) or len(spec) != 2 or not getattr(spec[0], "dtype", tf.float32).is_integer:
         remedy = "Put the ids there before shuffling: dataset.enumerate()."
         raise ValueError(error_message("the dataset's elements must be (id, (x, y)) or (id, x)", spec, remedy))
-    if replay is not None and replay.mixup is not None:
-        remedy = "A stream cannot look a partner up by its id: give arrays."
-        raise ValueError(error_message("Mixup needs a dataset of arrays", "a tf.data.Dataset", remedy))
     targets = _Targets(store, KnownItems(store) if check_items else None)
 
     def join(element: TensorTree, salt: tf.Tensor) -> tuple:
@@ -227,7 +241,7 @@ class _Targets:
         self.store = store
         self.known_items = known_items
         # One read tells the fields, their shapes and dtypes.
-        self.example = store.read(np.zeros((1,), np.int64))
+        self.example = store.example() if isinstance(store, GrowingStore) else store.read(np.zeros((1,), np.int64))
 
     def views(self, ids: tf.Tensor, salt: tf.Tensor) -> tf.Tensor:
         """Which view of each item this epoch has, int64."""
@@ -236,8 +250,7 @@ class _Targets:
             return tf.zeros_like(ids)
         flat = tf.reshape(ids, [-1])
         drawn = hashes(salt, flat, tf.zeros_like(flat), 1)[:, 0]
-        chosen = tf.cast(tf.math.floormod(drawn, tf.constant(num_views, tf.uint64)), tf.int64)
-        return tf.reshape(chosen, tf.shape(ids))
+        return tf.reshape(modulo(drawn, num_views), tf.shape(ids))
 
     def read(self, ids: tf.Tensor, views: tf.Tensor, inputs: TensorTree = None) -> TensorTree:
         """The stored targets, `(*ids.shape, …)`; `inputs` are compared with those that were labelled."""
@@ -252,6 +265,37 @@ class _Targets:
             return found
 
         values = tf.numpy_function(read, [ids, views, *checked], [example.dtype for example in examples])
+        for value, example in zip(values, examples, strict=True):
+            value.set_shape(ids.shape.concatenate(example.shape[1:]))
+        return tf.nest.pack_sequence_as(self.example, values)
+
+    def labelled(self, ids: tf.Tensor, views: tf.Tensor, inputs: TensorTree) -> TensorTree:
+        """The targets of a store that grows, labelled first where they are not there yet."""
+        store, examples = self.store, tf.nest.flatten(self.example)
+        assert isinstance(store, GrowingStore)  # attach saw to it
+        dtypes = [example.dtype for example in examples]
+
+        @tf.autograph.experimental.do_not_convert
+        def peek(ids: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
+            missing = store.missing(ids, views)
+            return [missing, *(examples if len(missing) else tf.nest.flatten(store.read(ids, views)))]
+
+        @tf.autograph.experimental.do_not_convert
+        def keep(ids: np.ndarray, views: np.ndarray, missing: np.ndarray, *fields: np.ndarray) -> list[np.ndarray]:
+            store.keep(ids[missing], views[missing], dict(zip(names, fields, strict=True)))
+            return tf.nest.flatten(store.read(ids, views))
+
+        @tf.autograph.experimental.do_not_convert
+        def make() -> list[tf.Tensor]:
+            seen = tf.nest.map_structure(lambda part: tf.gather(part, missing), inputs)
+            # In the graph: a call of TensorFlow's out of Python would wait for the thread that waits for it.
+            fields = store.fields_of(seen)
+            return tf.numpy_function(keep, [ids, views, missing, *(fields[name] for name in names)], dtypes)
+
+        names = store.manifest.row_dtype.names or ()
+        missing, *found = tf.numpy_function(peek, [ids, views], [tf.int64, *dtypes])
+        missing.set_shape([None])
+        values = tf.cond(tf.equal(tf.size(missing), 0), lambda: found, make)
         for value, example in zip(values, examples, strict=True):
             value.set_shape(ids.shape.concatenate(example.shape[1:]))
         return tf.nest.pack_sequence_as(self.example, values)

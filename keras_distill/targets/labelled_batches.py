@@ -47,7 +47,7 @@ class LabelledBatches(keras.utils.PyDataset):
             expectation = f"{store.path} must be of the dataset's items, {dataset.num_batches} batches of "
             raise ForeignDatasetError(error_message(f"{expectation}{self.batch_size}", f"a store of {num_items}"))
         # A batch cannot look a partner up by its id.
-        self.replay = replay_of(store, "one without Mixup for a PyDataset", "Give arrays.")
+        self.replay = replay_of(store, "Give arrays.")
         self.epoch = 0
 
     def __len__(self) -> int:

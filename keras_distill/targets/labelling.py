@@ -25,6 +25,7 @@ from keras_distill.models.strings import holds_strings, preprocess_strings, refu
 from keras_distill.targets.calibration import calibration_temperature, divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
+from keras_distill.targets.replaying import recipe
 from keras_distill.targets.runtime import RUNTIMES, Runtimes
 from keras_distill.targets.shards import begun, check_version, create, finish, missing_shards, withdraw, write_shard
 from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
@@ -165,7 +166,7 @@ def label(
         return label_out_of_fold(make_teacher, dataset, path, folds, groups=groups, seed=fold_seed, options=of_each)
     _check_without_folds(teacher, make_teacher=make_teacher, groups=groups)
     assert teacher is not None  # it was checked
-    num_views = _num_views(augmentation, views)
+    num_views = num_views_of(augmentation, views)
     divisor = 1.0
     if calibrate is not False:
         examples = dataset if calibrate is True else calibrate
@@ -195,7 +196,7 @@ def label(
         manifest,
         num_items=source.num_items,
         num_views=num_views,
-        augmentation=augmentation.get_config() if augmentation else None,
+        augmentation=recipe(augmentation, source.first_item()) if augmentation else None,
         teacher_fingerprint=(teacher_fingerprint or fingerprint(teacher)) + divided_by(divisor),
         dataset_fingerprint=source.fingerprint,
         every_item_fingerprint=source.every_item_fingerprint,
@@ -416,7 +417,7 @@ class _ShardQueue:
         self._marks.append(marks)
         self._filled += num_rows
         if self._filled == len(self._shard):
-            _check_finite(self._shard, self.manifest)
+            check_finite(self._shard, self.manifest)
             self._wait()
             index = self._todo.popleft()
             shard = (self.path, self.manifest, index, self._shard, np.concatenate(self._marks), self.within)
@@ -453,7 +454,8 @@ def _without_strings(teacher: Teacher, dataset: Data) -> Data:
     return preprocess_strings(inputs, teacher) if holds_strings(inputs) else dataset
 
 
-def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:
+def num_views_of(augmentation: "Augmentation | None", views: int | None) -> int:
+    """How many views of an item are labelled, of those that an augmentation has."""
     if augmentation is None:
         if views not in (None, 1):
             raise ValueError(error_message("views must be 1 without an augmentation", views, "Pass augmentation=…"))
@@ -464,7 +466,8 @@ def _num_views(augmentation: "Augmentation | None", views: int | None) -> int:
     return augmentation.num_views or check_count("views", views or 1)
 
 
-def _check_finite(shard: np.ndarray, manifest: Manifest) -> None:
+def check_finite(shard: np.ndarray, manifest: Manifest) -> None:
+    """Raises `ValueError` where rows are not finite."""
     for name in shard.dtype.names or ():
         values = shard[name]
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():

@@ -25,6 +25,7 @@ from keras_distill.targets.arrays import as_arrays
 from keras_distill.targets.fingerprints import fingerprint, item_marks
 from keras_distill.targets.folds import assign_folds
 from keras_distill.targets.manifest import Manifest, StoreError, rows_per_shard_for
+from keras_distill.targets.replaying import recipe
 from keras_distill.targets.shards import (
     FOLDS,
     begun,
@@ -139,7 +140,7 @@ class _Labeller:
         plan = {
             **self.plan,
             **{name: value for name, value in self.options.items() if name not in _NO_SETTING},
-            "augmentation": augmentation.get_config() if augmentation else None,
+            "augmentation": recipe(augmentation, self.source.first_item()) if augmentation else None,
             "is_calibrated": self.options["calibrate"] is not False,
             "num_items": self.source.num_items,
             "dataset": [self.source.fingerprint, self.source.every_item_fingerprint],
@@ -258,7 +259,7 @@ class _Labeller:
         expected = {
             "folds": self.plan,
             "num_items": self.source.num_items,
-            "augmentation": augmentation.get_config() if augmentation else None,
+            "augmentation": recipe(augmentation, self.source.first_item()) if augmentation else None,
             **self._temperatures(),
             **{name: options[name] for name in ("top_k", "sample", "id_scheme")},
             **{name: options[name] for name in ("rows_per_shard", "views") if options[name]},
@@ -301,9 +302,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if not 0 <= check_count("process", process, 0) < check_count("num_processes", num_processes):
         raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
     augmentation = options["augmentation"]
-    if augmentation is not None and augmentation.mixup is not None:
-        remedy = "The partner may be of a fold that the teacher was trained on. Leave Mixup out."
-        raise ValueError(error_message("an augmentation must keep to one item with folds", "Mixup", remedy))
+    if augmentation is not None and augmentation.pairs_items:
+        remedy = "The partner may be of a fold that the teacher was trained on. Leave it out."
+        raise ValueError(
+            error_message("an augmentation must keep to one item with folds", augmentation.steps[-1].name, remedy)
+        )
     for name, why in {
         "mask": "Items are tokens then.",
         "engine": "Share the folds with process and num_processes.",

@@ -102,6 +102,10 @@ class Source:
         """The first view of the first items, as the teacher sees them."""
         raise NotImplementedError
 
+    def first_item(self) -> TensorTree:
+        """The first item as it is given, a batch of one."""
+        raise NotImplementedError
+
     def batches(self, manifest: Manifest, indices: Sequence[int]) -> Iterator[Batch]:
         """The shards at `indices`, which rise, in their order; no batch crosses from one shard into another."""
         raise NotImplementedError
@@ -115,8 +119,8 @@ class Source:
             return keras.tree.map_structure(_tensor, items)
         ids, views = rows % self.num_items, rows // self.num_items
         partners = None
-        if self.augmentation.mixup is not None:
-            partners = self.inputs[self.augmentation.partners(ids, views, self.num_items).numpy()]
+        if self.augmentation.pairs_items:
+            partners = self.inputs[np.asarray(self.augmentation.partners(ids, views, self.num_items))]
         seen = self.augmentation(items, ids, views, partners, self.num_items)
         return seen if keras.config.backend() == "tensorflow" else keras.tree.map_structure(np.asarray, seen)
 
@@ -153,6 +157,10 @@ class ArraySource(Source):
         """The first view of the first items, as the teacher sees them."""
         return self._at(np.arange(min(self.batch_size, self.num_items))).inputs
 
+    def first_item(self) -> TensorTree:
+        """The first item as it is given, a batch of one."""
+        return _cut(self.inputs, 0, 1)
+
     def batches(self, manifest: Manifest, indices: Sequence[int]) -> Iterator[Batch]:
         """The shards at `indices`, in their order; no batch crosses from one shard into another."""
         for index in indices:
@@ -175,6 +183,10 @@ class StreamSource(Source):
         """The first view of the first items, as the teacher sees them."""
         num_taken = min(self.batch_size, self.num_items)
         return self._seen(_cut(self._opening, 0, num_taken), np.arange(num_taken))
+
+    def first_item(self) -> TensorTree:
+        """The first item as it is given, a batch of one."""
+        return _cut(self._opening, 0, 1)
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -233,7 +245,7 @@ class TensorFlowStream(StreamSource):
         import tensorflow as tf
 
         super().__init__(batch_size, augmentation)
-        _check_no_mixup(augmentation, "a tf.data.Dataset")
+        _check_no_pairs(augmentation, "a tf.data.Dataset")
         stream = dataset.map(lambda *parts: parts[0])
         specs = tf.nest.flatten(stream.element_spec)
         ranks = [spec.shape.rank for spec in specs]
@@ -286,7 +298,7 @@ class BatchStream(StreamSource):
         num_views: int,
     ):
         super().__init__(batch_size, augmentation)
-        _check_no_mixup(augmentation, type(dataset).__name__)
+        _check_no_pairs(augmentation, type(dataset).__name__)
         self.dataset = dataset
         # Of a generator there is one pass: what `_first_items` takes out of it is put back in front.
         self._only_pass: Iterator[TensorTree] | None = None
@@ -374,10 +386,11 @@ def gives_batches(dataset: Data) -> bool:
     return hasattr(dataset, "__iter__") and not is_structure and not hasattr(dataset, "shape")
 
 
-def _check_no_mixup(augmentation: "Augmentation | None", received: str) -> None:
-    if augmentation is not None and augmentation.mixup is not None:
+def _check_no_pairs(augmentation: "Augmentation | None", received: str) -> None:
+    if augmentation is not None and augmentation.pairs_items:
         remedy = "A stream cannot look a partner up by its id."
-        raise ValueError(error_message("Mixup needs a dataset of arrays", received, remedy))
+        expectation = f"{augmentation.steps[-1].name} needs a dataset of arrays"
+        raise ValueError(error_message(expectation, received, remedy))
 
 
 def _check_not_empty(num_items: int) -> None:

@@ -93,8 +93,8 @@ def test_the_command_takes_arrays_by_name(tmp_path):
 
 @pytest.mark.tensorflow
 def test_images_moved_and_mirrored_are_one_array():
-    from keras_distill.targets import Augmentation, Flip
+    from keras_distill.targets import Augmentation, Shift
 
     model, (x, y) = generalist(), examples(80)
     with pytest.raises(ValueError, match=r"one array of images; got inputs by name \(word, extra\)"):
-        specialists.train(model, [0, 1], Split(x, y), num_steps=2, augmentation=Augmentation(Flip()))
+        specialists.train(model, [0, 1], Split(x, y), num_steps=2, augmentation=Augmentation(Shift(1)))

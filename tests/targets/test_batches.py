@@ -69,8 +69,6 @@ def test_ids_of_a_part_find_their_rows(store):
     np.testing.assert_array_equal(y["soft_targets"], 10 * inputs)
 
 
-# Views are replayed bit for bit, by TensorFlow's arithmetic on every backend.
-@pytest.mark.tensorflow
 def test_views_are_those_that_the_teacher_saw(tmp_path):
     images = np.random.default_rng(1).uniform(size=(10, 4, 4, 1)).astype("float32")
     shift = targets.Augmentation(targets.Shift(1, exhaustive=True))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_distill.targets.augmentation import Augmentation, Flip, Mixup
+from keras_distill.targets.augmentation import Augmentation
 from keras_distill.targets.dataset import attach
 from keras_distill.targets.folds import assign_folds
 from keras_distill.targets.labelling import label
@@ -173,7 +173,7 @@ def test_views_are_those_of_the_item_in_the_whole_data_set(tmp_path):
         teacher.fingerprint = "itself"
         return teacher
 
-    augmentation = Augmentation(Flip(), seed=5)
+    augmentation = Augmentation(keras.layers.RandomFlip("horizontal"), seed=5)
     data = (images, np.arange(40) % 2)
     options = {"augmentation": augmentation, "views": 3, "dtype": "float32"}
     store = label(None, data, tmp_path / "s", folds=4, make_teacher=make_teacher, **options)
@@ -230,7 +230,11 @@ def test_keras_models_named_inputs_and_a_split_are_taken(tmp_path):
         ({"runtime": "auto"}, ValueError, "runtime must be 'keras' with folds; got 'auto'"),
         ({"mask": "padding"}, ValueError, "mask must be left out with folds"),
         ({"engine": "local"}, ValueError, "engine must be left out with folds"),
-        ({"augmentation": Augmentation(Mixup(0.2))}, ValueError, "must keep to one item with folds; got Mixup"),
+        (
+            {"augmentation": Augmentation(keras.layers.MixUp(0.2))},
+            ValueError,
+            "must keep to one item with folds; got MixUp",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(tmp_path, settings, error, message):

@@ -270,7 +270,11 @@ def test_views_are_drawn_each_for_itself(tmp_path):
     teacher = keras.Sequential(
         [keras.Input((5, 5)), keras.layers.Flatten(), keras.layers.Dense(40, kernel_initializer=kernel)]
     )
-    settings = {"augmentation": kd.targets.Augmentation(kd.targets.Flip(), seed=3), "views": 2, "batch_size": 8}
+    settings = {
+        "augmentation": kd.targets.Augmentation(keras.layers.RandomFlip("horizontal"), seed=3),
+        "views": 2,
+        "batch_size": 8,
+    }
     store = label(teacher, images, tmp_path / "s", sample=6, temperature=3.0, **settings)
     one, other = store.read(np.arange(20), 0), store.read(np.arange(20), 1)
     np.testing.assert_array_equal(one["entropy"], other["entropy"])
