@@ -217,8 +217,8 @@ def rows_of(rows: list[Mapping[str, Any]]) -> str:
     minutes, of_processor = (longest[name] / 60 for name in ("seconds", "cpu_seconds"))
     return text + (
         f"\nEvery budget holds as measured in {within} of {len(rows)} rows. The dearest search cost {dearest:.1f} "
-        f"trainings of its student (goal: {COST_LIMIT:g}); the longest took {minutes:.1f} minutes on a machine with other "
-        f"work to do, {of_processor:.1f} of processor time.\n"
+        f"trainings of its student (goal: {COST_LIMIT:g}); the longest took {minutes:.1f} minutes on a machine with "
+        f"other work to do, {of_processor:.1f} of processor time.\n"
     )
 
 
