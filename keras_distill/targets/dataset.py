@@ -139,7 +139,7 @@ def _of_arrays(
         which = positions if ids is None else tf.cast(tf.gather(ids, positions), tf.int64)
         views = targets.views(which, salt)
         if grows:
-            return positions, which, views
+            return positions, which, views, *targets.as_far_as_there(which, views)
         read = targets.read(which, views)
         # Without an augmentation nobody asks again which items these are.
         return (positions, read) if replay is None else (positions, read, which, views)
@@ -152,10 +152,12 @@ def _of_arrays(
     def of_known(positions: tf.Tensor, read: TensorTree, *which: tf.Tensor) -> tuple:
         return _element(_seen(columns, replay, manifest, positions, *which), read)
 
-    def of_growing(positions: tf.Tensor, ids: tf.Tensor, views: tf.Tensor) -> tuple:
+    def of_growing(
+        positions: tf.Tensor, ids: tf.Tensor, views: tf.Tensor, is_there: tf.Tensor, read: TensorTree
+    ) -> tuple:
         # What is asked for now may not be there yet: the teacher wants the batch as the student sees it.
         arrays = _seen(columns, replay, manifest, positions, ids, views)
-        return _element(arrays, targets.labelled(ids, views, arrays["inputs"]))
+        return _element(arrays, targets.labelled(ids, views, arrays["inputs"], is_there, read))
 
     joined = blocks.rebatch(batch_size, drop_remainder).map(of_growing if grows else of_known)
     return joined.apply(tf.data.experimental.assert_cardinality(num_batches))
@@ -269,8 +271,33 @@ class _Targets:
             value.set_shape(ids.shape.concatenate(example.shape[1:]))
         return tf.nest.pack_sequence_as(self.example, values)
 
-    def labelled(self, ids: tf.Tensor, views: tf.Tensor, inputs: TensorTree) -> TensorTree:
-        """The targets of a store that grows, labelled first where they are not there yet."""
+    def as_far_as_there(self, ids: tf.Tensor, views: tf.Tensor) -> tuple[tf.Tensor, TensorTree]:
+        """Of a store that grows whether it has all of some rows, once for each, and if it has, their targets."""
+        store, examples = self.store, tf.nest.flatten(self.example)
+        assert isinstance(store, GrowingStore)  # attach saw to it
+
+        @tf.autograph.experimental.do_not_convert
+        def read(ids: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
+            if store.has(ids, views).all():
+                return [np.ones(ids.shape, bool), *tf.nest.flatten(store.read(ids, views))]
+            return [
+                np.zeros(ids.shape, bool),
+                *(np.zeros((*ids.shape, *each.shape[1:]), each.dtype) for each in examples),
+            ]
+
+        is_there, *values = tf.numpy_function(read, [ids, views], [tf.bool, *(example.dtype for example in examples)])
+        is_there.set_shape(ids.shape)
+        for value, example in zip(values, examples, strict=True):
+            value.set_shape(ids.shape.concatenate(example.shape[1:]))
+        return is_there, tf.nest.pack_sequence_as(self.example, values)
+
+    def labelled(
+        self, ids: tf.Tensor, views: tf.Tensor, inputs: TensorTree, is_there: tf.Tensor, read: TensorTree
+    ) -> TensorTree:
+        """The targets of a store that grows, labelled first where they are not there yet.
+
+        `is_there` and `read` are a batch of what `as_far_as_there` gave.
+        """
         store, examples = self.store, tf.nest.flatten(self.example)
         assert isinstance(store, GrowingStore)  # attach saw to it
         dtypes = [example.dtype for example in examples]
@@ -286,16 +313,20 @@ class _Targets:
             return tf.nest.flatten(store.read(ids, views))
 
         @tf.autograph.experimental.do_not_convert
-        def make() -> list[tf.Tensor]:
+        def make(missing: tf.Tensor) -> list[tf.Tensor]:
             seen = tf.nest.map_structure(lambda part: tf.gather(part, missing), inputs)
             # In the graph: a call of TensorFlow's out of Python would wait for the thread that waits for it.
             fields = store.fields_of(seen)
             return tf.numpy_function(keep, [ids, views, missing, *(fields[name] for name in names)], dtypes)
 
+        @tf.autograph.experimental.do_not_convert
+        def ask() -> list[tf.Tensor]:
+            missing, *found = tf.numpy_function(peek, [ids, views], [tf.int64, *dtypes])
+            missing.set_shape([None])
+            return tf.cond(tf.equal(tf.size(missing), 0), lambda: found, lambda: make(missing))
+
         names = store.manifest.row_dtype.names or ()
-        missing, *found = tf.numpy_function(peek, [ids, views], [tf.int64, *dtypes])
-        missing.set_shape([None])
-        values = tf.cond(tf.equal(tf.size(missing), 0), lambda: found, make)
+        values = tf.cond(tf.reduce_all(is_there), lambda: tf.nest.flatten(read), ask)
         for value, example in zip(values, examples, strict=True):
             value.set_shape(ids.shape.concatenate(example.shape[1:]))
         return tf.nest.pack_sequence_as(self.example, values)

@@ -1,5 +1,9 @@
 """Stores that grow while they are used: each view labelled once, whole in the end, and gone on with after a kill."""
 
+import signal
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from keras_distill.targets import Augmentation, Shift, attach, label
 from keras_distill.targets.growing import GrowingStore, grow
 from keras_distill.targets.manifest import ForeignDatasetError, StaleTeacherError, StoreError, UnfinishedStoreError
 from keras_distill.targets.store import SoftTargetStore
+from tests.targets.test_store import environment
 
 IMAGES = np.random.default_rng(0).random((1500, 4, 4), dtype=np.float32)
 LABELS = np.random.default_rng(1).integers(0, 16, 1500)
@@ -174,3 +179,41 @@ def test_a_student_learns_as_from_a_store_that_was_labelled_before(tmp_path):
     # What the two epochs asked for is all there is: the store is whole.
     assert len(SoftTargetStore.open(tmp_path / "s")) == 1500
     assert not isinstance(grow(teacher, IMAGES, tmp_path / "s", dtype="float32"), GrowingStore)
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np
+from keras_distill.targets import attach, growing
+from tests.targets.test_growing import IMAGES, LABELS, SETTINGS, Pixels, epoch_of
+
+left = int(sys.argv[2])
+write = growing._Pieces._write
+
+def killed(self, numbers):
+    global left
+    write(self, numbers)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+growing._Pieces._write = killed
+batches = attach((IMAGES, LABELS), sys.argv[1], teacher=Pixels(), batch_size=500, seed=int(sys.argv[3]), **SETTINGS)
+for _ in range(20):
+    epoch_of(batches)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_its_pieces_it_goes_on_to_the_bytes_of_an_undisturbed_run(tmp_path):
+    deaths = []
+    for run in range(6):
+        arguments = [sys.executable, "-c", _KILLED, str(tmp_path / "grown"), "1", str(run)]
+        deaths.append(subprocess.run(arguments, env=environment(), check=False, capture_output=True).returncode)
+        if deaths[-1] == 0:
+            break
+        assert deaths[-1] == -signal.SIGKILL
+    assert deaths[-1] == 0
+    assert len(deaths) > 2
+    label(Pixels(), IMAGES, tmp_path / "labelled", **SETTINGS)
+    assert contents(tmp_path / "grown") == contents(tmp_path / "labelled")
