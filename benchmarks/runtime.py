@@ -96,11 +96,11 @@ def page_part(result: dict[str, Any]) -> str:
         cpu = statistics.median(found["cpu"]["keras"]) / statistics.median(found["cpu"]["onnxruntime"])
         rate = found["num_items"] / min(found["wall"]["onnxruntime"])
         rows.append([name, f"{wall:.2f}", f"{cpu:.2f}", f"{rate:,.0f}", f"{found['largest_difference']:.0e}"])
-    header = ["teacher", "times as fast, wall", "CPU time", "items/s", "stored logits differ by at most"]
+    header = ["teacher", "times as fast, elapsed time", "processor time", "items/s", "stored logits differ by at most"]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     notes = (
-        f"{result['rounds']} rounds by turns after one of warm-up, batches of 64: the fastest on the wall's clock, the "
-        f"medians of the CPU's. Load at the start {result['load']:.0f}; {where}."
+        f"{result['rounds']} interleaved rounds after one of warm-up, batches of 64: the fastest in elapsed time, the "
+        f"medians in processor time. Load at the start {result['load']:.0f}; {where}."
     )
     return "\n".join([table(header, rows), notes])
 

@@ -454,10 +454,10 @@ def claims_of_memory(found: dict) -> list[Claim]:
 
 
 def claim_of_ratio(what: str, goal: str, ratio: dict[str, float], clock: str = "cpu") -> Claim:
-    """A ratio by both clocks; the goal, `≤`, `≥` or `>` a number, is held against one of them."""
-    shown = "CPU" if clock == "cpu" else "wall"
+    """A ratio of processor and of elapsed time; the goal, `≤`, `≥` or `>` a number, is held against one of them."""
+    names = {"cpu": "processor time", "wall": "elapsed time"}
     (other,) = set(ratio) - {clock}
-    figure = f"{ratio[clock]:.2f} by the {shown}'s clock, {ratio[other]:.2f} by the other"
+    figure = f"{ratio[clock]:.2f} in {names[clock]}, {ratio[other]:.2f} in {names[other]}"
     relation, _, limit = goal.partition(" ")
     holds = {
         "≤": lambda: ratio[clock] <= float(limit),
@@ -521,8 +521,8 @@ def page_part(result: dict[str, Any]) -> str:
     rows += [claim.row() for part in PARTS if part in result for claim in claims_of[part](result[part])]
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     notes = (
-        f"{result['rounds']} interleaved rounds after one of warm-up: ratios of the fastest rounds on the wall's "
-        "clock, of the medians on the CPU's, all threads together; the latter leaves out what else the machine does. "
+        f"{result['rounds']} interleaved rounds after one of warm-up. Elapsed time is that of the fastest rounds; "
+        "processor time is the median over the rounds, all threads together, and leaves out other work of the machine. "
         f"Load at the start {result['load']:.0f}; {where}."
     )
     if "train" in result:
