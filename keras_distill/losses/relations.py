@@ -29,8 +29,10 @@ def _partner_weights(rows: Tensor, item_weights: Tensor) -> Tensor:
 
 
 def _huber(difference: Tensor) -> Tensor:
-    size = ops.abs(difference)
-    return ops.where(size <= 1.0, 0.5 * ops.square(difference), size - 0.5)
+    # Its derivative is the difference itself, cut off at ±1: told so, the way back is a single product, where autodiff
+    # would go back through every operation of the value.
+    slope = ops.stop_gradient(ops.clip(difference, -1.0, 1.0))
+    return slope * (difference - 0.5 * slope)
 
 
 def _squared_distances(rows: Tensor) -> Tensor:
@@ -104,8 +106,8 @@ def _cosines(features: Tensor) -> Tensor:
     rows = rows - ops.mean(rows, axis=0, keepdims=True)
     products = ops.matmul(rows, ops.transpose(rows))
     # ⟨xᵢ − xⱼ, xₖ − xⱼ⟩ from the products alone: the differences themselves would be features times larger.
-    to_vertex = products[:, :, None]
-    dots = products[None] - to_vertex - ops.transpose(products)[:, None, :] + ops.diagonal(products)[:, None, None]
+    to_vertex = products - 0.5 * ops.diagonal(products)[:, None]
+    dots = products[None] - to_vertex[:, :, None] - to_vertex[:, None, :]
     squares = _squared_distances(rows)
     lengths = _safe_root(squares, ops.max(squares))
     inverse = ops.where(lengths > 0.0, 1.0 / ops.where(lengths > 0.0, lengths, 1.0), 0.0)
@@ -135,14 +137,17 @@ def angle_relation(teacher_features: Tensor, student_features: Tensor, item_weig
     """
     student = _cosines(student_features)
     teacher = ops.cast(_cosines(teacher_features), student.dtype)
-    num_items = ops.shape(student)[0]
-    differs = 1.0 - ops.eye(num_items, dtype=student.dtype)
-    weights = differs[:, :, None] * differs[:, None, :] * differs[None]
+    values = _huber(student - teacher)
+    weights = ops.ones(ops.shape(student)[:1], student.dtype)
     if item_weights is not None:
-        item_weights = ops.cast(item_weights, student.dtype)
-        weights *= item_weights[None, :, None] * item_weights[None, None, :]
-    total = ops.sum(weights * _huber(student - teacher), axis=(1, 2))
-    return ops.divide_no_nan(total, ops.sum(weights, axis=(1, 2)))
+        weights = ops.cast(item_weights, student.dtype)
+    # Products with vectors, for a tensor of weights would be as large as that of the angles. Where the vertex is one of
+    # the two both cosines are 0; where the two are one item they are taken off.
+    squares = ops.square(weights)
+    same = ops.matmul(ops.diagonal(values, axis1=1, axis2=2), squares)
+    total = ops.matmul(ops.matmul(values, weights), weights) - same
+    sums = ops.square(ops.sum(weights) - weights) - (ops.sum(squares) - squares)
+    return ops.divide_no_nan(total, sums)
 
 
 @keras.saving.register_keras_serializable(package="keras_distill")
