@@ -46,25 +46,6 @@ def test_commands_of_the_readme_are_commands_of_the_parser():
         build_parser().parse_args(command.split("#")[0].split()[1:])
 
 
-@pytest.mark.slow
-@pytest.mark.tensorflow
-def test_commands_run_as_printed_one_after_the_other(tmp_path, monkeypatch, capsys):
-    from keras_distill.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("keras-distill ")]
-    assert len(lines) >= 8
-    for line in lines:
-        assert main(line.split("#")[0].split()[1:]) == 0, line
-    printed = capsys.readouterr().out
-    student = re.search(r"student: .*, ([\d,]+) bytes", printed)
-    assert int(student[1].replace(",", "")) <= 12_000
-    assert {"student.keras", "bundle", "report.html", "compression.json", "study.db"} <= set(os.listdir("small"))
-    assert re.search(r"verdict: (BETTER|NO BETTER|WORSE|INCONCLUSIVE): ", printed)
-    assert {"student.onnx", "student.tflite", "report.html", "manifest.json"} <= set(os.listdir("bundle"))
-    assert sorted(os.listdir("exported")) == ["out.onnx", "out.tflite"]
-
-
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\S+)", "\n".join(blocks("bash")), re.MULTILINE)

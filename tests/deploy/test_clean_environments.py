@@ -14,6 +14,7 @@ import keras
 import pytest
 from environments import environment_of, install_wheel, run
 from keras import layers
+from packaging.requirements import Requirement
 
 from keras_distill.deploy import read_bundle
 
@@ -32,17 +33,30 @@ def distributions(tmp_path_factory):
     return source, wheel
 
 
+def installed(wheel, folder, *extras):
+    """The Python of an environment of a wheel and what it requires, of its extras too."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = re.findall(r"^Requires-Dist: (.*)$", archive.read(name).decode(), re.MULTILINE)
+    wanted = [requirement for line in lines if is_wanted(requirement := Requirement(line), extras)]
+    python = environment_of(folder, [f"{each.name}{each.specifier}" for each in wanted])
+    install_wheel(python, wheel)
+    return python
+
+
+def is_wanted(requirement, extras):
+    """Whether it is required here without extras or with one of these."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
 @pytest.fixture(scope="module")
 def shipped(distributions, tmp_path_factory):
     """The bundle that the wheel made: a student of another folder, in an environment of the wheel's requirements."""
     folder = tmp_path_factory.mktemp("outside")
     model = keras.Sequential([keras.Input((8, 8, 1), name="image"), layers.Flatten(), layers.Dense(10, name="logits")])
     model.save(folder / "student.keras")
-    with zipfile.ZipFile(distributions[1]) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        requirements = re.findall(r"^Requires-Dist: (?!.*extra ==)(.*)$", archive.read(name).decode(), re.MULTILINE)
-    python = environment_of(folder / "venv", requirements)
-    install_wheel(python, distributions[1])
+    python = installed(distributions[1], folder / "venv")
     place = run(python, "-c", "import keras_distill; print(keras_distill.__file__)", cwd=folder)
     assert Path(place.stdout.strip()).is_relative_to(folder), place.stdout + place.stderr
     command = [python.parent / "keras-distill", "ship", "student.keras", "--data", "digits", "--out", "bundle"]
@@ -74,6 +88,26 @@ def test_the_wheel_in_a_clean_environment_ships(shipped):
     manifest = read_bundle(shipped)
     assert set(manifest["artifacts"]) == {"onnx", "litert"}
     assert all(artifact["verification"]["holds"] for artifact in manifest["artifacts"].values())
+
+
+def test_the_readmes_commands_run_as_printed_from_the_wheel(distributions, tmp_path):
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("keras-distill ")]
+    assert len(lines) >= 8
+    python = installed(distributions[1], tmp_path / "venv", "tune")
+    # TensorFlow starts once.
+    commands = [line.split("#")[0].split()[1:] for line in lines]
+    code = f"from keras_distill.cli import main\nfor command in {commands!r}:\n assert main(command) == 0, command"
+    done = run(python, "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    student = re.search(r"student: .*, ([\d,]+) bytes", done.stdout)
+    assert int(student[1].replace(",", "")) <= 12_000
+    there = {path.name for path in (tmp_path / "small").iterdir()}
+    assert {"student.keras", "bundle", "report.html", "compression.json", "study.db"} <= there
+    assert re.search(r"verdict: (BETTER|NO BETTER|WORSE|INCONCLUSIVE): ", done.stdout)
+    there = {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert {"student.onnx", "student.tflite", "report.html", "manifest.json"} <= there
+    assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == ["out.onnx", "out.tflite"]
 
 
 @pytest.mark.parametrize(
