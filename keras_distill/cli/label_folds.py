@@ -46,6 +46,9 @@ def check(arguments: argparse.Namespace) -> None:
         check_positive("--learning-rate", arguments.learning_rate, "Adam is used to 1e-3.")
     if arguments.epochs is not None:
         check_count("--epochs", arguments.epochs)
+        if arguments.folds is None:
+            remedy = "They are of teachers that are trained anew: add --folds 5, or leave it out."
+            raise ValueError(error_message("--epochs must be given with --folds", "no --folds", remedy))
 
 
 def maker_of(arguments: argparse.Namespace, dataset: "Dataset") -> Callable:

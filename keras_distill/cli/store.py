@@ -96,9 +96,9 @@ def lines_of(path: str, manifest: "Manifest", problem: str) -> list[str]:
     _, is_calibrated, divisor = manifest.teacher_fingerprint.rpartition(DIVIDED_BY)
     teacher += f"{DIVIDED_BY}{divisor}" if is_calibrated else ""
     items = "tokens" if manifest.id_scheme == "token" else "items"
-    teacher += (
-        f", each of {manifest.folds['num_folds']} folds by one that was trained without it" if manifest.folds else ""
-    )
+    if manifest.folds:
+        how = ", calibrated" if manifest.folds.get("calibrated_on") else ""
+        teacher += f", each of {manifest.folds['num_folds']} folds by one that was trained without it{how}"
     teacher += f", answered by {manifest.runtime}" if manifest.runtime else ""
     kinds = [manifest, *other_kinds(manifest)]
     names = [f"{kind_of(kinds[0])} (this one)", *map(kind_of, kinds[1:])]

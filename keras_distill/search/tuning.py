@@ -5,6 +5,7 @@ apart, because soft targets want more steps than labels do: a distilled student 
 half of its training, and would be given up.
 """
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -151,6 +152,7 @@ def tune(
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
+    _check_losses(distillation_losses)
     if not (np.asarray(train[1]) >= 0).any():
         remedy = "Labels alone are tried too; without them distil with settings of your choice."
         raise ValueError(error_message("some of the training examples must have a label", "−1 for all", remedy))
@@ -233,6 +235,18 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
         start_again(study, settings | own, str(folder))
         studies[name] = study
     return studies
+
+
+def _check_losses(make: Callable[[float], Any]) -> None:
+    """Raises `TypeError` for what is no function of a temperature."""
+    is_class = isinstance(make, type)
+    first = next(iter(inspect.signature(make).parameters), "") if is_class else ""
+    if callable(make) and not isinstance(make, keras.losses.Loss) and (not is_class or first == "temperature"):
+        return
+    name = make.__name__ if is_class else type(make).__name__
+    remedy = "Pass a class whose first argument is the temperature, such as kd.losses.DIST, or a lambda temperature: …"
+    received = f"{name}, whose first argument is {first}" if is_class else f"a {name}"
+    raise TypeError(error_message("distillation_losses must make losses of a temperature", received, remedy))
 
 
 def _described_losses(training: Training, first: Recipe) -> str:

@@ -22,7 +22,7 @@ from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
 from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
 from keras_distill.models.strings import holds_strings, preprocess_strings, refuse_string_stream
-from keras_distill.targets.calibration import calibration_temperature, divided_by
+from keras_distill.targets.calibration import calibration_examples, calibration_temperature, divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
 from keras_distill.targets.replaying import recipe
@@ -59,7 +59,7 @@ def label(
     views: int | None = None,
     members: bool = False,
     temperature: float | None = None,
-    calibrate: Data | bool = False,
+    calibrate: Data | bool | None = None,
     batch_size: int = 256,
     rows_per_shard: int | None = None,
     from_logits: bool = True,
@@ -154,6 +154,7 @@ def label(
         >>> store.read([0, 9]).shape
         (2, 3)
     """
+    seed = check_count("seed", seed, 0)
     # Before any other name: each fold's store is labelled with the same options.
     given = dict(locals())
     path = Path(path)
@@ -168,8 +169,7 @@ def label(
     assert teacher is not None  # it was checked
     num_views = num_views_of(augmentation, views)
     divisor = 1.0
-    if calibrate is not False:
-        examples = dataset if calibrate is True else calibrate
+    if (examples := calibration_examples(calibrate, dataset)) is not None:
         divisor = calibration_temperature(teacher, examples, batch_size=batch_size, from_logits=from_logits)
     dataset = _without_strings(teacher, dataset)
     num_axes = sum(len(tensor.shape) for tensor in getattr(teacher, "inputs", None) or []) or None
@@ -456,6 +456,10 @@ def _without_strings(teacher: Teacher, dataset: Data) -> Data:
 
 def num_views_of(augmentation: "Augmentation | None", views: int | None) -> int:
     """How many views of an item are labelled, of those that an augmentation has."""
+    if isinstance(augmentation, keras.layers.Layer):
+        name = type(augmentation).__name__
+        remedy = f"Wrap it: Augmentation(keras.layers.{name}(…))."
+        raise TypeError(error_message("augmentation must be an Augmentation", f"the layer {name}", remedy))
     if augmentation is None:
         if views not in (None, 1):
             raise ValueError(error_message("views must be 1 without an augmentation", views, "Pass augmentation=…"))

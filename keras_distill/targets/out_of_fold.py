@@ -22,7 +22,8 @@ from keras_distill._progress import progress_bar
 from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
 from keras_distill.models.strings import holds_strings
 from keras_distill.targets.arrays import as_arrays
-from keras_distill.targets.fingerprints import fingerprint, item_marks
+from keras_distill.targets.calibration import calibration_examples
+from keras_distill.targets.fingerprints import fingerprint, inputs_fingerprint, item_marks
 from keras_distill.targets.folds import assign_folds
 from keras_distill.targets.manifest import Manifest, StoreError, rows_per_shard_for
 from keras_distill.targets.replaying import recipe
@@ -103,6 +104,8 @@ class _Labeller:
             array = array.astype(str) if array.dtype.hasobject else array
             digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         self.plan = {
+            "calibrated_on": _calibrated_on(options["calibrate"], dataset),
+            "from_logits": options["from_logits"],
             "num_folds": folds,
             "seed": int(seed),
             "labels": digest.hexdigest()[:32],
@@ -141,7 +144,6 @@ class _Labeller:
             **self.plan,
             **{name: value for name, value in self.options.items() if name not in _NO_SETTING},
             "augmentation": recipe(augmentation, self.source.first_item()) if augmentation else None,
-            "is_calibrated": self.options["calibrate"] is not False,
             "num_items": self.source.num_items,
             "dataset": [self.source.fingerprint, self.source.every_item_fingerprint],
         }
@@ -248,7 +250,7 @@ class _Labeller:
 
     def _name(self) -> str | None:
         """What the user calls the teachers, where that says all: not how each one's logits were divided."""
-        return self.options["teacher_fingerprint"] if self.options["calibrate"] is False else None
+        return self.options["teacher_fingerprint"] if self.plan["calibrated_on"] is None else None
 
     def _is_finished(self) -> bool:
         """Whether the store is there as it is asked for, every shard of it; raises `StoreError` for another one."""
@@ -334,6 +336,15 @@ def _inputs_and_labels(dataset: Data) -> tuple[TensorTree, TensorTree]:
 
 def _take(arrays: TensorTree, ids: np.ndarray) -> TensorTree:
     return keras.tree.map_structure(lambda array: array[ids], arrays)
+
+
+def _calibrated_on(calibrate: Any, dataset: Data) -> str | None:
+    """What the teachers are calibrated on: nothing, the fold that each has not seen, or examples, by a hash of them."""
+    examples = calibration_examples(calibrate, dataset)
+    if examples is None or calibrate is True:
+        return None if examples is None else "the fold itself"
+    parts = examples if isinstance(examples, tuple) else (examples.inputs, examples.labels)
+    return inputs_fingerprint(keras.tree.map_structure(np.asarray, list(parts[:2])))
 
 
 def _name_of(make_teacher: MakeTeacher) -> str:

@@ -186,8 +186,9 @@ def finish(path: str | os.PathLike, manifest: Manifest) -> bool:
     there = labelled_shards(path, manifest)
     if len(there) < manifest.num_shards:
         return False
-    # All shards are published: what lies aside was left by a kill, or is a second writer's copy of one of them.
-    for aside in [*path.glob(".partial-*"), *(path / "shards").glob(".partial-*")]:
+    # All shards are published: what lies aside was left by a kill, is a second writer's copy of one of them, or was
+    # kept by training that labelled as it went.
+    for aside in [*path.glob(".partial-*"), *(path / "shards").glob(".partial-*"), *path.glob("growing")]:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         else:

@@ -217,6 +217,15 @@ def test_a_loss_is_tuned_at_each_candidates_temperature(problem, tmp_path):
         tune(problem, tmp_path, max_cost=2.0)
 
 
+@pytest.mark.parametrize(
+    ("losses", "received"),
+    [(kd.losses.DIST(4.0), "a DIST"), ("DIST", "a str"), (kd.losses.LogitMatching, "LogitMatching, whose first")],
+)
+def test_what_makes_no_loss_of_a_temperature_is_refused(problem, tmp_path, losses, received):
+    with pytest.raises(TypeError, match=f"must make losses of a temperature; got {received}"):
+        tune(problem, tmp_path, distillation_losses=losses)
+
+
 def test_a_loss_that_reads_layers_has_the_teacher_beside_it(problem, tmp_path):
     (x, y), validation, store = problem
 

@@ -85,6 +85,30 @@ def test_every_kind_of_row_is_divided(tmp_path, options):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("labels", [lambda y: y[:, None], lambda y: y.tolist()], ids=["column", "list"])
+def test_labels_in_a_column_or_a_list_are_the_same(labels):
+    x, y = calibrated_problem(300)
+    assert calibration_temperature(scaled(3.0), (x, labels(y))) == calibration_temperature(scaled(3.0), (x, y))
+
+
+def test_sigmoids_are_refused():
+    x, y = calibrated_problem(100)
+    with pytest.raises(ValueError, match="must end in a softmax; got sigmoids"):
+        calibration_temperature(scaled(3.0, "sigmoid"), (x, y))
+    with pytest.raises(ValueError, match="two classes or more; got one unit"):
+        calibration_temperature(lambda x: x[:, :1], (x, y % 2))
+
+
+def test_what_is_no_examples_is_refused(tmp_path):
+    x, y = calibrated_problem(100)
+    for calibrate in (0, "yes", [x, y]):
+        with pytest.raises(TypeError, match=r"calibrate must be \(inputs, labels\)"):
+            label(scaled(3.0), x, tmp_path / "s", calibrate=calibrate)
+    with pytest.raises(TypeError, match="got True with a ndarray"):
+        label(scaled(3.0), x, tmp_path / "s", calibrate=True)
+    assert label(scaled(3.0), x, tmp_path / "s", calibrate=None).manifest.teacher_fingerprint[-1] != "3"
+
+
 def test_a_store_that_was_begun_without_it_is_anothers(tmp_path):
     x, y = calibrated_problem(300)
     label(scaled(3.0), x, tmp_path / "s")
@@ -99,8 +123,12 @@ def test_a_store_that_was_begun_without_it_is_anothers(tmp_path):
         ((np.eye(4, dtype="float32"), np.full(4, -1)), "no labels"),
         ((np.eye(4, dtype="float32"), np.arange(4)), "makes no error on them. Calibrate on data"),
         ((np.eye(4, dtype="float32"), (np.arange(4) + 1) % 4), "no better than guessing"),
-        ((np.eye(4, dtype="float32"), np.full(4, 7)), r"labels must be in \[0, 4\)"),
-        ((np.eye(4, dtype="float32"), np.zeros((4, 2), "int32")), r"must have shape \(4,\)"),
+        ((np.eye(4, dtype="float32"), np.full(4, 7)), r"labels to calibrate on must be in \[0, 4\)"),
+        ((np.eye(4, dtype="float32"), np.zeros((4, 2), "int32")), r"integers of shape \(4,\); got shape \(4, 2\)"),
+        ((np.eye(4, dtype="float32"), np.zeros(4)), r"integers of shape \(4,\); got shape \(4,\), dtype float64"),
+        ((np.eye(4, dtype="float32"), np.array(list("abcd"))), r"class ids, integers of shape \(4,\)"),
+        ((np.eye(4, dtype="float32"), {"a": np.zeros(4, "int32")}), r"class ids, integers of shape \(4,\); got a dict"),
+        ((np.zeros((4, 5), "float32"), np.arange(4)), "inputs must have shape"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(tmp_path, examples, message):

@@ -126,6 +126,7 @@ def test_label_finishes_what_training_began(tmp_path):
     store.save()
     finished = label(Pixels(), IMAGES, tmp_path / "s", **SETTINGS)
     np.testing.assert_array_equal(finished.read([1400], 1), views_of(np.array([1400]), np.array([1])).reshape(1, 16))
+    assert not (tmp_path / "s" / "growing").exists()
 
 
 def test_a_teacher_that_fails_costs_nothing_that_is_there(tmp_path):

@@ -55,6 +55,13 @@ def test_rows_are_the_teachers_logits(teacher, tmp_path):
     assert half.manifest.bytes_per_row == 10
 
 
+def test_a_layer_must_be_wrapped_and_a_seed_may_be_numpys(teacher, tmp_path):
+    with pytest.raises(TypeError, match=r"got the layer RandomFlip. Wrap it: Augmentation\(keras.layers.RandomFlip"):
+        label(teacher, INPUTS, tmp_path / "s", augmentation=keras.layers.RandomFlip("horizontal"))
+    store = label(teacher, INPUTS, tmp_path / "s", sample=2, seed=np.int64(3))
+    assert store.manifest.sampling_seed == 3
+
+
 def test_a_softmax_head_is_taken_off(tmp_path):
     teacher = network(3, head="softmax")
     store = label(teacher, INPUTS, tmp_path / "s", dtype="float32")

@@ -336,3 +336,36 @@ def test_sampled_rows_and_calibrated_teachers_are_out_of_fold_too(tmp_path):
     assert calibrated.manifest.teacher_fingerprint != "mine"
     again = label(None, (INPUTS, labels), tmp_path / "calibrated", **options)
     assert again.manifest == calibrated.manifest
+
+
+def softened(inputs, labels, fold):
+    """A teacher that is often wrong, and too sure."""
+    kernel = np.random.default_rng(fold).normal(size=(INPUTS.shape[1], NUM_CLASSES)).astype("float32")
+    centres = np.stack([inputs[labels == each].mean(axis=0) for each in range(NUM_CLASSES)])
+
+    def teacher(x):
+        return -30.0 * np.square(x[:, None] - centres).sum(-1).astype("float32") + 0.1 * x @ kernel
+
+    teacher.fingerprint = f"fold {fold}"
+    return teacher
+
+
+def test_a_store_goes_on_with_the_calibration_that_it_was_begun_with(tmp_path):
+    some = INPUTS[:60], LABELS[:60]
+
+    def killed(inputs, labels, fold):
+        if fold == 2:
+            raise KeyboardInterrupt
+        return softened(inputs, labels, fold)
+
+    killed.fingerprint = softened.fingerprint = "softened"
+    with pytest.raises(KeyboardInterrupt):
+        labelled(tmp_path / "s", killed, calibrate=(INPUTS, LABELS))
+    for other in (some, True, False):
+        with pytest.raises(StoreError, match="calibrated_on must be"):
+            labelled(tmp_path / "s", softened, calibrate=other)
+    labelled(tmp_path / "s", softened, calibrate=(INPUTS, LABELS))
+    for other in (some, True, False):
+        with pytest.raises(StoreError, match="calibrated_on must be"):
+            labelled(tmp_path / "s", softened, calibrate=other)
+    assert labelled(tmp_path / "s", softened, calibrate=(INPUTS, LABELS)).manifest.folds["calibrated_on"]

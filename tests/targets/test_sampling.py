@@ -365,7 +365,7 @@ def test_a_loss_of_another_temperature_ends_fit_at_its_first_batch(tmp_path, tem
         ({"sample": 6, "members": True}, "sample must be given alone; got members=True"),
         ({"sample": 6, "temperature": 0.0}, "temperature must be > 0"),
         ({"sample": 6, "temperature": -1.0}, "temperature must be > 0"),
-        ({"sample": 6, "seed": -1}, "sampling_seed must be >= 0"),
+        ({"sample": 6, "seed": -1}, "seed must be >= 0"),
         ({"sample": 6, "seed": 2**63}, "sampling_seed must be < 2"),
     ],
 )
