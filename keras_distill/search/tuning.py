@@ -21,7 +21,7 @@ from keras_distill._files import whole_file
 from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.distillation import Distiller
 from keras_distill.losses import SoftTargets
-from keras_distill.losses.per_example import serialized
+from keras_distill.losses.per_example import PerExampleLoss, serialized
 from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
 from keras_distill.targets import SoftTargetStore
 from keras_distill.targets.fingerprints import every_item_fingerprint
@@ -241,7 +241,8 @@ def _check_losses(make: Callable[[float], Any]) -> None:
     """Raises `TypeError` for what is no function of a temperature."""
     is_class = isinstance(make, type)
     first = next(iter(inspect.signature(make).parameters), "") if is_class else ""
-    if callable(make) and not isinstance(make, keras.losses.Loss) and (not is_class or first == "temperature"):
+    is_loss = isinstance(make, (keras.losses.Loss, PerExampleLoss))
+    if callable(make) and not is_loss and (not is_class or first == "temperature"):
         return
     name = make.__name__ if is_class else type(make).__name__
     remedy = "Pass a class whose first argument is the temperature, such as kd.losses.DIST, or a lambda temperature: …"
