@@ -1,6 +1,7 @@
 """Out-of-fold targets against a teacher that knows its training set by heart: the nearest neighbour."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -268,42 +269,41 @@ def test_other_classes_from_fold_to_fold_and_data_without_labels_are_said(tmp_pa
 
 KILL = """
 import os, signal, sys
-import numpy as np
 import tests.targets.test_out_of_fold as there
-from tests.targets.test_store import tree
-folder, made = sys.argv[1], 0
 
-def run(path, last_words):
-    child = os.fork()
-    if not child:
-        def make_teacher(inputs, labels, fold):
-            if fold == last_words.get("training"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            teacher = there.nearest_neighbour(inputs, labels, fold)
-            def answer(given):
-                if fold == last_words.get("labelling"):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return teacher(given)
-            answer.fingerprint = teacher.fingerprint
-            return answer
-        make_teacher.fingerprint = "by heart"
-        there.labelled(path, make_teacher)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+path, moment, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-assert run(folder + "/whole", {}) == 0
-for last_words in ({"training": 1}, {"labelling": 1}, {"labelling": 3}, {"training": 4}):
-    assert run(folder + "/killed", last_words) == -signal.SIGKILL
-    assert not os.path.exists(folder + "/killed/manifest.json")
-assert run(folder + "/killed", {}) == 0
+def make_teacher(inputs, labels, fold):
+    if (moment, fold) == ("training", last):
+        os.kill(os.getpid(), signal.SIGKILL)
+    teacher = there.nearest_neighbour(inputs, labels, fold)
+    def answer(given):
+        if (moment, fold) == ("labelling", last):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return teacher(given)
+    answer.fingerprint = teacher.fingerprint
+    return answer
+
+make_teacher.fingerprint = "by heart"
+there.labelled(path, make_teacher)
 """
 
 
 @pytest.mark.slow
 def test_a_store_killed_at_every_turn_is_byte_for_byte_that_of_an_undisturbed_run(tmp_path):
-    """SIGKILL while a teacher trains and while it labels; no teacher's framework runs in what is forked."""
-    killer = subprocess.run([sys.executable, "-c", KILL, tmp_path], env=environment(), capture_output=True, text=True)
-    assert killer.returncode == 0, killer.stderr
+    """SIGKILL while a teacher trains and while it labels, each time to a process of its own."""
+
+    def by_heart(inputs, labels, fold):
+        return nearest_neighbour(inputs, labels, fold)
+
+    by_heart.fingerprint = "by heart"
+    labelled(tmp_path / "whole", by_heart)
+    for moment, fold in (("training", 1), ("labelling", 1), ("labelling", 3)):
+        command = [sys.executable, "-c", KILL, str(tmp_path / "killed"), moment, str(fold)]
+        done = subprocess.run(command, env=environment(), capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (tmp_path / "killed" / "manifest.json").exists()
+    labelled(tmp_path / "killed", by_heart)
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
     assert SoftTargetStore.open(tmp_path / "killed").manifest.folds["made_by"] == "by heart"
 
