@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_distill.report.plots import COLOURS, MARKERS
+from keras_distill.report.drawing import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -49,7 +49,7 @@ def measure(teacher: "keras.Model", num_items: int, num_rounds: int, folder: Pat
     """Seconds of each round of each runtime; what the gate found beforehand."""
     from keras_distill.targets import label
     from keras_distill.targets.runtime import Runtimes, _seconds
-    from keras_distill.targets.teacher_rows import row_function
+    from keras_distill.targets.teacher_rows import RowOptions, row_function
 
     inputs = np.random.default_rng(0).random((num_items, *teacher.input_shape[1:]), dtype="float32")
     stores = {
@@ -65,8 +65,8 @@ def measure(teacher: "keras.Model", num_items: int, num_rounds: int, folder: Pat
     # The very functions that label, batch by batch.
     batches = [inputs[start : start + 64] for start in range(0, num_items, 64)]
     tensors = [_tensor(batch) for batch in batches]
-    options = (False, None, None, "float32", True)
-    own = row_function(teacher, tensors[0], *options)
+    options = RowOptions(dtype="float32")
+    own = row_function(teacher, tensors[0], options)
     runtimes = Runtimes("onnxruntime", teacher, True)
     other = runtimes.forward_of("onnxruntime", own, tensors[:1], options)
     forwards = {"keras": own, "onnxruntime": other}

@@ -171,7 +171,8 @@ def section(name: str, results: Mapping[str, Any]) -> str:
 def pictures(folder: Path) -> dict[str, str]:
     """The pictures as SVG text, by their paths below `docs/`."""
     from keras_distill.cli import demo_report
-    from keras_distill.report.plots import figures_beside, on_paper
+    from keras_distill.report.drawing import on_paper
+    from keras_distill.report.plots import figures_beside
 
     drawn = {"front.svg": demo_report.front(json.loads((folder / "demo-mnist.json").read_text()))}
     for name, results in _committed(folder):

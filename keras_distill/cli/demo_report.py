@@ -220,7 +220,8 @@ def front(results: dict[str, Any]) -> str:
     Args:
         results: what `results.json` holds.
     """
-    from keras_distill.report.plots import AccuracyPoint, lift, on_paper
+    from keras_distill.report.drawing import on_paper
+    from keras_distill.report.plots import AccuracyPoint, lift
 
     microseconds = {row["key"]: 1000 * row["p50_ms"] for row in results["runtimes"]}
     points = [

@@ -1,34 +1,32 @@
-"""The figures of our reports, as SVG text that a page can hold inline.
-
-No figure touches pyplot or its global state. Lines and letters are drawn in the colour of the text
-around the figure (`currentColor`), so a figure is readable on a light and on a dark page.
-"""
+"""The figures of our reports, as SVG text that a page can hold inline. How they are drawn is in `drawing.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_distill._checks import error_message
+from keras_distill.report.drawing import (
+    COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    keep_percent,
+    label_points,
+    named,
+    new_figure,
+    svg_of,
+    with_titles,
+    write_plain_numbers,
+)
 from keras_distill.report.metrics import Reliability, softmax
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-# Matplotlib cannot say `currentColor`; this stands for it until the SVG is text.
-_INK = "#010203"
-_GREY = "#8b93a1"
 # Bins with fewer examples say little of a model.
 _FEW = 10
-# Distinguishable with every common colour blindness, on white and on near-black (after Okabe and Ito).
-COLOURS = ("#e69f00", "#0f8fd0", "#12a876", "#cc79a7", "#d55e00", "#7a86e8")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def temperature_picture(
     if not len(images) == len(teacher_logits) == len(labels):
         received = f"{len(images)} images, {len(teacher_logits)} rows of logits, {len(labels)} labels"
         raise ValueError(error_message("a temperature picture needs as many images as logits and labels", received))
-    figure = _figure(9.0, 0.45 + 1.45 * len(images))
+    figure = new_figure(9.0, 0.45 + 1.45 * len(images))
     grid = figure.subplots(
         len(images), 1 + len(temperatures), squeeze=False, width_ratios=[0.8] + [1.0] * len(temperatures)
     )
@@ -131,7 +129,7 @@ def temperature_picture(
             axes.set_yticks([0.0, 0.5, 1.0], ["0", "½", "1"] if column == 1 else [], fontsize=7)
             if row == 0:
                 axes.set_title(f"T = {temperature:g}", fontsize=10)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
@@ -147,13 +145,13 @@ def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
     Reference:
         Guo et al., On Calibration of Modern Neural Networks, 2017, figure 1.
     """
-    figure = _figure(3.0 * len(reliabilities), 3.5)
+    figure = new_figure(3.0 * len(reliabilities), 3.5)
     grid = figure.subplots(1, len(reliabilities), squeeze=False, sharey=True)[0]
     titles = {}
     for index, (axes, (name, bins)) in enumerate(zip(grid, reliabilities.items(), strict=True)):
         many = bins.counts >= _FEW
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
         axes.plot(bins.confidences[many], bins.accuracies[many], color=colour, linewidth=1.2)
         for place in np.flatnonzero(bins.counts):
             count, confidence, accuracy = bins.counts[place], bins.confidences[place], bins.accuracies[place]
@@ -161,20 +159,20 @@ def reliability_diagrams(reliabilities: Mapping[str, Reliability]) -> str:
                 [confidence],
                 [accuracy],
                 "o",
-                color=colour if many[place] else _GREY,
+                color=colour if many[place] else GREY,
                 markersize=np.sqrt(12.0 + 140.0 * count / bins.counts.sum()),
                 alpha=0.8 if many[place] else 0.5,
                 # A dot at the edge is whole, and the axes end at 0 and 1 all the same.
                 clip_on=False,
             )
-            titles[_named(dot, f"bin-{index}-{place}")] = (
+            titles[named(dot, f"bin-{index}-{place}")] = (
                 f"{name}: {count:,} example{'' if count == 1 else 's'}, confidence {confidence:.3f}, "
                 f"accuracy {accuracy:.3f}"
             )
         axes.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0), aspect="equal", xlabel="confidence")
         axes.set_title(name, fontsize=10)
     grid[0].set_ylabel("accuracy")
-    return _with_titles(_svg(figure), titles)
+    return with_titles(svg_of(figure), titles)
 
 
 def trade_off(points: Sequence[TradeOffPoint]) -> str:
@@ -186,7 +184,7 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
     Returns:
         SVG text; each point has a `<title>`, which browsers show under the pointer.
     """
-    figure = _figure(9.0, 3.8)
+    figure = new_figure(9.0, 3.8)
     left, right = figure.subplots(1, 2, sharey=True)
     titles = {}
     groups = list(dict.fromkeys(point.group for point in points))
@@ -202,7 +200,7 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
                 markersize=7,
                 clip_on=False,
             )
-            titles[_named(mark, f"model-{attribute}-{place}")] = " ".join(
+            titles[named(mark, f"model-{attribute}-{place}")] = " ".join(
                 [
                     f"{point.label or point.group}: {point.error_percent:.2f} % errors,",
                     f"{point.latency_ms:.4g} ms, {point.num_bytes:,} bytes",
@@ -210,9 +208,9 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
             )
         axes.set_xscale("log")
         axes.margins(x=0.22, y=0.25)
-        _write_plain_numbers(axes.xaxis)
-        axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
-    _keep_percent(left)
+        write_plain_numbers(axes.xaxis)
+        axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    keep_percent(left)
     left.set(xlabel="latency of one example, p50 (ms)", ylabel="test errors (%)")
     right.set(xlabel="size (kB)")
     if any(groups):
@@ -224,8 +222,8 @@ def trade_off(points: Sequence[TradeOffPoint]) -> str:
     figure.draw_without_rendering()
     for axes, attribute, scale in ((left, "latency_ms", 1.0), (right, "num_bytes", 1e-3)):
         positions = [(getattr(point, attribute) * scale, point.error_percent) for point in points]
-        _label_points(axes, positions, [point.label for point in points])
-    return _with_titles(_svg(figure), titles)
+        label_points(axes, positions, [point.label for point in points])
+    return with_titles(svg_of(figure), titles)
 
 
 def lift(points: Sequence[AccuracyPoint]) -> str:
@@ -237,18 +235,18 @@ def lift(points: Sequence[AccuracyPoint]) -> str:
     Returns:
         SVG text; each point has a `<title>`, which browsers show under the pointer.
     """
-    figure = _figure(7.2, 3.5)
+    figure = new_figure(7.2, 3.5)
     axes = figure.subplots()
     teacher, labels, distilled = points
     titles = {}
     for place, (point, colour, marker) in enumerate(
-        zip(points, (_GREY, COLOURS[0], COLOURS[2]), ("s", "o", "D"), strict=True)
+        zip(points, (GREY, COLOURS[0], COLOURS[2]), ("s", "o", "D"), strict=True)
     ):
         (mark,) = axes.plot([point.latency_us], [point.accuracy_percent], marker, color=colour, markersize=11)
         axes.errorbar(
             [point.latency_us], [point.accuracy_percent], [point.deviation], color=colour, capsize=4, linewidth=1.4
         )
-        titles[_named(mark, f"point-{place}")] = (
+        titles[named(mark, f"point-{place}")] = (
             f"{point.label}: {point.accuracy_percent:.2f} ± {point.deviation:.2f} % right, {point.latency_us:.1f} µs"
         )
         is_teacher = point is teacher
@@ -261,25 +259,20 @@ def lift(points: Sequence[AccuracyPoint]) -> str:
             va="center",
             fontsize=10,
         )
-    axes.axhline(teacher.accuracy_percent, color=_GREY, linestyle=":", linewidth=1, zorder=0)
+    axes.axhline(teacher.accuracy_percent, color=GREY, linestyle=":", linewidth=1, zorder=0)
     axes.annotate(
         "",
         (distilled.latency_us, distilled.accuracy_percent),
         (labels.latency_us, labels.accuracy_percent),
-        arrowprops={"arrowstyle": "-|>", "color": _GREY, "shrinkA": 10, "shrinkB": 10},
+        arrowprops={"arrowstyle": "-|>", "color": GREY, "shrinkA": 10, "shrinkB": 10},
     )
     axes.set_xscale("log")
     axes.margins(x=0.18, y=0.2)
-    _write_plain_numbers(axes.xaxis)
-    _keep_percent(axes)
+    write_plain_numbers(axes.xaxis)
+    keep_percent(axes)
     axes.set(xlabel="latency of one example, one thread (µs): less is better", ylabel="test accuracy (%)")
-    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
-    return _with_titles(_svg(figure), titles)
-
-
-def on_paper(svg: str) -> str:
-    """A figure as a file of its own: dark ink on white, whatever is around it."""
-    return svg.replace("<svg ", '<svg style="color: #1d2430; background: #ffffff" ', 1)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    return with_titles(svg_of(figure), titles)
 
 
 def front(
@@ -297,7 +290,7 @@ def front(
     Returns:
         SVG text; each point has a `<title>`, which browsers show under the pointer.
     """
-    figure = _figure(8.0, 4.4)
+    figure = new_figure(8.0, 4.4)
     axes = figure.subplots()
     groups = list(dict.fromkeys(candidate.group for candidate in candidates))
     titles: dict[str, str] = {}
@@ -314,7 +307,7 @@ def front(
             markersize=11 if number == chosen else 7,
             clip_on=False,
         )
-        titles[_named(point, f"candidate-{number}")] = candidate.title
+        titles[named(point, f"candidate-{number}")] = candidate.title
     for style, group in enumerate(groups):
         colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
         axes.plot([], [], linestyle="none", color=colour, marker=marker, label=group)
@@ -322,25 +315,25 @@ def front(
     for candidate in sorted(candidates, key=lambda candidate: (candidate.x, candidate.error_percent)):
         if not best or candidate.error_percent < best[-1].error_percent:
             best.append(candidate)
-    axes.step([c.x for c in best], [c.error_percent for c in best], where="post", color=_GREY, linewidth=1)
-    axes.axhline(teacher_percent, color=_GREY, linestyle="--", linewidth=1, label="teacher")
+    axes.step([c.x for c in best], [c.error_percent for c in best], where="post", color=GREY, linewidth=1)
+    axes.axhline(teacher_percent, color=GREY, linestyle="--", linewidth=1, label="teacher")
     if limit is not None:
-        axes.axvline(limit, color=_INK, linestyle=":", linewidth=1, label="budget")
+        axes.axvline(limit, color=INK, linestyle=":", linewidth=1, label="budget")
     axes.set_xscale("log")
-    _write_plain_numbers(axes.xaxis)
+    write_plain_numbers(axes.xaxis)
     # Those that were given up early have many times the errors of the best, which are what matters.
     if min([teacher_percent, *(candidate.error_percent for candidate in candidates)]) > 0.0:
         axes.set_yscale("log")
-        _write_plain_numbers(axes.yaxis)
+        write_plain_numbers(axes.yaxis)
     else:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(0.06, 0.1)
-    _keep_percent(axes)
+    keep_percent(axes)
     axes.set(xlabel=x_label, ylabel="errors on validation data (%)")
-    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     # Above the axes, where no candidate is.
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.2)
-    return _with_titles(_svg(figure), titles)
+    return with_titles(svg_of(figure), titles)
 
 
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
@@ -354,14 +347,14 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
     Returns:
         SVG text.
     """
-    figure = _figure(7.0, 3.4)
+    figure = new_figure(7.0, 3.4)
     axes = figure.subplots()
     for index, (name, (x, y)) in enumerate(lines.items()):
         axes.plot(x, y, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
-    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def figures_beside(rows: Mapping[str, tuple[float, float]], x_label: str) -> str:
@@ -374,20 +367,20 @@ def figures_beside(rows: Mapping[str, tuple[float, float]], x_label: str) -> str
     Returns:
         SVG text; each dot has a `<title>`, which browsers show under the pointer.
     """
-    figure = _figure(7.0, 0.7 + 0.36 * len(rows))
+    figure = new_figure(7.0, 0.7 + 0.36 * len(rows))
     axes = figure.subplots()
     titles = {}
     for place, (name, (mean, deviation)) in enumerate(rows.items()):
         colour = COLOURS[place % len(COLOURS)]
         axes.plot([mean - deviation, mean + deviation], [place, place], color=colour, linewidth=2, alpha=0.6)
         (dot,) = axes.plot([mean], [place], "o", color=colour, markersize=8)
-        titles[_named(dot, f"row-{place}")] = f"{name}: {mean:.4g}" + (f" ± {deviation:.2g}" if deviation else "")
+        titles[named(dot, f"row-{place}")] = f"{name}: {mean:.4g}" + (f" ± {deviation:.2g}" if deviation else "")
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.08)
     axes.set(xlabel=x_label)
-    axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
-    return _with_titles(_svg(figure), titles)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    return with_titles(svg_of(figure), titles)
 
 
 def most_ambiguous(teacher_logits: np.ndarray, labels: np.ndarray, num_examples: int = 3) -> np.ndarray:
@@ -418,38 +411,6 @@ def most_ambiguous(teacher_logits: np.ndarray, labels: np.ndarray, num_examples:
     return np.array(chosen, dtype=int)
 
 
-def _named(mark: "Line2D", name: str) -> str:
-    """Gives a mark of the figure an id in the SVG, and returns it."""
-    mark.set_gid(name)
-    return name
-
-
-def _with_titles(svg: str, titles: Mapping[str, str]) -> str:
-    """The SVG whose marks of these ids have titles, which browsers show under the pointer."""
-    for name, title in titles.items():
-        start = f'<g id="{name}">'
-        svg = svg.replace(start, f"{start}<title>{escape(title)}</title>", 1)
-    return svg
-
-
-def _keep_percent(axes: "Axes") -> None:
-    """Ends an axis of per cent where per cent end: the margin beyond the outermost point may go no further."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0.0), min(high, 100.0))
-
-
-def _write_plain_numbers(axis: "Axis") -> None:
-    """Few numbers along a logarithmic axis, without powers: at 1, 2, 5, 10, 20, …, in a shorter range evenly."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-    low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(
-        LogLocator(subs=(1.0, 2.0, 5.0)) if high > 5.0 * low else MaxNLocator(6, steps=[1, 2, 5, 10])
-    )
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-
-
 def _target(logits: np.ndarray, temperature: float) -> np.ndarray:
     probabilities = softmax(logits, temperature)
     return probabilities.mean(axis=0) if probabilities.ndim == 2 else probabilities
@@ -464,61 +425,5 @@ def _draw_input(axes: "Axes", image: np.ndarray) -> None:
         axes.imshow(image.T, cmap="gray", origin="lower", aspect="auto")
 
 
-def _label_points(axes: "Axes", positions: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
-    """Writes each label over its point or under it, in the nearest line where it covers no other label and no point."""
-    height, letter = 10.0, 4.7  # of a line and, on average, of a letter at 8 points, in points of 1/72 inch
-    places = axes.transData.transform(positions) * 72.0 / axes.figure.dpi
-    taken = [(x - 4.0, x + 4.0, y - 4.0, y + 4.0) for x, y in places]
-    for (x, y), position, label in zip(places, positions, labels, strict=True):
-        half = letter * len(label) / 2
-        candidates = [offset for line in range(12) for offset in (6.0 + height * line, -14.0 - height * line)]
-
-        def is_free(offset: float, x: float = x, y: float = y, half: float = half) -> bool:
-            low, high = y + offset, y + offset + height
-            return all(x + half <= a or x - half >= b or high <= c or low >= d for a, b, c, d in taken)
-
-        offset = next((each for each in candidates if is_free(each)), candidates[0])
-        taken.append((x - half, x + half, y + offset, y + offset + height))
-        axes.annotate(
-            label, position, xytext=(0, offset), textcoords="offset points", fontsize=8, ha="center", in_layout=False
-        )
-
-
 def _short(name: str) -> str:
     return name if len(name) <= 4 else f"{name[:3]}…"
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of `width` × `height` inches, outside of pyplot's global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: "Figure") -> str:
-    """The figure as SVG text, its letters as text and its ink as the page's own."""
-    import matplotlib
-
-    for axes in figure.axes:
-        _ink(axes)
-    content = BytesIO()
-    # Letters as text: sharp, searchable and a tenth of the bytes of outlines. A fixed salt and no date:
-    # the same figure gives the same bytes.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras_distill"}):
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = content.getvalue().decode("utf-8")
-    # From `<svg` on: an XML declaration has no place inside HTML.
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
-
-
-def _ink(axes: "Axes") -> None:
-    axes.tick_params(which="both", colors=_INK, labelsize=8)
-    for spine in axes.spines.values():
-        spine.set_color(_GREY)
-    axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.get_legend()
-    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts, *(legend.get_texts() if legend else [])]
-    for text in [*texts, *axes.get_xticklabels(), *axes.get_yticklabels()]:
-        text.set_color(_INK)
-        # A class called "$x_1$" is a name, not mathematics.
-        text.set_parse_math(False)

@@ -12,7 +12,7 @@ from keras_distill.models.probabilities import SIGMOID
 from keras_distill.models.strings import holds_strings, preprocess_strings
 from keras_distill.report.metrics import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, log_softmax
 from keras_distill.targets.arrays import checked_arrays
-from keras_distill.targets.teacher_rows import check_inputs, row_function
+from keras_distill.targets.teacher_rows import RowOptions, check_inputs, row_function
 
 # In the fingerprint of a calibrated teacher.
 DIVIDED_BY = ", logits / "
@@ -64,7 +64,7 @@ def calibration_temperature(
     check_inputs(teacher, take_rows(inputs, slice(batch_size)))
     members = _has_members(teacher, take_rows(inputs, slice(1)))
     first = take_rows(inputs, slice(batch_size))
-    rows = row_function(teacher, first, members, None, None, "float32", from_logits)
+    rows = row_function(teacher, first, RowOptions(members=members, dtype="float32", from_logits=from_logits))
     found = [
         {name: keras.ops.convert_to_numpy(values) for name, values in rows(take_rows(inputs, part)).items()}
         for part in (slice(start, start + batch_size) for start in range(0, num_rows(inputs), batch_size))

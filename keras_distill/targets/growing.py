@@ -28,13 +28,14 @@ from keras_distill._checks import error_message
 from keras_distill._files import whole_file
 from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
 from keras_distill.targets.fingerprints import fingerprint, item_marks
-from keras_distill.targets.labelling import check_finite, num_views_of
+from keras_distill.targets.labelling import num_views_of
 from keras_distill.targets.manifest import Manifest, UnfinishedStoreError, rows_per_shard_for
 from keras_distill.targets.replaying import recipe
+from keras_distill.targets.shard_queue import check_finite
 from keras_distill.targets.shards import check_version, create, finish, is_sound, labelled_shards, write_shard
 from keras_distill.targets.source import ArraySource, gives_batches, is_stream
 from keras_distill.targets.store import SoftTargetStore
-from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function
+from keras_distill.targets.teacher_rows import RowOptions, check_inputs, check_rows, describe_rows, row_function
 
 if TYPE_CHECKING:
     from keras_distill.targets.augmentation import Augmentation
@@ -314,11 +315,12 @@ def grow(
     source = ArraySource(dataset, None, batch_size, augmentation)
     first_batch = source.first_batch()
     check_inputs(teacher, first_batch)
-    forward = row_function(teacher, first_batch, members, temperature, top_k, dtype, from_logits)
+    options = RowOptions(members=members, temperature=temperature, top_k=top_k, dtype=dtype, from_logits=from_logits)
+    forward = row_function(teacher, first_batch, options)
     outputs = {name: ops.convert_to_numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
     manifest = replace(
-        describe_rows(outputs, members, temperature, top_k, dtype),
+        describe_rows(outputs, options),
         num_items=source.num_items,
         num_views=num_views,
         augmentation=recipe(augmentation, source.first_item()) if augmentation else None,

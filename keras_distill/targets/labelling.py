@@ -3,9 +3,7 @@
 The format is in `store.py`, writing it in `shards.py`; how a temperature is applied, in `keras_distill.losses`.
 """
 
-import errno
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,17 +18,24 @@ import numpy as np
 from keras_distill._checks import check_choice, check_count, error_message
 from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
-from keras_distill._types import ArrayLike, Data, Teacher, Tensor, TensorTree
+from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
 from keras_distill.models.strings import holds_strings, preprocess_strings, refuse_string_stream
 from keras_distill.targets.calibration import calibration_examples, calibration_temperature, divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
 from keras_distill.targets.replaying import recipe
 from keras_distill.targets.runtime import RUNTIMES, Runtimes
-from keras_distill.targets.shards import begun, check_version, create, finish, missing_shards, withdraw, write_shard
+from keras_distill.targets.shard_queue import ShardQueue
+from keras_distill.targets.shards import begun, check_room, check_version, create, finish, missing_shards, withdraw
 from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
 from keras_distill.targets.store import SoftTargetStore
-from keras_distill.targets.teacher_rows import check_inputs, check_rows, describe_rows, row_function, stored_fields
+from keras_distill.targets.teacher_rows import (
+    RowOptions,
+    check_inputs,
+    check_rows,
+    describe_rows,
+    row_function,
+)
 from keras_distill.targets.token_source import TokenSource
 from keras_distill.targets.tokens import TOKEN
 
@@ -184,12 +189,20 @@ def label(
         _check_for_engine(source, num_processes, runtime)
     first_batch = source.first_batch()
     check_inputs(teacher, first_batch)
-    options = (members, temperature, top_k, dtype, from_logits, divisor, sample)
-    forward = row_function(teacher, first_batch, *options)
+    options = RowOptions(
+        members=members,
+        temperature=temperature,
+        top_k=top_k,
+        dtype=dtype,
+        from_logits=from_logits,
+        divisor=divisor,
+        sample=sample,
+    )
+    forward = row_function(teacher, first_batch, options)
     # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
-    outputs = {name: _numpy(values) for name, values in forward(first_batch).items()}
+    outputs = {name: keras.ops.convert_to_numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
-    manifest = describe_rows(outputs, members, temperature, top_k, dtype, sample, seed)
+    manifest = describe_rows(outputs, options, seed)
     if source.mask is not None:
         manifest = _of_tokens(manifest, source.mask)
     manifest = replace(
@@ -220,7 +233,7 @@ def label(
         check_version(path, manifest)
     if missing and runtime != "keras":
         forward = runtimes.forward_of(manifest.runtime, forward, batches, options)
-    _check_room(path, manifest, missing)
+    check_room(path, manifest, missing)
     num_rows = sum(stop - start for start, stop in map(manifest.shard_rows, missing))
     size = f"{manifest.num_rows:,} rows × {manifest.bytes_per_row:,} bytes = {manifest.num_bytes / 1e6:,.1f} MB"
     headline = f"{path}: {size} in {manifest.num_shards} shards"
@@ -252,7 +265,7 @@ def _label_shards(
 ) -> None:
     """Runs the teacher and writes the shards, each `within` a folder until it is whole."""
     pending: deque[tuple[np.ndarray, Future, np.ndarray, np.ndarray | None]] = deque()
-    with _ShardQueue(path, manifest, indices, within) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
+    with ShardQueue(path, manifest, indices, within) as shards, ThreadPoolExecutor(_BATCHES_AT_ONCE) as threads:
         for batch in source.batches(manifest, indices):
             rows, inputs = batch.rows, batch.inputs
             if hasattr(forward, "get_concrete_function"):
@@ -279,7 +292,7 @@ def _label_by_engine(
     path: Path,
     manifest: Manifest,
     indices: Sequence[int],
-    options: tuple,
+    options: RowOptions,
     advance: Callable[[int], None],
 ) -> None:
     """The same by an engine's workers, a shard a task."""
@@ -303,7 +316,7 @@ def _open_labeller(
     augmentation: "Augmentation | None",
     path: Path,
     manifest: Manifest,
-    options: tuple,
+    options: RowOptions,
     within: Path,
 ) -> Callable[[int], int]:
     """In a worker: the function that labels shard `index` and returns its number of rows."""
@@ -313,7 +326,7 @@ def _open_labeller(
     source = ArraySource((arrays,), None, batch_size, augmentation)
     if mask is not None:
         source = TokenSource((arrays,), mask, batch_size)
-    forward = row_function(deserialize(teacher), source.first_batch(), *options)
+    forward = row_function(deserialize(teacher), source.first_batch(), options)
 
     def work(index: int) -> int:
         _label_shards(path, manifest, [index], source, forward, lambda num_done: None, within)
@@ -391,62 +404,6 @@ def _check_for_engine(source: "Source", num_processes: int, runtime: str) -> Non
         raise ValueError(error_message("an engine needs a dataset of arrays", "a stream", remedy))
 
 
-class _ShardQueue:
-    """Puts shards together from batches; one is hashed and written while the next is computed."""
-
-    def __init__(self, path: Path, manifest: Manifest, indices: Sequence[int], within: Path | None):
-        self.path, self.manifest, self.within = path, manifest, within
-        self._todo = deque(indices)
-        self._writer = ThreadPoolExecutor(1)
-        self._written: Future | None = None
-        self._shard: np.ndarray | None = None
-        self._marks: list[np.ndarray] = []
-        self._filled = 0
-
-    def __enter__(self) -> "_ShardQueue":
-        return self
-
-    def put(self, rows: np.ndarray, outputs: Future, marks: np.ndarray, places: np.ndarray | None) -> int:
-        """Adds a batch's rows, those at `places`, once they are there, with the marks of some; returns how many."""
-        fields, num_rows = stored_fields(self.manifest, outputs.result(), rows, places), len(rows)
-        if self._shard is None:
-            start, stop = self.manifest.shard_rows(self._todo[0])
-            self._shard, self._filled, self._marks = np.empty(stop - start, self.manifest.row_dtype), 0, []
-        for name, values in fields.items():
-            self._shard[name][self._filled : self._filled + num_rows] = values
-        self._marks.append(marks)
-        self._filled += num_rows
-        if self._filled == len(self._shard):
-            check_finite(self._shard, self.manifest)
-            self._wait()
-            index = self._todo.popleft()
-            shard = (self.path, self.manifest, index, self._shard, np.concatenate(self._marks), self.within)
-            self._written = self._writer.submit(write_shard, *shard)
-            self._shard = None
-        return num_rows
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if error is None:
-                self._wait()
-                if self._todo:
-                    expected = f"hold {self.manifest.num_items} items, as announced"
-                    raise ForeignDatasetError(
-                        error_message(f"the dataset must {expected}", "fewer", "Pass its true num_items.")
-                    )
-        finally:
-            self._writer.shutdown()
-
-    def _wait(self) -> None:
-        """Until the last shard is on the disk: at most one is held beside that which is being filled."""
-        if self._written is not None:
-            self._written.result()
-
-
-def _numpy(values: Tensor) -> np.ndarray:
-    return keras.ops.convert_to_numpy(values)
-
-
 def _without_strings(teacher: Teacher, dataset: Data) -> Data:
     """The dataset, its texts made what the teacher reads."""
     refuse_string_stream(dataset)
@@ -468,28 +425,3 @@ def num_views_of(augmentation: "Augmentation | None", views: int | None) -> int:
         remedy = "An exhaustive augmentation has exactly that many."
         raise ValueError(error_message(f"views must be {augmentation.num_views} or None", views, remedy))
     return augmentation.num_views or check_count("views", views or 1)
-
-
-def check_finite(shard: np.ndarray, manifest: Manifest) -> None:
-    """Raises `ValueError` where rows are not finite."""
-    for name in shard.dtype.names or ():
-        values = shard[name]
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            remedy = "Look at the teacher's inputs and weights."
-            if np.isinf(values).any() and manifest.dtype == "float16":
-                remedy += ' Logits beyond ±65504 need dtype="float32".'
-            num_bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
-            raise ValueError(
-                error_message("the teacher's logits must be finite", f"{num_bad} NaN or infinite values", remedy)
-            )
-
-
-def _check_room(path: Path, manifest: Manifest, missing: Sequence[int]) -> None:
-    needed = len(missing) * manifest.rows_per_shard * manifest.bytes_per_row
-    free = shutil.disk_usage(path).free
-    if needed > free:
-        remedy = "Free some, keep fewer logits (top_k, sample), or name a folder on another disk."
-        message = error_message(
-            f"the disk must have room for {needed / 1e6:,.0f} MB more", f"{free / 1e6:,.0f} MB", remedy
-        )
-        raise OSError(errno.ENOSPC, message, str(path))

@@ -30,6 +30,7 @@ from keras_distill.targets.replaying import recipe
 from keras_distill.targets.shards import (
     FOLDS,
     begun,
+    check_room,
     create,
     finish,
     missing_shards,
@@ -198,14 +199,12 @@ class _Labeller:
 
     def _put_together(self) -> None:
         """Writes the shards that are missing, out of the folds' stores."""
-        from keras_distill.targets.labelling import _check_room
-
         stores = [SoftTargetStore.open(self._folder(fold)) for fold in range(self.num_folds)]
         for fold, store in enumerate(stores):
             self._check_alike(store.manifest, fold)
         manifest = create(self.path, self._manifest([store.manifest for store in stores]))
         missing = missing_shards(self.path, manifest, range(manifest.num_shards))
-        _check_room(self.path, manifest, missing)
+        check_room(self.path, manifest, missing)
         # An item's place in its fold.
         place_of = np.empty(len(self.fold_of), np.int64)
         for fold in range(self.num_folds):

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -20,11 +20,8 @@ import numpy as np
 from keras_distill._checks import error_message
 from keras_distill._types import Teacher, TensorTree
 from keras_distill.targets.manifest import Manifest
+from keras_distill.targets.teacher_rows import RowOptions, row_function
 
-# What `row_function` takes after the first batch: members, temperature, top_k, dtype, from_logits, and what follows.
-RowOptions = tuple[Any, ...]
-# Where from_logits is: a file gives logits, whatever the teacher gives.
-_FROM_LOGITS = 4
 RUNTIMES = ("keras", "onnxruntime", "auto")
 ONNXRUNTIME = "onnxruntime"
 # A conversion is waited for as long as this share of the time that labelling would take without it. So `"auto"`, where
@@ -70,7 +67,7 @@ class Runtimes:
             forward: the teacher's rows, compiled, as from `row_function`.
             batches: the first ones, of real inputs.
             num_batches: how many there are in all.
-            options: the arguments of `row_function` after the first batch.
+            options: those of `row_function`.
 
         Raises:
             ConversionError: the teacher cannot be converted, and has to be.
@@ -122,7 +119,6 @@ class Runtimes:
     def _opened(self, batches: Sequence[TensorTree], options: RowOptions, seconds: float) -> Callable:
         """The rows of the teacher's ONNX file, once that has passed the gate on the first batches."""
         from keras_distill.deploy.verify import verify
-        from keras_distill.targets.teacher_rows import row_function
         from keras_distill.teachers.onnx import OnnxTeacher
 
         if not is_convertible(self.teacher):
@@ -141,8 +137,9 @@ class Runtimes:
                     raise ValueError(
                         error_message("onnxruntime must answer as the teacher does", "; ".join(found.problems), remedy)
                     )
-            of_file = (*options[:_FROM_LOGITS], True, *options[_FROM_LOGITS + 1 :])
-            return row_function(OnnxTeacher(path, num_threads=_num_threads()), batches[0], *of_file)
+            # A file gives logits, whatever the teacher gives.
+            options = replace(options, from_logits=True)
+            return row_function(OnnxTeacher(path, num_threads=_num_threads()), batches[0], options)
         finally:
             conversion.close()
 

@@ -3,11 +3,12 @@
 The format is specified in `store.py`.
 """
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -178,6 +179,18 @@ def missing_shards(path: str | os.PathLike, manifest: Manifest, indices: Iterabl
         if not sound:
             missing.append(index)
     return missing
+
+
+def check_room(path: Path, manifest: Manifest, missing: Sequence[int]) -> None:
+    """Raises `OSError` where the disk has no room for the shards that are missing."""
+    needed = len(missing) * manifest.rows_per_shard * manifest.bytes_per_row
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        remedy = "Free some, keep fewer logits (top_k, sample), or name a folder on another disk."
+        message = error_message(
+            f"the disk must have room for {needed / 1e6:,.0f} MB more", f"{free / 1e6:,.0f} MB", remedy
+        )
+        raise OSError(errno.ENOSPC, message, str(path))
 
 
 def finish(path: str | os.PathLike, manifest: Manifest) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -19,22 +20,29 @@ from keras_distill.targets.manifest import NOTHING, Manifest
 from keras_distill.targets.sampling import draw, uniforms
 
 
-def row_function(
-    teacher: Teacher,
-    first_batch: TensorTree,
-    members: bool,
-    temperature: float | None,
-    top_k: int | None,
-    dtype: str,
-    from_logits: bool,
-    divisor: float = 1.0,
-    sample: int | None = None,
-) -> Callable:
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """What is kept of a teacher's logits: arguments of `label`, but for `divisor`.
+
+    What the teacher gives, an ensemble's every member, is divided by `divisor` before anything is made of it.
+    """
+
+    members: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    dtype: str = "float16"
+    from_logits: bool = True
+    divisor: float = 1.0
+    sample: int | None = None
+
+
+def row_function(teacher: Teacher, first_batch: TensorTree, options: RowOptions) -> Callable:
     """A function from inputs to what rows are made of, with one trace for all batches.
 
-    `first_batch` shows whether a teacher of which nothing is known gives what `from_logits` promises. What the teacher
-    gives, an ensemble's every member, is divided by `divisor` before anything is made of it.
+    `first_batch` shows whether a teacher of which nothing is known gives what `from_logits` promises.
     """
+    members, temperature, top_k, dtype = options.members, options.temperature, options.top_k, options.dtype
+    from_logits, divisor, sample = options.from_logits, options.divisor, options.sample
     if temperature is not None:
         check_positive("temperature", temperature)
         if members:
@@ -234,17 +242,10 @@ def stored_fields(
     return {"sampled_ids": ids.reshape(shape), "counts": counts.reshape(shape), "entropy": entropy}
 
 
-def describe_rows(
-    outputs: dict[str, np.ndarray],
-    members: bool,
-    temperature: float | None,
-    top_k: int | None,
-    dtype: str,
-    sample: int | None = None,
-    seed: int = 0,
-) -> Manifest:
-    """The manifest of a first batch's rows, the dataset not yet filled in."""
-    if members:
+def describe_rows(outputs: dict[str, np.ndarray], options: RowOptions, seed: int = 0) -> Manifest:
+    """The manifest of a first batch's rows, the dataset not yet filled in; `seed` is that of what is drawn."""
+    temperature, top_k, dtype, sample = options.temperature, options.top_k, options.dtype, options.sample
+    if options.members:
         logits = outputs["member_logits"]
         weights = outputs["member_weights"].reshape(-1, logits.shape[-2])[0]
         return Manifest(

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from keras_distill.report import metrics, plots
+from keras_distill.report import drawing, metrics, plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -21,7 +21,7 @@ def bars(svg):
     for node in ElementTree.fromstring(svg).iter(f"{SVG}path"):
         style, points = node.get("style", ""), re.findall(r"[ML] ([\d.]+) ([\d.]+)", node.get("d", ""))
         colour = re.search(r"fill: (#[0-9a-f]{6})", style)
-        if colour and colour[1] in plots.COLOURS and len(points) == 4 and node.get("clip-path"):
+        if colour and colour[1] in drawing.COLOURS and len(points) == 4 and node.get("clip-path"):
             heights = [float(y) for _, y in points]
             found.append((colour[1], max(heights) - min(heights)))
     return found
@@ -37,7 +37,7 @@ def test_temperature_picture_draws_the_softened_probabilities():
     heights = np.array([height for _, height in drawn])
     np.testing.assert_allclose(heights / heights[0], expected / expected[0], rtol=1e-3)
     # The label's bar has its own colour, in both columns.
-    assert [colour == plots.COLOURS[0] for colour, _ in drawn] == [True, False, False] * 2
+    assert [colour == drawing.COLOURS[0] for colour, _ in drawn] == [True, False, False] * 2
     assert {"label: cat", "T = 1", "T = 5", "ele…"} <= set(texts(svg))
 
 
@@ -117,7 +117,7 @@ def test_bins_of_fewer_than_ten_examples_are_grey_and_told():
         "student: 10 examples, confidence 0.900, accuracy 1.000",
     ]
     colours = [re.search(r"fill: (#\w+)", next(mark.iter(f"{SVG}use")).get("style"))[1] for mark in marks.values()]
-    assert colours == [plots._GREY, plots.COLOURS[0]]
+    assert colours == [drawing.GREY, drawing.COLOURS[0]]
 
 
 def test_reliability_axes_go_from_0_to_1():
@@ -153,7 +153,7 @@ def test_the_lift_puts_both_students_at_one_latency():
     points = [
         plots.AccuracyPoint(*each) for each in (("t", 80.0, 99.0, 0.0), ("l", 5.0, 96.0, 0.1), ("d", 5.0, 98.0, 0.1))
     ]
-    marks = titled(svg := plots.on_paper(plots.lift(points)))
+    marks = titled(svg := drawing.on_paper(plots.lift(points)))
     places = [[float(next(mark.iter(f"{SVG}use")).get(axis)) for axis in "xy"] for mark in marks.values()]
     teacher, labels, distilled = places
     assert labels[0] == pytest.approx(distilled[0])

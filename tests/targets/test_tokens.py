@@ -6,7 +6,7 @@ import pytest
 
 import keras_distill as kd
 from keras_distill.losses import SoftTargets
-from keras_distill.targets import attach, label, labelling
+from keras_distill.targets import attach, label, shard_queue
 from keras_distill.targets.batches import StoredBatches
 from keras_distill.targets.manifest import ForeignDatasetError
 from keras_distill.targets.shards import write_shard
@@ -156,7 +156,7 @@ def test_killed_and_resumed_it_ends_byte_for_byte_as_undisturbed(teacher, tmp_pa
         return written[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(labelling, "write_shard", dies)
+        patch.setattr(shard_queue, "write_shard", dies)
         with pytest.raises(Killed):
             labelled(teacher, x, tmp_path / "killed", rows_per_shard=40)
     assert len(list((tmp_path / "killed" / "shards").iterdir())) == num_written < whole.manifest.num_shards
