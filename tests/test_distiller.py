@@ -659,3 +659,16 @@ def test_a_policy_of_its_own_comes_back_with_the_configuration():
     again = kd.Distiller.from_config(distiller.get_config())
     assert again.dtype_policy.name == "mixed_float16"
     assert again.student.dtype_policy.name == student.dtype_policy.name
+
+
+@pytest.mark.parametrize("kept", [{"top_k": 4}, {"sample": 4, "temperature": 2.0}])
+@pytest.mark.parametrize("num_classes", [10, 30])
+def test_a_student_of_other_classes_than_a_store_that_keeps_a_few_is_refused(tmp_path, kept, num_classes):
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+    kernel = np.random.default_rng(1).normal(size=(5, 20)).astype("float32")
+    store = kd.targets.label(lambda x: x @ kernel, x, tmp_path / "s", teacher_fingerprint="kernel", **kept)
+    student = keras.Sequential([keras.Input((5,)), keras.layers.Dense(num_classes)])
+    distiller = kd.Distiller(None, student, SoftTargets(2.0))
+    distiller.compile("adam")
+    with pytest.raises(ValueError, match=f"must have 20 classes, as the teacher's do; got {num_classes} classes"):
+        distiller.fit(kd.targets.attach((x, None), store), shuffle=False, verbose=0)

@@ -106,8 +106,10 @@ def validate_logits(teacher_outputs: Tensor, student_outputs: Tensor) -> None:
     elif "top_k_logits" in teacher_outputs or "sampled_ids" in teacher_outputs:
         ids = teacher_outputs["sampled_ids" if "sampled_ids" in teacher_outputs else "top_k_ids"]
         teacher_shape = tuple(ids.shape)
-        if teacher_shape[-1] <= student_shape[-1]:
-            # How many classes a row was cut or drawn from is the store's to say.
+        if "classes" in teacher_outputs:
+            teacher_shape = (*teacher_shape[:-1], teacher_outputs["classes"].shape[-1])
+        elif teacher_shape[-1] <= student_shape[-1]:
+            # How many classes such a row was cut or drawn from it does not say itself.
             teacher_shape = (*teacher_shape[:-1], student_shape[-1])
     else:
         shape = tuple(teacher_outputs["member_logits"].shape)

@@ -236,7 +236,8 @@ class SoftTargetStore:
             "top_k_ids": int32 (…, k), "log_tail": float32 (…)}`; version 1 gives `"log_normalizer"` in place of
             `"log_tail"`. `members`: `{"member_logits": float32 (…, members, num_classes), "member_weights": float32
             (…, members)}`. `sampled`: `{"sampled_shares": float32 (…, sample), "sampled_ids": int32 (…, sample),
-            "entropy": float32 (…), "sampling_temperature": float32 (…)}`, the shares summing to one.
+            "entropy": float32 (…), "sampling_temperature": float32 (…)}`, the shares summing to one. `top_k` and
+            `sampled` have `"classes"` too, (…, 0, num_classes): no numbers, but a shape that says how many there are.
 
         Raises:
             ForeignDatasetError: an id is outside the store.
@@ -449,6 +450,11 @@ class SoftTargetStore:
             found["sampling_temperature"] = np.full(found["entropy"].shape, temperature)
         if self.manifest.kind == "dense":
             return found["logits"]
+        if self.manifest.kind in ("top_k", "sampled"):
+            # Of these rows alone nobody could tell that a student has other classes.
+            found["classes"] = np.empty(
+                (*shape, *self.manifest.example_shape, 0, self.manifest.num_classes), np.float32
+            )
         if self.manifest.member_weights is not None:
             weights = np.asarray(self.manifest.member_weights, np.float32)
             found["member_weights"] = np.broadcast_to(weights, found["member_logits"].shape[:-1]).copy()

@@ -169,7 +169,7 @@ def test_top_k_and_member_stores_give_what_the_losses_take(teacher, tmp_path):
     label(teacher, IMAGES, tmp_path / "k", top_k=2)
     label(Ensemble([network(1), network(2)]), IMAGES, tmp_path / "m", members=True)
     for name, keys in (
-        ("k", {"top_k_logits", "top_k_ids", "log_tail"}),
+        ("k", {"top_k_logits", "top_k_ids", "log_tail", "classes"}),
         ("m", {"member_logits", "member_weights"}),
     ):
         x, y = next(iter(attach((IMAGES, LABELS), tmp_path / name, batch_size=30)))

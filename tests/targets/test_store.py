@@ -291,7 +291,8 @@ def test_a_store_of_version_1_is_read(tmp_path):
     rows = write_version_1(tmp_path, dense, 4, "float32")
     store = SoftTargetStore.open(tmp_path)
     read = store.read([49, 3])
-    assert set(read) == {"top_k_logits", "top_k_ids", "log_normalizer"}
+    assert set(read) == {"top_k_logits", "top_k_ids", "log_normalizer", "classes"}
+    assert read.pop("classes").shape == (2, 0, 40)
     for name, values in read.items():
         np.testing.assert_array_equal(values, rows[name][[49, 3]])
     falling = -np.sort(-dense, axis=-1)
