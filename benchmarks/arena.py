@@ -11,23 +11,22 @@ what it chose. About an hour and a half of one core; with `--kept` what is in FO
 docs/results/arena.json and the table of docs/methods.md.
 """
 
-import argparse
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.compress_tasks import banking77, images
+from benchmarks.kept import folder_of, once, parser_of, write_results
 from benchmarks.methods import Method, methods
-from benchmarks.page import DOCS, table, write_part
-from benchmarks.rounds import machine, use_one_thread
-from keras_distill._files import whole_file
+from benchmarks.page import table, write_part
+from benchmarks.rounds import use_one_thread
 
 if TYPE_CHECKING:
     import keras
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from keras_distill.data import Dataset
     from keras_distill.search.training import Recipe, Training
 
-RESULTS = DOCS / "results" / "arena.json"
 BATCH_SIZE = 64
 LEARNING_RATE, LABELS_WEIGHT = 3e-3, 0.1
 LABELS_ALONE = "labels alone"
@@ -314,34 +312,23 @@ def _percent(rates: list[float]) -> str:
 
 def main() -> int:
     """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--kept", type=Path)
+    parser = parser_of(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     use_one_thread()
-    kept = arguments.kept or Path(tempfile.mkdtemp(prefix="keras-distill-benchmark-"))
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = folder_of(arguments.kept)
     rows = []
     for name in arguments.tasks or TASKS:
         entrants: list[Method | None] = [None, *(method for method in methods() if method.in_arena)]
         for number, method in enumerate(entrants):
             if method is not None and method.reads_maps and not TASKS[name].has_maps:
                 continue
-            path = kept / f"{name}-{number}.json"
-            if not path.exists():
-                row = students_of(name, method, kept, arguments.seeds)
-                with whole_file(path) as aside:
-                    aside.write_text(json.dumps(row, indent=1))
-                print(json.dumps(row), file=sys.stderr, flush=True)
-            rows.append(json.loads(path.read_text()))
+            make = partial(students_of, name, method, kept, arguments.seeds)
+            rows.append(once(kept / f"{name}-{number}.json", make))
     text = page_of(rows)
     print(text)
     if arguments.write:
-        command = "python -m benchmarks.arena --write"
-        with whole_file(RESULTS) as aside:
-            aside.write_text(json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n")
+        write_results("arena", rows)
         write_part("methods.md", "arena", text)
     return 0
 

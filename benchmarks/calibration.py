@@ -9,21 +9,18 @@ without any temperature of their own. About ten minutes of one core; `--write` m
 the table of docs/explanation/calibration.md.
 """
 
-import argparse
-import json
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.arena import BATCH_SIZE, LABELS_WEIGHT, LEARNING_RATE, TASKS, known_labels, taught
-from benchmarks.page import DOCS, table, write_part
-from benchmarks.rounds import machine, use_one_thread
-from keras_distill._files import whole_file
+from benchmarks.kept import folder_of, once, parser_of, write_results
+from benchmarks.page import table, write_part
+from benchmarks.rounds import use_one_thread
 
-RESULTS = DOCS / "results" / "calibration.json"
 TEMPERATURES = (1.0, 2.0, 4.0)
 
 
@@ -125,29 +122,18 @@ def _percent(rates: list[float]) -> str:
 
 def main() -> int:
     """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--kept", type=Path)
+    parser = parser_of(__doc__, TASKS)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     use_one_thread()
-    kept = arguments.kept or Path(tempfile.mkdtemp(prefix="keras-distill-benchmark-"))
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = folder_of(arguments.kept)
     rows = []
     for name in arguments.tasks or TASKS:
-        path = kept / f"{name}-calibration.json"
-        if not path.exists():
-            found = compared(name, kept, arguments.seeds)
-            with whole_file(path) as aside:
-                aside.write_text(json.dumps(found, indent=1))
-        rows += json.loads(path.read_text())
+        rows += once(kept / f"{name}-calibration.json", partial(compared, name, kept, arguments.seeds))
     text = page_of(rows)
     print(text)
     if arguments.write:
-        command = "python -m benchmarks.calibration --write"
-        with whole_file(RESULTS) as aside:
-            aside.write_text(json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n")
+        write_results("calibration", rows)
         write_part("explanation/calibration.md", "calibration", text)
     return 0
 

@@ -10,22 +10,21 @@ as Keras models; what ships is measured as the file it is. About eight minutes o
 FOLDER is not made again. `--write` makes docs/results/compress.json and the table of docs/compress.md.
 """
 
-import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.compress_tasks import TASKS, Limits, random_shape
-from benchmarks.page import DOCS, table, write_part
-from benchmarks.rounds import machine, use_one_thread
-from keras_distill._files import whole_file
+from benchmarks.kept import folder_of, once, parser_of, write_results
+from benchmarks.page import table, write_part
+from benchmarks.rounds import use_one_thread
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from keras_distill.search.fitting import Fitter
     from keras_distill.search.training import Training
 
-RESULTS = DOCS / "results" / "compress.json"
 BATCH_SIZE = 128
 COST_LIMIT = 10.0
 BASELINES = ("random", "hand_made", "labels")
@@ -224,33 +222,21 @@ def rows_of(rows: list[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--kept", type=Path)
+    parser = parser_of(__doc__, TASKS)
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--random", type=int, default=20)
     arguments = parser.parse_args()
     use_one_thread()
-    kept = arguments.kept or Path(tempfile.mkdtemp(prefix="keras-distill-benchmark-"))
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = folder_of(arguments.kept)
     rows = []
     for name in arguments.tasks or TASKS:
         for number in range(len(TASKS[name].budgets)):
-            path = kept / f"{name}-{number}.json"
-            if not path.exists():
-                row = searched(name, number, kept, arguments.trials, arguments.random)
-                with whole_file(path) as aside:
-                    aside.write_text(json.dumps(row, indent=1))
-                print(name, row["error_rates"], row["shipped"], row["why_not"], file=sys.stderr, flush=True)
-            rows.append(json.loads(path.read_text()))
+            make = partial(searched, name, number, kept, arguments.trials, arguments.random)
+            rows.append(once(kept / f"{name}-{number}.json", make))
     text = rows_of(rows)
     print(text)
     if arguments.write:
-        command = "python -m benchmarks.compress --write"
-        results = {"command": command, "machine": machine(), "trials": arguments.trials, "rows": rows}
-        with whole_file(RESULTS) as aside:
-            aside.write_text(json.dumps(results, indent=1) + "\n")
+        write_results("compress", rows, trials=arguments.trials)
         write_part("compress.md", "compress", text)
     return 0
 
