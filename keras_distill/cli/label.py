@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_options.add_data_arguments(parser)
     add("--out", required=True, metavar="STORE", help="the store's folder; new, or one to go on with")
     add("--top-k", type=int, metavar="K", help="keep only the K largest logits of each item")
-    add("--sample", type=int, metavar="K", help="draw K classes of each item, all of them in expectation")
+    add("--sample", type=int, metavar="K", help="keep K classes drawn of each item, right on average")
     add("--seed", type=int, default=0, help="of what is drawn: samples, folds, new weights (default: %(default)s)")
     add("--dtype", choices=("float16", "float32"), default="float16", help="of the logits (default: %(default)s)")
     add("--shift", type=int, metavar="PIXELS", help="label every shift of the images by up to so many pixels")

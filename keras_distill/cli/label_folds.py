@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keras_distill.data import Dataset
 
 _BATCH_SIZE = 128
+_LEARNING_RATE = 1e-3
 
 
 def add_fold_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +28,8 @@ def add_fold_arguments(parser: argparse.ArgumentParser) -> None:
         "fold) (default: the architecture of --teacher, trained anew)")  # fmt: skip
     add("--epochs", type=int, help="of a teacher that is trained anew (default: as many as make 4,000 steps, 20 to "
         "1,000)")  # fmt: skip
-    add("--learning-rate", type=float, default=1e-3, help="of a teacher that is trained anew: Adam's, with cosine "
-        "decay to zero (default: %(default)s)")  # fmt: skip
+    add("--learning-rate", type=float, help="of a teacher that is trained anew: Adam's, with cosine decay to zero "
+        "(default: 0.001)")  # fmt: skip
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -43,12 +44,14 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(error_message(expectation, received))
     if arguments.folds is not None:
         check_count("--folds", arguments.folds, 2, remedy="5 is usual.")
-        check_positive("--learning-rate", arguments.learning_rate, "Adam is used to 1e-3.")
+    for name, value in (("--epochs", arguments.epochs), ("--learning-rate", arguments.learning_rate)):
+        if value is not None and arguments.folds is None:
+            remedy = "It is of teachers that are trained anew: add --folds 5, or leave it out."
+            raise ValueError(error_message(f"{name} must be given with --folds", "no --folds", remedy))
     if arguments.epochs is not None:
         check_count("--epochs", arguments.epochs)
-        if arguments.folds is None:
-            remedy = "They are of teachers that are trained anew: add --folds 5, or leave it out."
-            raise ValueError(error_message("--epochs must be given with --folds", "no --folds", remedy))
+    if arguments.learning_rate is not None:
+        check_positive("--learning-rate", arguments.learning_rate, "Adam is used to 1e-3.")
 
 
 def maker_of(arguments: argparse.Namespace, dataset: "Dataset") -> Callable:
@@ -80,7 +83,7 @@ def maker_of(arguments: argparse.Namespace, dataset: "Dataset") -> Callable:
     teacher = model_file.load_teacher(arguments.teacher[0], arguments, dataset)
     if not isinstance(teacher, keras.Model):
         raise ValueError(error_message(expectation, repr(teacher), remedy))
-    return Anew(teacher, arguments.epochs, arguments.learning_rate, arguments.seed)
+    return Anew(teacher, arguments.epochs, arguments.learning_rate or _LEARNING_RATE, arguments.seed)
 
 
 class Anew:

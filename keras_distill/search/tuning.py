@@ -24,7 +24,7 @@ from keras_distill.losses import SoftTargets
 from keras_distill.losses.per_example import PerExampleLoss, serialized
 from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
 from keras_distill.targets import SoftTargetStore
-from keras_distill.targets.fingerprints import every_item_fingerprint
+from keras_distill.targets.fingerprints import every_item_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     import optuna
@@ -251,10 +251,11 @@ def _check_losses(make: Callable[[float], Any]) -> None:
 
 
 def _described_losses(training: Training, first: Recipe) -> str:
-    """What tells one objective from another: the losses, by their settings at the first temperature, and weights."""
+    """What tells one objective from another: losses, by their settings at the first temperature, weights, a teacher."""
     losses = keras.tree.map_structure(serialized, training.distillation_losses(first.temperature))
     weights = keras.tree.map_structure(serialized, training.distillation_loss_weights)
-    return json.dumps([losses, weights, training.teacher is not None], sort_keys=True, default=repr)
+    teacher = None if training.teacher is None else fingerprint(training.teacher)
+    return json.dumps([losses, weights, teacher], sort_keys=True, default=repr)
 
 
 def _on_labels(first: Recipe) -> list[Recipe]:

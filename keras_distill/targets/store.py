@@ -62,8 +62,9 @@ among all that are no padding, one sequence after the other, and its mark is tha
 `sampling_temperature`; `sampling_seed`, in [0, 2^63).
 Two fields are there only where they say something:
 `folds`, of a store whose targets are out of fold: `num_folds`, the `seed` that drew them, hashes of each item's fold
-(`item_folds`) and of the `labels`, and `made_by`, the name of what made the teachers; `teacher_fingerprint` is then
-that of all teachers together. `runtime`: `"onnxruntime"` where that answered in the teacher's place.
+(`item_folds`) and of the `labels`, `made_by`, the name of what made the teachers, `from_logits`, and `calibrated_on`:
+null, `"the fold itself"`, or a hash of the examples; `teacher_fingerprint` is then that of all teachers together.
+`runtime`: `"onnxruntime"` where that answered in the teacher's place.
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
 

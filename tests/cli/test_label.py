@@ -109,6 +109,8 @@ def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
         (("--top-k", "11"), "--top-k must be <= 10"),
         (("--sample", "11"), "sample must be <= 10"),
         (("--sample", "4", "--top-k", "3"), "sample must be given alone"),
+        (("--learning-rate", "0.1"), "--learning-rate must be given with --folds; got no --folds"),
+        (("--epochs", "3"), "--epochs must be given with --folds; got no --folds"),
         (("--temperature", "2"), "unless the teacher is an arithmetic ensemble"),
     ],
 )

@@ -234,20 +234,26 @@ def test_a_loss_that_reads_layers_has_the_teacher_beside_it(problem, tmp_path):
         hidden = keras.layers.Dense(units, "relu", name="hidden")
         return keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
 
+    def tuned_beside(teacher):
+        return kd.tune(
+            lambda: with_hidden(4),
+            (x, y),
+            validation,
+            store,
+            tmp_path,
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            learning_rate=0.01,
+            max_cost=2.0,
+            distillation_losses=lambda temperature: [kd.losses.SoftTargets(temperature), kd.losses.Hint("hidden")],
+            distillation_loss_weights=[1.0, 0.5],
+            teacher=teacher,
+        )
+
     teacher = with_hidden(8)
-    found = kd.tune(
-        lambda: with_hidden(4),
-        (x, y),
-        validation,
-        store,
-        tmp_path,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        learning_rate=0.01,
-        max_cost=2.0,
-        distillation_losses=lambda temperature: [kd.losses.SoftTargets(temperature), kd.losses.Hint("hidden")],
-        distillation_loss_weights=[1.0, 0.5],
-        teacher=teacher,
-    )
+    found = tuned_beside(teacher)
     assert found.num_steps == 2 * STEPS
+    teacher.set_weights([2 * weight for weight in teacher.get_weights()])
+    with pytest.raises(ValueError, match="one of another losses"):
+        tuned_beside(teacher)
     assert np.isfinite(found.score)
