@@ -272,18 +272,19 @@ class _Targets:
         return tf.nest.pack_sequence_as(self.example, values)
 
     def as_far_as_there(self, ids: tf.Tensor, views: tf.Tensor) -> tuple[tf.Tensor, TensorTree]:
-        """Of a store that grows whether it has all of some rows, once for each, and if it has, their targets."""
+        """Of a store that grows which of some rows it has, bool, and their targets, zeros for the others."""
         store, examples = self.store, tf.nest.flatten(self.example)
         assert isinstance(store, GrowingStore)  # attach saw to it
 
         @tf.autograph.experimental.do_not_convert
         def read(ids: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
-            if store.has(ids, views).all():
-                return [np.ones(ids.shape, bool), *tf.nest.flatten(store.read(ids, views))]
-            return [
-                np.zeros(ids.shape, bool),
-                *(np.zeros((*ids.shape, *each.shape[1:]), each.dtype) for each in examples),
-            ]
+            is_there = store.has(ids, views)
+            if is_there.all():
+                return [is_there, *tf.nest.flatten(store.read(ids, views))]
+            found = [np.zeros((*ids.shape, *each.shape[1:]), each.dtype) for each in examples]
+            for values, known in zip(found, tf.nest.flatten(store.read(ids[is_there], views[is_there])), strict=True):
+                values[is_there] = known
+            return [is_there, *found]
 
         is_there, *values = tf.numpy_function(read, [ids, views], [tf.bool, *(example.dtype for example in examples)])
         is_there.set_shape(ids.shape)
@@ -303,30 +304,21 @@ class _Targets:
         dtypes = [example.dtype for example in examples]
 
         @tf.autograph.experimental.do_not_convert
-        def peek(ids: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
-            missing = store.missing(ids, views)
-            return [missing, *(examples if len(missing) else tf.nest.flatten(store.read(ids, views)))]
-
-        @tf.autograph.experimental.do_not_convert
         def keep(ids: np.ndarray, views: np.ndarray, missing: np.ndarray, *fields: np.ndarray) -> list[np.ndarray]:
             store.keep(ids[missing], views[missing], dict(zip(names, fields, strict=True)))
             return tf.nest.flatten(store.read(ids, views))
 
         @tf.autograph.experimental.do_not_convert
-        def make(missing: tf.Tensor) -> list[tf.Tensor]:
+        def make() -> list[tf.Tensor]:
+            # An item comes once an epoch: nobody has asked for these rows since.
+            missing = tf.where(tf.logical_not(is_there))[:, 0]
             seen = tf.nest.map_structure(lambda part: tf.gather(part, missing), inputs)
             # In the graph: a call of TensorFlow's out of Python would wait for the thread that waits for it.
             fields = store.fields_of(seen)
             return tf.numpy_function(keep, [ids, views, missing, *(fields[name] for name in names)], dtypes)
 
-        @tf.autograph.experimental.do_not_convert
-        def ask() -> list[tf.Tensor]:
-            missing, *found = tf.numpy_function(peek, [ids, views], [tf.int64, *dtypes])
-            missing.set_shape([None])
-            return tf.cond(tf.equal(tf.size(missing), 0), lambda: found, lambda: make(missing))
-
         names = store.manifest.row_dtype.names or ()
-        values = tf.cond(tf.reduce_all(is_there), lambda: tf.nest.flatten(read), ask)
+        values = tf.cond(tf.reduce_all(is_there), lambda: tf.nest.flatten(read), make)
         for value, example in zip(values, examples, strict=True):
             value.set_shape(ids.shape.concatenate(example.shape[1:]))
         return tf.nest.pack_sequence_as(self.example, values)

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from keras_distill.targets.augmentation import Augmentation
 
 
+# A piece of fewer costs a small teacher's step more than it saves when a run is killed.
+_LEAST_ROWS_A_PIECE = 4096
+
 # The arguments of `label` that a store which grows has too.
 LABELLING = (
     "augmentation",
@@ -100,7 +103,9 @@ class GrowingStore(SoftTargetStore):
             OSError: the disk is full; what is whole stays.
         """
         ids, views = np.asarray(ids), np.asarray(views)
-        missing = self.missing(ids, views)
+        # Of a view that comes twice the first.
+        firsts = np.unique(self._row_numbers(ids, views), return_index=True)[1]
+        missing = np.sort(firsts[~self.has(ids[firsts], views[firsts])])
         if len(missing):
             # A power of two: a batch's share of what is missing is another each time, and is not to be compiled anew.
             size = min(len(ids), 1 << (len(missing) - 1).bit_length())
@@ -110,15 +115,6 @@ class GrowingStore(SoftTargetStore):
             names = self.manifest.row_dtype.names or ()
             self.keep(ids[missing], views[missing], {name: fields[name][: len(missing)] for name in names})
         return len(missing)
-
-    def missing(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """The places in a batch, int64, of views that are not labelled; of a view that comes twice the first."""
-        rows = self._row_numbers(ids, views)
-        is_there = self._pieces.is_there[rows]
-        if is_there.all():
-            return np.empty(0, np.int64)
-        places = np.flatnonzero(~is_there)
-        return np.sort(places[np.unique(rows[places], return_index=True)[1]])
 
     def fields_of(self, inputs: TensorTree) -> dict[str, Any]:
         """On TensorFlow: the fields of some inputs' rows, as operations of a graph."""
@@ -191,7 +187,7 @@ class _Pieces:
         self._unwritten: list[np.ndarray] = []
         self._num_unwritten, self._num_pieces, self._is_whole = 0, 0, False
         # About 64 pieces in all, each a flush to the disk.
-        self._rows_per_piece = max(1024, -(-manifest.num_rows // 64))
+        self._rows_per_piece = max(_LEAST_ROWS_A_PIECE, -(-manifest.num_rows // 64))
         self._writer = ThreadPoolExecutor(1)
         self._written: Future | None = None
         self._read_pieces()

@@ -10,7 +10,7 @@ import pytest
 
 from keras_distill import Distiller
 from keras_distill.losses import SoftTargets
-from keras_distill.targets import Augmentation, Shift, attach, label
+from keras_distill.targets import Augmentation, Shift, attach, growing, label
 from keras_distill.targets.growing import GrowingStore, grow
 from keras_distill.targets.manifest import ForeignDatasetError, StaleTeacherError, StoreError, UnfinishedStoreError
 from keras_distill.targets.store import SoftTargetStore
@@ -90,7 +90,8 @@ def test_each_view_is_labelled_once_whoever_asks(tmp_path):
         store.read([6])
 
 
-def test_a_run_goes_on_with_what_the_last_one_wrote(tmp_path):
+def test_a_run_goes_on_with_what_the_last_one_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(growing, "_LEAST_ROWS_A_PIECE", 1024)
     rows = np.random.default_rng(5).permutation(3000)
     first = grow(Pixels(), IMAGES, tmp_path / "s", **SETTINGS)
     ask(first, rows[:1200])
@@ -189,6 +190,7 @@ from keras_distill.targets import attach, growing
 from tests.targets.test_growing import IMAGES, LABELS, SETTINGS, Pixels, epoch_of
 
 left = int(sys.argv[2])
+growing._LEAST_ROWS_A_PIECE = 1024
 write = growing._Pieces._write
 
 def killed(self, numbers):
