@@ -113,7 +113,7 @@ def test_the_rooms_are_in_no_circle():
 
 
 def test_nobody_imports_the_command_line():
-    outside = [file for file in FILES if not file.startswith("cli/")]
+    outside = [file for file in FILES if not file.startswith("cli/") and file != "__main__.py"]
     assert [file for file in outside if "cli" in {name for name, _ in imports(file)}] == []
 
 

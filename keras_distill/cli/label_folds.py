@@ -44,6 +44,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(error_message(expectation, received))
     if arguments.folds is not None:
         check_count("--folds", arguments.folds, 2, remedy="5 is usual.")
+        if arguments.engine != "local" or arguments.workers not in (None, 1):
+            received = f"--engine {arguments.engine}" if arguments.workers is None else f"--workers {arguments.workers}"
+            remedy = "Start the processes yourself, with --process 0/2 and --process 1/2."
+            raise ValueError(error_message("--folds must be given without --engine and --workers", received, remedy))
     for name, value in (("--epochs", arguments.epochs), ("--learning-rate", arguments.learning_rate)):
         if value is not None and arguments.folds is None:
             remedy = "It is of teachers that are trained anew: add --folds 5, or leave it out."

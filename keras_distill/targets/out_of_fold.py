@@ -6,6 +6,7 @@ fold is labelled into a store of its own, aside; when all are there, their rows 
 """
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,7 @@ def label_out_of_fold(
         remedy = "Pass make_teacher=…, a function (inputs, labels, fold) that trains a teacher and returns it."
         received = "none" if make_teacher is None else f"a {type(make_teacher).__name__}"
         raise TypeError(error_message("folds need a function that makes a teacher for each", received, remedy))
+    _check_signature(make_teacher)
     labeller = _Labeller(make_teacher, dataset, Path(path), folds, groups, seed, dict(options))
     return labeller.run()
 
@@ -353,6 +355,21 @@ def _name_of(make_teacher: MakeTeacher) -> str:
         return given
     named = make_teacher if hasattr(make_teacher, "__qualname__") else type(make_teacher)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def _check_signature(make_teacher: MakeTeacher) -> None:
+    """Raises `TypeError` where a function cannot be called as it will be, before anything is written."""
+    try:
+        signature = inspect.signature(make_teacher)
+    except ValueError:
+        # Of some functions in C nothing is known.
+        return
+    try:
+        signature.bind(None, None, 0)
+    except TypeError:
+        remedy = "It is called once a fold, with the items of the others, and returns the teacher."
+        expectation = f"{_name_of(make_teacher)} must be a function (inputs, labels, fold)"
+        raise TypeError(error_message(expectation, f"one of {signature}", remedy)) from None
 
 
 def _check_equal(path: Path, expected: Mapping[str, Any], received: Mapping[str, Any]) -> None:

@@ -154,7 +154,14 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(teachers, tmp_path
             ("--folds", "3", "--teacher", "a", "b"),
             "which must be one Keras model; got 2 teachers",
         ),
-        (("--folds", "3", "--teacher", "a", "--workers", "2"), "engine must be left out with folds"),
+        (
+            ("--folds", "3", "--make-teacher", "math:sin"),
+            "math:sin must be a function (inputs, labels, fold); got one of (x, /). It is called once a fold",
+        ),
+        (
+            ("--folds", "3", "--teacher", "a", "--workers", "2"),
+            "--folds must be given without --engine and --workers; got --workers 2. Start the processes yourself",
+        ),
     ],
 )
 def test_options_of_folds_that_do_not_go_together_are_one_clear_error(teachers, tmp_path, capsys, options, message):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import keras_distill
 from keras_distill.cli import COMMANDS, main
 
 
@@ -17,6 +18,12 @@ def test_help_names_every_command_without_starting_tensorflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
     assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_the_package_runs_as_a_module():
+    argv = [sys.executable, "-m", "keras_distill", "--version"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == f"keras-distill {keras_distill.__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -227,6 +227,11 @@ def test_keras_models_named_inputs_and_a_split_are_taken(tmp_path):
             TypeError,
             r"that makes a teacher for each; got none\. Pass make_teacher=…",
         ),
+        (
+            {"make_teacher": lambda x, y: "a teacher"},
+            TypeError,
+            r"must be a function \(inputs, labels, fold\); got one",
+        ),
         ({"make_teacher": lambda x, y, fold: "a teacher"}, TypeError, "must return a teacher: a model, or a function"),
         ({"runtime": "auto"}, ValueError, "runtime must be 'keras' with folds; got 'auto'"),
         ({"mask": "padding"}, ValueError, "mask must be left out with folds"),
