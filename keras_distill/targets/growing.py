@@ -16,7 +16,6 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +26,15 @@ from keras import ops
 from keras_distill._checks import error_message
 from keras_distill._files import whole_file
 from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
-from keras_distill.targets.fingerprints import fingerprint, item_marks
+from keras_distill.targets.fingerprints import item_marks
 from keras_distill.targets.labelling import num_views_of
-from keras_distill.targets.manifest import Manifest, UnfinishedStoreError, rows_per_shard_for
-from keras_distill.targets.replaying import recipe
+from keras_distill.targets.manifest import Manifest, UnfinishedStoreError
+from keras_distill.targets.plan import plan
 from keras_distill.targets.shard_queue import check_finite
 from keras_distill.targets.shards import check_version, create, finish, is_sound, labelled_shards, write_shard
 from keras_distill.targets.source import ArraySource, gives_batches, is_stream
 from keras_distill.targets.store import SoftTargetStore
-from keras_distill.targets.teacher_rows import RowOptions, check_inputs, check_rows, describe_rows, row_function
+from keras_distill.targets.teacher_rows import RowOptions
 
 if TYPE_CHECKING:
     from keras_distill.targets.augmentation import Augmentation
@@ -309,27 +308,20 @@ def grow(
         raise ValueError(error_message(expectation, f"a {type(dataset).__name__}", remedy))
     num_views = num_views_of(augmentation, views)
     source = ArraySource(dataset, None, batch_size, augmentation)
-    first_batch = source.first_batch()
-    check_inputs(teacher, first_batch)
     options = RowOptions(members=members, temperature=temperature, top_k=top_k, dtype=dtype, from_logits=from_logits)
-    forward = row_function(teacher, first_batch, options)
-    outputs = {name: ops.convert_to_numpy(values) for name, values in forward(first_batch).items()}
-    check_rows(teacher, outputs)
-    manifest = replace(
-        describe_rows(outputs, options),
-        num_items=source.num_items,
+    planned = plan(
+        teacher,
+        source,
+        options,
+        augmentation=augmentation,
         num_views=num_views,
-        augmentation=recipe(augmentation, source.first_item()) if augmentation else None,
-        teacher_fingerprint=teacher_fingerprint or fingerprint(teacher),
-        dataset_fingerprint=source.fingerprint,
-        every_item_fingerprint=source.every_item_fingerprint,
+        teacher_fingerprint=teacher_fingerprint,
     )
-    rows_per_shard = rows_per_shard_for(manifest.num_rows, manifest.bytes_per_row, batch_size)
-    manifest = create(path, replace(manifest, rows_per_shard=rows_per_shard))
+    manifest = create(path, planned.manifest)
     if manifest.shards is not None:
         return SoftTargetStore.open(path)
     check_version(path, manifest)
-    return GrowingStore(path, manifest, forward, source.inputs)
+    return GrowingStore(path, manifest, planned.forward, source.inputs)
 
 
 def opened(

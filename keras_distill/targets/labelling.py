@@ -20,22 +20,15 @@ from keras_distill._files import folder_aside
 from keras_distill._progress import progress_bar
 from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
 from keras_distill.models.strings import holds_strings, preprocess_strings, refuse_string_stream
-from keras_distill.targets.calibration import calibration_examples, calibration_temperature, divided_by
-from keras_distill.targets.fingerprints import fingerprint
-from keras_distill.targets.manifest import ForeignDatasetError, Manifest, rows_per_shard_for
-from keras_distill.targets.replaying import recipe
+from keras_distill.targets.calibration import calibration_examples, calibration_temperature
+from keras_distill.targets.manifest import ForeignDatasetError, Manifest
+from keras_distill.targets.plan import plan
 from keras_distill.targets.runtime import RUNTIMES, Runtimes
 from keras_distill.targets.shard_queue import ShardQueue
 from keras_distill.targets.shards import begun, check_room, check_version, create, finish, missing_shards, withdraw
 from keras_distill.targets.source import ArraySource, Source, gives_batches, is_stream, open_source
 from keras_distill.targets.store import SoftTargetStore
-from keras_distill.targets.teacher_rows import (
-    RowOptions,
-    check_inputs,
-    check_rows,
-    describe_rows,
-    row_function,
-)
+from keras_distill.targets.teacher_rows import RowOptions, row_function
 from keras_distill.targets.token_source import TokenSource
 from keras_distill.targets.tokens import TOKEN
 
@@ -187,8 +180,6 @@ def label(
         raise ValueError(error_message(f"process must be in [0, num_processes = {num_processes})", process))
     if engine is not None:
         _check_for_engine(source, num_processes, runtime)
-    first_batch = source.first_batch()
-    check_inputs(teacher, first_batch)
     options = RowOptions(
         members=members,
         temperature=temperature,
@@ -198,31 +189,21 @@ def label(
         divisor=divisor,
         sample=sample,
     )
-    forward = row_function(teacher, first_batch, options)
-    # The first batch says what rows look like; it costs one pass, and compiles the teacher for all of them.
-    outputs = {name: keras.ops.convert_to_numpy(values) for name, values in forward(first_batch).items()}
-    check_rows(teacher, outputs)
-    manifest = describe_rows(outputs, options, seed)
-    if source.mask is not None:
-        manifest = _of_tokens(manifest, source.mask)
-    manifest = replace(
-        manifest,
-        num_items=source.num_items,
+    planned = plan(
+        teacher,
+        source,
+        options,
+        augmentation=augmentation,
         num_views=num_views,
-        augmentation=recipe(augmentation, source.first_item()) if augmentation else None,
-        teacher_fingerprint=(teacher_fingerprint or fingerprint(teacher)) + divided_by(divisor),
-        dataset_fingerprint=source.fingerprint,
-        every_item_fingerprint=source.every_item_fingerprint,
+        teacher_fingerprint=teacher_fingerprint,
         id_scheme=id_scheme,
+        seed=seed,
+        rows_per_shard=rows_per_shard,
     )
-    rows = rows_per_shard or rows_per_shard_for(manifest.num_rows, manifest.bytes_per_row, batch_size)
-    if rows % batch_size:
-        remedy = "A shard's bytes must not depend on where an earlier run stopped."
-        raise ValueError(error_message(f"rows_per_shard must be a multiple of batch_size = {batch_size}", rows, remedy))
-    manifest = replace(manifest, rows_per_shard=rows)
+    manifest, forward = planned.manifest, planned.forward
     runtimes = Runtimes(runtime, teacher, from_logits)
     if runtime != "keras":
-        batches = _first_batches(source, manifest, first_batch)
+        batches = _first_batches(source, manifest, planned.first_batch)
         num_batches = -(-manifest.num_rows // batch_size)
         manifest = replace(manifest, runtime=runtimes.choose(begun(path), forward, batches, num_batches, options))
     # Of several processes that choose at once, the one that begins the store has the say.
@@ -356,15 +337,6 @@ def _open_tokens(
         remedy = "Give arrays, memory maps too; a stream is labelled with its padding, without a mask."
         raise ValueError(error_message("a mask needs a dataset of arrays", f"a {type(dataset).__name__}", remedy))
     return TokenSource(dataset, mask, batch_size)
-
-
-def _of_tokens(manifest: Manifest, mask: np.ndarray) -> Manifest:
-    """The manifest of rows of tokens, out of that of sequences."""
-    if manifest.example_shape[:1] != mask.shape[1:]:
-        expectation = f"with a mask the teacher's logits must have shape (batch, {mask.shape[1]}, num_classes)"
-        received = ("batch", *manifest.example_shape, manifest.num_classes)
-        raise ValueError(error_message(expectation, received, "One decision a sequence needs no mask."))
-    return replace(manifest, example_shape=manifest.example_shape[1:])
 
 
 def _first_batches(source: "Source", manifest: Manifest, first_batch: TensorTree) -> list[TensorTree]:
