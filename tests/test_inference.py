@@ -1,9 +1,12 @@
 """A model run over a whole data set: any number of items, heads and batch sizes, against one call of the model."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
 
+from keras_distill.models.compilation import compiled
 from keras_distill.models.inference import BATCH_SIZE, all_logits
 
 X = np.random.default_rng(0).normal(size=(2 * BATCH_SIZE + 7, 3)).astype("float32")
@@ -22,6 +25,20 @@ def test_logits_are_those_of_the_last_layer(head, batch_size, num_items):
     found = all_logits(model, X[:num_items])
     assert found.shape == (num_items, 4)
     np.testing.assert_allclose(found, dense(X[:num_items], model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.tensorflow
+def test_tensorflow_does_not_take_ten_models_for_one_that_is_traced_ten_times():
+    warnings = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("tensorflow").addHandler(handler)
+    try:
+        for _ in range(10):
+            compiled(lambda x, layer=keras.layers.Dense(4): layer(x))(X[:5])
+    finally:
+        logging.getLogger("tensorflow").removeHandler(handler)
+    assert warnings == []
 
 
 def test_a_teacher_of_another_kind_sees_numpys_arrays():

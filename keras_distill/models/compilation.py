@@ -6,6 +6,7 @@ new teacher, and JAX refuses them where they lie on several hosts.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import keras
@@ -33,8 +34,10 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[...,
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        # Without autograph an error of ours stays as it is, rather than inside an excerpt of "user code".
-        return tf.function(function, reduce_retracing=True, autograph=False)
+        # Without autograph an error of ours stays as it is, rather than inside an excerpt of "user code". Behind a partial
+        # each function is one of its own: by their code TensorFlow takes ten models' for one that is traced ten times,
+        # and warns.
+        return tf.function(partial(function), reduce_retracing=True, autograph=False)
     if keras.config.backend() == "torch":
         import torch
 

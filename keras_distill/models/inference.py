@@ -32,7 +32,7 @@ def logits_function(model: Teacher) -> Callable[[Inputs], np.ndarray]:
     if isinstance(model, keras.Model):
         bare = logits_model(model)
         run = lambda inputs: bare(inputs, training=False)  # noqa: E731
-        # TensorFlow warns of a function that is traced anew for each of several models; it is fast without, too.
+        # TensorFlow is fast without, too.
         if keras.config.backend() != "tensorflow":
             run = compiled(run, bare)
         if (size := fixed_batch_of(model)) is not None:

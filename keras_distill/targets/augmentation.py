@@ -9,7 +9,7 @@ On TensorFlow run these eagerly or in a `tf.data` pipeline: XLA may fuse a produ
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import keras
@@ -299,7 +299,10 @@ class Augmentation:
         # A graph of its own wherever it is called: TensorFlow moves products and sums about in a graph, others in a
         # pipeline than outside, and then a last bit differs.
         apart = {"_noinline": True}
-        return tf.function(self._made_of, reduce_retracing=True, autograph=False, experimental_attributes=apart)
+        # Behind a partial TensorFlow does not count the traces of other augmentations as this one's, and warn.
+        return tf.function(
+            partial(self._made_of), reduce_retracing=True, autograph=False, experimental_attributes=apart
+        )
 
     def _made_of(
         self,
