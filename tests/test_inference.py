@@ -35,7 +35,8 @@ def test_tensorflow_does_not_take_ten_models_for_one_that_is_traced_ten_times():
     logging.getLogger("tensorflow").addHandler(handler)
     try:
         for _ in range(10):
-            compiled(lambda x, layer=keras.layers.Dense(4): layer(x))(X[:5])
+            layer = keras.layers.Dense(4)
+            compiled(lambda x, layer=layer: layer(x))(X[:5])
     finally:
         logging.getLogger("tensorflow").removeHandler(handler)
     assert warnings == []

@@ -2,10 +2,10 @@
 
 Candidates are cut from the teacher and made by hand, each as wide as the budget allows when its file is measured in the
 runtime that will serve it. They are compared on validation data, all taught from one store; the best is tuned, with
-labels alone among its recipes, passes the ship gate, and is judged once on the test set. OUT has student.keras,
-bundle/, report.html, compression.json and study.db. A run that was killed goes on where it stopped. Ctrl-C finishes the
-best so far; a second one ends at once. --workers 4 trains four candidates at a time, --engine ray on a cluster. Exit
-code 1: the gate held every candidate back.
+labels alone among its recipes, is judged on the test set and passes the ship gate, or makes way for the next best. OUT
+has student.keras, bundle/, report.html, compression.json and study.db. A run that was killed goes on where it stopped.
+Ctrl-C finishes the best so far; a second one ends at once. --workers 4 trains four candidates at a time, --engine ray
+on a cluster. Exit code 1: the gate held every candidate back.
 """
 
 import argparse

@@ -34,9 +34,9 @@ def compiled(function: Callable[[Any], Any], model: Any = None) -> Callable[...,
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
 
-        # Without autograph an error of ours stays as it is, rather than inside an excerpt of "user code". Behind a partial
-        # each function is one of its own: by their code TensorFlow takes ten models' for one that is traced ten times,
-        # and warns.
+        # Without autograph an error of ours stays as it is, rather than inside an excerpt of "user code". Behind a
+        # partial each function is one of its own: by their code TensorFlow takes ten models' for one that is traced ten
+        # times, and warns.
         return tf.function(partial(function), reduce_retracing=True, autograph=False)
     if keras.config.backend() == "torch":
         import torch

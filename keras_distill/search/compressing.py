@@ -102,7 +102,8 @@ def compress(
     Candidates are cut from the teacher and, so that pruning has to earn its place, a few hand-made families and your
     own; in float32 and in int8. Each is made as wide as its share of the budget allows, by latency and bytes measured
     in the runtime that will serve it, before it is trained. What is compared is the negative log-likelihood on the
-    validation split; the test split is looked at in the end alone.
+    validation split. The test split judges the best, and the gate holds accuracy to it; where the gate holds a
+    candidate back, the next best is judged too, and `Compression.num_judged` says how many were.
 
     Called again with the same arguments after a kill it goes on: candidates that were judged are not trained again.
 
@@ -149,9 +150,8 @@ def compress(
     for precision in precisions:
         check_choice("each of precisions", precision, PRECISIONS)
     precisions = _precisions_on(runtime, precisions, budgets)
-    check_count("num_trials", num_trials)
-    check_count("batch_size", batch_size)
-    check_count("seeds", seeds)
+    num_trials, batch_size = check_count("num_trials", num_trials), check_count("batch_size", batch_size)
+    seeds, seed = check_count("seeds", seeds), check_count("seed", seed, 0)
     if minutes is not None:
         check_positive("minutes", minutes)
     workers = None if engine is None else engine_of(engine)
@@ -199,7 +199,7 @@ def compress(
             "budgets": asdict(budgets),
             "runtime": runtime,
             "precisions": list(precisions),
-            "families": [family.name for family in candidates],
+            "families": [family.identity for family in candidates],
             "epochs": training.epochs,
             "batch_size": batch_size,
             "seed": seed,
@@ -239,8 +239,10 @@ def compress(
         num_trainings = sum(trial.epochs for trial in trials.all()) / training.epochs
         max_cost = _LEAST_TUNING if is_over() else _TUNING
         # Whoever the gate holds back gives way to the next that was trained to its end.
+        num_judged = 0
         for trial in [trial for trial in ranked if trial.state == "finished"] or ranked[:1]:
             finished = finish.run(trial, max_cost, say)
+            num_judged += 1
             num_trainings += finished.num_trainings
             if finished.shipment.out is not None:
                 break
@@ -254,6 +256,7 @@ def compress(
         verdict=finished.verdict,
         teacher_error=1.0 - knowledge.num_right / knowledge.num_items,
         test_errors=finished.test_errors,
+        num_judged=num_judged,
         trials=tuple(trials.all()),
         front=tuple(pareto_front(trials.all())),
         cost=num_trainings,

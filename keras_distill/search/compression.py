@@ -31,6 +31,7 @@ class Compression:
         teacher_error: share of the validation examples that the teacher has wrong.
         test_errors: share of the test examples that `teacher`, `labels`, `distilled` and the `student` have wrong, and
             the `file` that ships; `labels` and `distilled` are the mean over the seeds.
+        num_judged: how many candidates were judged on the test set: this one, and those that the gate held back before.
         trials: every candidate, in the order in which they were proposed.
         front: those that no other beats in latency and validation score, from the fastest on.
         cost: of the search, in whole trainings of the student.
@@ -47,6 +48,7 @@ class Compression:
     verdict: Verdict
     teacher_error: float
     test_errors: Mapping[str, float]
+    num_judged: int
     trials: tuple[Trial, ...]
     front: tuple[Trial, ...]
     cost: float
@@ -64,6 +66,7 @@ class Compression:
             "verdict": self.verdict.to_json(),
             "teacher_error": self.teacher_error,
             "test_errors": dict(self.test_errors),
+            "num_judged_on_test": self.num_judged,
             "front": [trial.number for trial in self.front],
             "trials": [trial.to_json() for trial in self.trials],
             "cost_in_trainings": self.cost,

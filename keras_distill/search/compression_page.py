@@ -27,6 +27,11 @@ _AWARE = (
     "is that of student-int8.keras."
 )
 
+_HELD_BACK = (
+    "{} candidates were judged on the test set, one after another, since the gate held back those before this one: its "
+    "test errors are of the last look."
+)
+
 
 def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", name: str) -> str:
     """The page, complete in itself; pointing at a candidate in the figure names it."""
@@ -54,6 +59,7 @@ def report_page(compression: Compression, budgets: Budgets, dataset: "Dataset", 
         Paragraph(f"Trained {'on labels alone' if recipe.is_on_labels else 'from soft targets'}: {recipe_text}."),
         *([Paragraph(_AWARE)] if compression.quantized is not None else []),
         *(Paragraph(reason) for reason in verdict.reasons),
+        *([Paragraph(_HELD_BACK.format(compression.num_judged))] if compression.num_judged > 1 else []),
     ]
     tried = Section(
         "What was tried",

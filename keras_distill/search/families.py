@@ -21,6 +21,7 @@ from keras_distill.data import networks
 from keras_distill.pruning import channel_groups, prune, reestimate_batch_normalization, residual_blocks
 from keras_distill.pruning.blocks import without_blocks
 from keras_distill.pruning.input_size import with_smaller_input
+from keras_distill.targets.fingerprints import fingerprint
 
 if TYPE_CHECKING:
     import optuna
@@ -63,6 +64,11 @@ class Family(ABC):
     name: str
     entries: Mapping[str, Entry]
     learning_rate: float = 3e-3
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another of the same name."""
+        return self.name
 
     @abstractmethod
     def build(self, shape: Shape, width: float) -> keras.Model:
@@ -267,6 +273,17 @@ class Own(Family):
     def __init__(self, name: str, build: Callable[[float], keras.Model], inputs: Inputs, num_classes: int):
         self.name, self.entries, self._build = name, {}, build
         self._example, self._num_classes = take_rows(inputs, slice(1)), num_classes
+
+    @property
+    def identity(self) -> str:
+        """Its name, and what its function builds, from the narrowest to the widest."""
+        built = []
+        for width in (1.0 / 512.0, 0.125, 1.0):
+            keras.utils.set_random_seed(0)
+            # Of a width that cannot be built the search says so.
+            with suppress(ValueError):
+                built.append(fingerprint(self.build({}, width)))
+        return " ".join([self.name, *built])
 
     def build(self, shape: Shape, width: float) -> keras.Model:
         """Whatever the user builds.

@@ -1,6 +1,7 @@
-"""The end of a search: the best candidate tuned, its int8 mended where rounding cost, more seeds, one look at the test.
+"""The end of a search: the best candidate tuned, its int8 mended where rounding cost, more seeds, then the test set.
 
-What is chosen is chosen on validation data. The test split is looked at once, when all of that is done.
+What is chosen is chosen on validation data. The test split is looked at when all of that is done; once more for each
+candidate that takes the place of one that the gate held back.
 """
 
 import warnings

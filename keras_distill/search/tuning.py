@@ -25,6 +25,7 @@ from keras_distill.losses.per_example import PerExampleLoss, serialized
 from keras_distill.search.training import DIVERGED, Recipe, Training, optuna_quiet, start_again
 from keras_distill.targets import SoftTargetStore
 from keras_distill.targets.fingerprints import every_item_fingerprint, fingerprint
+from keras_distill.targets.replaying import replay_of
 
 if TYPE_CHECKING:
     import optuna
@@ -40,6 +41,10 @@ _FACTORS = (1.0, 3.0, 10.0, 0.3)
 # soft targets bear a higher rate, since they are learnt by heart later.
 _FIRST = ((4.0, 0.1, 1.0), (2.0, 0.5, 1.0), (4.0, 0.5, 3.0), (4.0, 0.1, 3.0))
 _SCORES = "scores"
+# Of a store's manifest, what a student that learns from it depends on, beside the teacher and the data.
+_OF_ROWS = ("kind", "dtype", "top_k", "num_views", "augmentation")
+# A student read from its file scores as it did, but for the arithmetic of another machine.
+_SAME_SCORE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,10 @@ def tune(
         on_trial: called with each trial that has ended, as `Tuned.trials` has it.
 
     Raises:
-        ValueError: a setting out of its range; a store that was merged or sampled at one temperature; a folder that
-            holds the study of other settings (so many candidates as `max_cost` allows among them), labels or data.
+        ValueError: a setting out of its range; labels that are no classes of the store's; a store that was merged or
+            sampled at one temperature, or whose views blend items; a folder that holds the study of another student
+            (its weights to begin from too), other settings (so many candidates as `max_cost` allows among them), rows,
+            labels or data.
         ImportError: Optuna is not installed.
 
     Example:
@@ -150,8 +157,8 @@ def tune(
         Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
         arXiv:1502.07943, section 3.
     """
-    check_count("epochs", epochs)
-    check_count("batch_size", batch_size)
+    epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
+    seed = check_count("seed", seed, 0)
     _check_losses(distillation_losses)
     if not (np.asarray(train[1]) >= 0).any():
         remedy = "Labels alone are tried too; without them distil with settings of your choice."
@@ -171,13 +178,16 @@ def tune(
         )
         received = f"one that serves {store.manifest.only_temperature:g} alone"
         raise ValueError(error_message("the store must serve every temperature to be tuned with", received, remedy))
+    replay_of(store, "Its labels would be shares of classes: label the items as they are, or distil without tuning.")
+    _check_labels("training", train[1], store, -1)
+    _check_labels("validation", validation[1], store, 0)
     training = Training(
         train, validation, store, epochs, batch_size, seed, distillation_losses, distillation_loss_weights, teacher
     )
     folder = Path(out)
     num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
     with optuna_quiet("tune"):
-        studies = _open_studies(folder, training, first, (num_labels, num_distilled))
+        studies = _open_studies(folder, make_student, training, first, (num_labels, num_distilled))
         found = {
             LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], make_student, training, folder, on_trial)
         }
@@ -186,7 +196,7 @@ def tune(
         found[DISTILLED] = _halved(studies[DISTILLED], candidates, make_student, training, folder, on_trial)
         trials = [trial for study in studies.values() for trial in _described(study, training)]
     chosen = min(found, key=lambda name: found[name][1])
-    students = {name: _trained_student(make_student, _student_path(folder, name)) for name in found}
+    students = {name: _trained_student(make_student, training, folder, name, found[name][1]) for name in found}
     histories = {name: json.loads(_history_path(folder, name).read_text()) for name in found}
     num_steps = sum(trial["steps"] for trial in trials)
     (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
@@ -207,19 +217,28 @@ def tune(
     )
 
 
-def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[int, int]) -> "dict[str, optuna.Study]":
+def _open_studies(
+    folder: Path,
+    make_student: Callable[[], keras.Model],
+    training: Training,
+    first: Recipe,
+    sizes: tuple[int, int],
+) -> "dict[str, optuna.Study]":
     """The two studies of a folder, new ones or those of the same settings; what was running is to be begun again."""
     import optuna
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = training.store.manifest
+    keras.utils.set_random_seed(training.seed)
     settings = {
+        "student": fingerprint(make_student()),
         "learning_rate": first.learning_rate,
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "seed": training.seed,
         "teacher": manifest.teacher_fingerprint,
         "data": manifest.dataset_fingerprint,
+        "kind of rows": {name: getattr(manifest, name) for name in _OF_ROWS},
         "labels or validation data": every_item_fingerprint(
             [np.asarray(training.train[1]), *keras.tree.flatten(training.validation[0]), training.validation[1]]
         ),
@@ -235,6 +254,19 @@ def _open_studies(folder: Path, training: Training, first: Recipe, sizes: tuple[
         start_again(study, settings | own, str(folder))
         studies[name] = study
     return studies
+
+
+def _check_labels(which: str, labels: ArrayLike, store: SoftTargetStore, least: int) -> None:
+    """Raises `ValueError` where labels are no classes of the teacher's; −1 is none, where it is allowed."""
+    labels, num_classes = np.asarray(labels), store.manifest.num_classes
+    outside = labels[(labels < least) | (labels >= num_classes)]
+    if not outside.size:
+        return
+    remedy = "Each must be a class that the teacher knows."
+    if num_classes == 1:
+        remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
+    expectation = f"the {which} labels must be in [{least}, {num_classes})"
+    raise ValueError(error_message(expectation, f"{outside.flat[0]} ({outside.size} such)", remedy))
 
 
 def _check_losses(make: Callable[[float], Any]) -> None:
@@ -335,7 +367,9 @@ def _halved(
                 start = stop
             running[index] = distiller, start
             scores[str(index)][str(rung)] = training.score(training.logits_after(distiller.student, part, rung))
-            if rung == training.epochs:
+            ended = [known[str(rung)] for i, known in scores.items() if i != str(index) and str(rung) in known]
+            # Of one epoch, every rung is the end of the training, and the best so far is kept.
+            if rung == training.epochs and all(scores[str(index)][str(rung)] < score for score in ended):
                 # Before the study knows of it: killed in between, it is trained and written again.
                 with whole_file(_history_path(folder, study.study_name)) as aside:
                     aside.write_text(json.dumps(histories[index]))
@@ -389,10 +423,21 @@ def _described(study: "optuna.Study", training: Training) -> list[dict[str, Any]
     return described
 
 
-def _trained_student(make_student: Callable[[], keras.Model], path: Path) -> keras.Model:
-    """A student with the weights of a file: its class and layers are the caller's, and need not be registered."""
-    student = make_student()
+def _trained_student(
+    make_student: Callable[[], keras.Model], training: Training, folder: Path, name: str, score: float
+) -> keras.Model:
+    """A student with the weights of a file: its class and layers are the caller's, and need not be registered.
+
+    Raises:
+        ValueError: the file is another's: it does not score as the study says.
+    """
+    student, path = make_student(), _student_path(folder, name)
     student.load_weights(path)
+    found = training.score(training.validation_logits(student))
+    if abs(found - score) > _SAME_SCORE * (1.0 + score):
+        remedy = "Remove the folder to begin anew."
+        expectation = f"{path} must be the student that the study knows, of {score:.4f} nats on the validation data"
+        raise ValueError(error_message(expectation, f"{found:.4f}", remedy))
     return student
 
 

@@ -80,6 +80,7 @@ def found(*, ships):
         verdict=compare_models(labels, right, half_wrong),
         teacher_error=0.0,
         test_errors={"teacher": 0.01, "labels": 0.04, "distilled": 0.03, "student": 0.03, "file": 0.035},
+        num_judged=2,
         trials=(best, failed),
         front=(best,),
         cost=6.5,

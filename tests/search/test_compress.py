@@ -273,7 +273,41 @@ def test_a_study_of_other_budgets_or_another_teacher_is_refused(teacher, dataset
     relabelled = Dataset("bars", dataset.train, other, dataset.test, dataset.class_names, "none")
     with pytest.raises(ValueError, match="another labels or validation data"):
         searched(teacher, relabelled, tmp_path / "out", monkeypatch, num_trials=2, any_teacher=True)
+    with pytest.raises(ValueError, match="another families"):
+        searched(teacher, dataset, tmp_path / "out", monkeypatch, num_trials=2, families={"mine": small("relu")})
     shutil.rmtree(tmp_path / "out")
+
+
+def small(activation):
+    def build(width):
+        units = max(1, round(16 * width))
+        return keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(units, activation),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    return build
+
+
+def test_a_study_of_another_family_of_the_same_name_is_refused(teacher, dataset, tmp_path, monkeypatch):
+    """Weights of one would fit into the other."""
+    searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, families={"mine": small("relu")})
+    searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, families={"mine": small("relu")})
+    with pytest.raises(ValueError, match="another families"):
+        searched(teacher, dataset, tmp_path, monkeypatch, num_trials=1, families={"mine": small("tanh")})
+
+
+def test_the_report_says_how_many_were_judged_on_the_test_set(teacher, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(NoGate, "out", None)
+    found = searched(teacher, dataset, tmp_path, monkeypatch, num_trials=8, epochs=8)
+    num_finished = sum(trial.state == "finished" for trial in found.trials)
+    assert json.loads((tmp_path / "compression.json").read_text())["num_judged_on_test"] == num_finished
+    told = f"{num_finished} candidates were judged on the test set" in (tmp_path / "report.html").read_text()
+    assert told == (num_finished > 1)
 
 
 def test_a_teacher_of_one_sigmoid_unit_is_refused_with_what_to_do(dataset, tmp_path, monkeypatch):

@@ -112,6 +112,18 @@ def test_a_training_begins_with_the_statistics_of_the_data():
     assert "dropped" not in Pruned(teacher(), X).entries
 
 
+def test_a_users_family_is_known_by_what_it_builds():
+    def family(activation="relu", least=4):
+        def build(width):
+            units = max(least, round(32 * width))
+            return keras.Sequential([keras.Input((6,)), keras.layers.Dense(units, activation), keras.layers.Dense(3)])
+
+        return Own("mine", build, np.zeros((2, 6), "float32"), 3)
+
+    assert family().identity == family().identity
+    assert len({family().identity, family("tanh").identity, family(least=5).identity}) == 3
+
+
 def test_a_study_goes_on_with_the_families_that_it_began_with(tmp_path):
     pytest.importorskip("optuna")
     from keras_distill.search.trials import Trials

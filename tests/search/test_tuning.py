@@ -197,6 +197,62 @@ def test_a_finished_study_is_read_and_one_of_other_settings_refused(problem, tun
         tune(problem, tmp_path / "new", max_cost=1)
 
 
+def test_of_a_single_epoch_the_best_is_kept_and_not_the_last(problem, tmp_path):
+    found = tune(problem, tmp_path, epochs=1, max_cost=12.0, learning_rate=0.03)
+    inputs, labels = problem[1]
+    for student, score in ((found.student, found.score), (found.labels_student, found.labels_score)):
+        logits = np.asarray(student(inputs))
+        assert metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels)) == (
+            pytest.approx(score, rel=1e-4)
+        )
+    # NumPy's whole numbers are whole numbers, and the study goes on with them.
+    assert tune(problem, tmp_path, epochs=np.int64(1), max_cost=12.0, learning_rate=0.03).score == found.score
+
+
+@pytest.mark.parametrize("what", ["an architecture", "weights", "rows", "a file"])
+def test_a_folder_of_another_student_or_other_rows_is_refused(problem, tuned, tmp_path, what):
+    """Its students' weights would fit: nothing but the study's word says whose they are."""
+    folder = tmp_path / "study"
+    shutil.copytree(tuned[1], folder)
+    train, validation, store = problem
+    match = {"rows": "one of another kind of rows", "a file": "must be the student that the study knows"}
+
+    def another():
+        keras.utils.set_random_seed(6 if what == "weights" else 5)
+        activation = "tanh" if what == "an architecture" else "relu"
+        return keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation), keras.layers.Dense(3)])
+
+    if what == "rows":
+        logits = lambda x: x @ np.zeros((6, 3), "float32")  # noqa: E731
+        store = kd.targets.label(logits, train[0], tmp_path / "t", teacher_fingerprint="kernel", top_k=2)
+    elif what == "a file":
+        another().save(folder / "labels.keras")
+    with pytest.raises(ValueError, match=match.get(what, "one of another student")):
+        kd.tune(another, train, validation, store, folder, epochs=EPOCHS, batch_size=BATCH, learning_rate=0.01)
+
+
+def test_labels_that_the_teacher_does_not_know_are_refused_with_whose_they_are(problem, tmp_path):
+    (x, y), (validation_x, validation_y), store = problem
+    for train, validation, message in (
+        ((x, y + 1), problem[1], r"the training labels must be in \[-1, 3\); got 3"),
+        ((x, y), (validation_x, validation_y - 1), r"the validation labels must be in \[0, 3\); got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kd.tune(make, train, validation, store, tmp_path / "s", epochs=2)
+    one = kd.targets.label(lambda x: x[:, :1], x, tmp_path / "one", teacher_fingerprint="first column")
+    with pytest.raises(ValueError, match="One sigmoid unit of logit z is the two logits 0 and z"):
+        kd.tune(make, (x, y), problem[1], one, tmp_path / "s", epochs=2)
+
+
+def test_a_store_whose_views_blend_items_is_refused(tmp_path):
+    x, y = np.random.default_rng(0).random((16, 4, 4, 1), dtype="float32"), np.arange(16) % 3
+    blended = kd.targets.Augmentation(keras.layers.MixUp(), seed=1)
+    logits = lambda x: np.asarray(x).reshape(-1, 16)[:, :3]  # noqa: E731
+    store = kd.targets.label(logits, x, tmp_path / "t", teacher_fingerprint="pixels", augmentation=blended, views=2)
+    with pytest.raises(ValueError, match="must be one that blends no items; got MixUp"):
+        kd.tune(make, (x, y), (x, y), store, tmp_path / "s", epochs=2)
+
+
 def test_soft_targets_by_name_are_what_is_tuned_without_a_name(problem, tuned, tmp_path):
     found = tune(problem, tmp_path, distillation_losses=lambda temperature: kd.losses.SoftTargets(temperature))
     assert found.candidate == tuned[0].candidate
