@@ -65,6 +65,9 @@ def chosen_text(tuned: "Tuned") -> str:
     """What was chosen, as the terminal shows it."""
     best = tuned.candidate
     rate = f"learning rate {best.learning_rate:.3g}"
+    if tuned.is_rate_too_low:
+        greatest = tuned.labels_candidate.learning_rate
+        rate += f"; labels alone were best at the greatest one tried, {greatest:.3g}: try a greater --learning-rate"
     if best.student_loss_weight == 1.0:
         return f"chosen on validation data: labels alone, {rate}"
     return (

@@ -7,9 +7,10 @@ half of its training, and would be given up.
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,9 @@ LABELS, DISTILLED = "labels", "distilled"
 # training the better half goes on. The first costs 1.5 + 2.5 trainings.
 _SIZES = ((4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (1, 1))
 NUM_CANDIDATES = sum(_SIZES[0])
-# Of the learning rate, on labels alone; what they find is where distilled candidates look.
-_FACTORS = (1.0, 3.0, 10.0, 0.3)
+# Of the learning rate, on labels alone, beside one more that follows from their first scores; what they find is where
+# distilled candidates look.
+_FACTORS = (1.0, 3.0, 10.0)
 # Distilled candidates beside the given one, as (temperature, weight of the labels, factor of the labels' best rate):
 # soft targets bear a higher rate, since they are learnt by heart later.
 _FIRST = ((4.0, 0.1, 1.0), (2.0, 0.5, 1.0), (4.0, 0.5, 3.0), (4.0, 0.1, 3.0))
@@ -81,6 +83,12 @@ class Tuned:
     steps_of_one: int
     trials: list[dict[str, Any]]
 
+    @property
+    def is_rate_too_low(self) -> bool:
+        """Whether labels alone were best at the greatest learning rate that was tried: more may be better still."""
+        rates = [trial["learning_rate"] for trial in self.trials if trial["study"] == LABELS]
+        return len(rates) > 1 and self.labels_candidate.learning_rate == max(rates)
+
 
 def tune(
     make_student: Callable[[], keras.Model],
@@ -103,10 +111,12 @@ def tune(
 ) -> Tuned:
     """Chooses temperature, weight of the labels and learning rate on validation data; gives the student trained so.
 
-    Labels alone are tried first, at four learning rates; around the best of these, eight distilled candidates, the
-    given settings among them and half of them drawn by Optuna's sampler. Every candidate begins a whole
-    training; at an eighth, a quarter and half of it the better half of each study goes on. Optuna's own pruner
-    cannot do that: it pauses no trial, so that the first one of a study goes to its end whatever it is.
+    Labels alone are tried first, at four learning rates: the given one, 3 and 10 times as much, and one beyond the best
+    of these, or next to it, by how they began. Around the best of the four are eight distilled candidates, the given
+    settings among them and half of them drawn by Optuna's sampler; none has a greater rate than labels alone had, so
+    that what is found of distilling is not a matter of rates. Every candidate begins a whole training; at an eighth, a
+    quarter and half of it the better half of each study goes on. Optuna's own pruner cannot do that: it pauses no
+    trial, so that the first one of a study goes to its end whatever it is.
 
     What is compared is the negative log-likelihood of the validation labels at the temperature that suits each student
     best: on few examples it tells two students apart where their errors do not.
@@ -188,11 +198,11 @@ def tune(
     num_labels, num_distilled = next(sizes for sizes in _SIZES if training.cost(*sizes) <= max_cost)
     with optuna_quiet("tune"):
         studies = _open_studies(folder, make_student, training, first, (num_labels, num_distilled))
-        found = {
-            LABELS: _halved(studies[LABELS], _on_labels(first)[:num_labels], make_student, training, folder, on_trial)
-        }
-        best_rate = found[LABELS][0].learning_rate
-        candidates = _distilled(studies[DISTILLED], first, best_rate, num_distilled, seed)
+        on_labels = _on_labels(first)[:num_labels]
+        last = _next_on_labels if num_labels > len(on_labels) else None
+        found = {LABELS: _halved(studies[LABELS], on_labels, make_student, training, folder, on_trial, last)}
+        most = max(trial.params["learning_rate"] for trial in studies[LABELS].trials)
+        candidates = _distilled(studies[DISTILLED], first, found[LABELS][0].learning_rate, most, num_distilled, seed)
         found[DISTILLED] = _halved(studies[DISTILLED], candidates, make_student, training, folder, on_trial)
         trials = [trial for study in studies.values() for trial in _described(study, training)]
     chosen = min(found, key=lambda name: found[name][1])
@@ -294,19 +304,40 @@ def _on_labels(first: Recipe) -> list[Recipe]:
     return [Recipe(first.temperature, 1.0, factor * first.learning_rate) for factor in _FACTORS]
 
 
-def _distilled(study: "optuna.Study", first: Recipe, best_rate: float, num_candidates: int, seed: int) -> list[Recipe]:
-    """The given settings at the labels' best rate, some that are often good, and what Optuna draws."""
+def _next_on_labels(candidates: Sequence[Recipe], scores: Sequence[float]) -> Recipe:
+    """One more rate, by the scores of some: beyond the best where it is the least or the greatest, else next to it.
+
+    Example:
+        >>> recipes = [Recipe(1.0, 1.0, rate) for rate in (1.0, 4.0, 16.0)]
+        >>> [_next_on_labels(recipes, scores).learning_rate for scores in ([3, 2, 1], [1, 2, 3], [3, 1, 2])]
+        [48.0, 0.3, 8.0]
+    """
+    order = sorted(range(len(candidates)), key=lambda index: candidates[index].learning_rate)
+    place = order.index(int(np.argmin(scores)))
+    rate = candidates[order[place]].learning_rate
+    if place == len(order) - 1:
+        return replace(candidates[0], learning_rate=3.0 * rate)
+    if place == 0:
+        return replace(candidates[0], learning_rate=0.3 * rate)
+    neighbour = min(order[place - 1], order[place + 1], key=lambda index: scores[index])
+    return replace(candidates[0], learning_rate=math.sqrt(rate * candidates[neighbour].learning_rate))
+
+
+def _distilled(
+    study: "optuna.Study", first: Recipe, best_rate: float, most: float, num_candidates: int, seed: int
+) -> list[Recipe]:
+    """The given settings at the labels' best rate, some that are often good, and what Optuna draws, up to `most`."""
     import optuna
 
     candidates = [Recipe(first.temperature, first.student_loss_weight, best_rate)]
     for temperature, weight, factor in _FIRST:
-        candidate = Recipe(temperature, weight, factor * best_rate)
+        candidate = Recipe(temperature, weight, min(factor * best_rate, most))
         if candidate not in candidates:
             candidates.append(candidate)
     space: dict[str, optuna.distributions.BaseDistribution] = {
         "temperature": optuna.distributions.FloatDistribution(1.0, 8.0, log=True),
         "student_loss_weight": optuna.distributions.FloatDistribution(0.0, 0.9),
-        "learning_rate": optuna.distributions.FloatDistribution(best_rate / 2, 4 * best_rate, log=True),
+        "learning_rate": optuna.distributions.FloatDistribution(best_rate / 2, min(4 * best_rate, most), log=True),
     }
     # In a study of its own, in memory: one that was killed draws the same again.
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
@@ -322,15 +353,19 @@ def _halved(
     training: Training,
     folder: Path,
     on_trial: Callable[[dict[str, Any]], None] | None,
+    last: Callable[[Sequence[Recipe], Sequence[float]], Recipe] | None = None,
 ) -> tuple[Recipe, float]:
     """The best of some candidates by successive halving, and its score; its student is saved.
 
-    Trial i of the study is candidate i. What each scored at each rung the study keeps as it comes.
+    Trial i of the study is candidate i. What each scored at each rung the study keeps as it comes. With `last` there is
+    one candidate more, which follows from the others' scores at the first rung.
     """
     from optuna.trial import TrialState
 
+    candidates = list(candidates)
+    num_candidates = len(candidates) + (last is not None)
     _enter(study, candidates)
-    scores: dict[str, dict[str, float]] = study.user_attrs.get(_SCORES, {str(i): {} for i in range(len(candidates))})
+    scores: dict[str, dict[str, float]] = study.user_attrs.get(_SCORES, {str(i): {} for i in range(num_candidates)})
     running: dict[int, tuple[Distiller, int]] = {}
     histories: dict[int, dict[str, list[float]]] = {}
 
@@ -342,8 +377,8 @@ def _halved(
         if on_trial is not None:
             on_trial(_described(study, training)[index])
 
-    left = list(range(len(candidates)))
-    rungs = training.rungs(len(candidates))
+    left = list(range(num_candidates))
+    rungs = training.rungs(num_candidates)
     before = ""
     for rung, num_left in rungs:
         if before:
@@ -353,6 +388,9 @@ def _halved(
             end(index, TrialState.PRUNED)
         left = left[:num_left]
         for index in left:
+            if last is not None and index == len(candidates):
+                candidates.append(last(candidates, [scores[str(i)][str(rung)] for i in range(index)]))
+                _enter(study, candidates)
             if str(rung) in scores[str(index)]:
                 continue
             if index not in running:

@@ -12,6 +12,7 @@ from keras_distill.search import training, tuning
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install keras-distill[tune]")
 EPOCHS, BATCH, NUM_ITEMS = 8, 32, 96
+STUDIES = ("labels", "distilled")
 STEPS = EPOCHS * NUM_ITEMS // BATCH
 
 
@@ -138,6 +139,16 @@ def test_half_of_each_study_goes_on_at_each_rung(tuned):
     for study, steps in (("labels", [1, 1, 2, 8]), ("distilled", [1, 1, 1, 1, 2, 2, 4, 8])):
         of_study = [trial for trial in found.trials if trial["study"] == study]
         assert sorted(trial["steps"] for trial in of_study) == [n * NUM_ITEMS // BATCH for n in steps]
+
+
+def test_labels_alone_try_a_greater_rate_where_the_greatest_began_best_and_none_distilled_has_more(problem, tmp_path):
+    """From a rate far too low a verdict between a student at 40 times the rate and its twin at 10 would be of rates."""
+    found = tune(problem, tmp_path, learning_rate=1e-4)
+    rates = {name: [trial["learning_rate"] for trial in found.trials if trial["study"] == name] for name in STUDIES}
+    assert sorted(rates["labels"]) == pytest.approx([1e-4, 3e-4, 1e-3, 3e-3])
+    assert found.labels_candidate.learning_rate == max(rates["labels"])
+    assert max(rates["distilled"]) <= max(rates["labels"])
+    assert found.is_rate_too_low
 
 
 def test_labels_alone_win_where_the_teacher_knows_nothing(problem, tmp_path):
