@@ -5,6 +5,7 @@ A new version of Keras that moves one of these breaks this file alone; `tests/te
 function. Tried on Keras 3.12 and 3.15 with TensorFlow 2.19 and 2.21.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -257,6 +258,20 @@ def call_arguments(tensor: Tensor) -> tuple[list[Any], dict[str, Any]]:
     """What the call that gave a symbolic tensor was given, by position and by name; tensors among it are symbolic."""
     arguments = producer(tensor)[1].arguments
     return list(arguments.args), dict(arguments.kwargs)
+
+
+def inputs_by_argument(node: Any) -> list[tuple[str, keras.KerasTensor]]:
+    """The symbolic inputs of a call, each with the name of the argument that holds it, in the order of the signature.
+
+    `node.input_tensors` has named ones last, and in the order of the alphabet.
+    """
+    given = inspect.signature(node.operation.call).bind(*node.arguments.args, **node.arguments.kwargs).arguments
+    return [
+        (name, value)
+        for name, values in given.items()
+        for value in keras.tree.flatten(values)
+        if isinstance(value, keras.KerasTensor)
+    ]
 
 
 def class_path(operation: Any) -> str:

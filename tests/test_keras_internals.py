@@ -237,6 +237,17 @@ def test_a_step_is_traced_once_where_all_that_is_trained_is_known(is_built):
     assert len(distiller.optimizer.variables) == 2 + 2 * 4
 
 
+def test_inputs_of_a_call_come_by_the_names_and_in_the_order_of_the_signature():
+    query, value, key, mask = (keras.Input(shape) for shape in ((5, 4), (6, 4), (6, 4), (5, 6)))
+    output = layers.MultiHeadAttention(2, 3)(query, key=key, attention_mask=mask, value=value)
+    found = internals.inputs_by_argument(internals.producer(output)[1])
+    expected = {"query": query, "value": value, "key": key, "attention_mask": mask}
+    assert [name for name, _ in found] == list(expected)
+    assert all(tensor is expected[name] for name, tensor in found)
+    merged = internals.producer(layers.Concatenate()([query, query]))[1]
+    assert internals.inputs_by_argument(merged) == [("inputs", query), ("inputs", query)]
+
+
 def test_an_optimizer_is_built_for_what_is_trained_and_only_once():
     model = keras.Sequential([keras.Input((5,)), layers.Dense(4), layers.Dense(3)])
     model.layers[0].trainable = False

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("teacher", metavar="TEACHER.keras", help="what is cut (.keras, .h5); the file itself is not changed")
     add("--keep", type=float, default=1.0, metavar="SHARE", help="share of the channels of every group (default: all)")
     add(
-        "--multiple-of", type=int, default=1, metavar="N", help="round widths up to multiples of N; those of 8 are fast"
+        "--multiple-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="round widths up to multiples of N channels (heads are not rounded); those of 8 are fast",
     )
     blocks = parser.add_mutually_exclusive_group()
     blocks.add_argument("--drop-every-second-block", action="store_true", help="of residual blocks and transformer "

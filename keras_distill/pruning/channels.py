@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_distill._checks import error_message
-from keras_distill._keras_internals import calls_in_order, class_path, functional_graph
+from keras_distill._keras_internals import calls_in_order, class_path, functional_graph, inputs_by_argument
 from keras_distill._types import Tensor
 from keras_distill.models.layer_roles import is_readable
 from keras_distill.models.multiply_adds import multiply_adds_of_weights
@@ -28,9 +28,12 @@ class ChannelGroup:
 
     Attributes:
         name: the first layer that makes them; with a number, or what they are, where it makes several groups.
-        size: how many channels it has.
+        size: how many places it has. A place is what stays or goes as one: a channel, several that are tied (those that
+            GroupNormalization takes together), or a head of attention.
         layers: the layers whose weights have these channels.
-        channels: the number of each.
+        channels: the number of each place.
+        widths: how many channels each place has, one row for each tensor that a layer makes of them, shape
+            `(num_tensors, size)`. Heads of attention are no channels and have no row.
         is_free: whether the group may be cut; it may not where an input, an output or an unknown layer has it.
     """
 
@@ -38,6 +41,7 @@ class ChannelGroup:
     size: int
     layers: tuple[str, ...]
     channels: np.ndarray
+    widths: np.ndarray
     is_free: bool
 
 
@@ -56,6 +60,7 @@ class ChannelGroups:
         self._rules = rules
         self._channels = Partition()
         self._makers: list[str] = []
+        self._heads: list[np.ndarray] = []
         self._unknown: set[int] = set()
         self.widths: dict[int, tuple[keras.layers.Layer, Widths]] = {}
         self.inputs_of: dict[int, list[np.ndarray]] = {}
@@ -135,14 +140,15 @@ class ChannelGroups:
             for first, again in zip(self.inputs_of.setdefault(id(operation), inputs), inputs, strict=True):
                 self._tie(first, again)
             return self._walk(operation, inputs)
-        # A mask has no channels.
         is_layer = isinstance(operation, keras.layers.Layer)
+        channels = {id(tensor): part for tensor, part in zip(node.input_tensors, inputs, strict=True)}
         features = []
-        for tensor, part in zip(node.input_tensors, inputs, strict=True):
-            if is_layer and tensor.dtype == "bool":
-                self._channels.fix(part)
+        for name, tensor in inputs_by_argument(node):
+            # A mask has no channels, be it of integers or floats.
+            if is_layer and (tensor.dtype == "bool" or name.endswith("mask")):
+                self._channels.fix(channels[id(tensor)])
             else:
-                features.append(part)
+                features.append(channels[id(tensor)])
         is_unknown = id(operation) in self._unknown or _has_arrays(node)
         widths = None if is_unknown else self._rule(operation, features, outputs)
         if widths is None:
@@ -150,6 +156,7 @@ class ChannelGroups:
         for tied in widths.ties:
             self._channels.tie(*tied)
         self._channels.fix(widths.fixed)
+        self._heads.append(widths.heads)
         for kept in widths.kept_whole:
             self._name(f"{operation.name}: {kept}")
         if is_layer:
@@ -242,10 +249,24 @@ class ChannelGroups:
             for axis in widths.axes:
                 for name in self._names(axis.channels):
                     layers[name][layer.name] = None
+        widths_of = self._widths()
         return [
-            ChannelGroup(name, len(roots), tuple(layers[name]), roots, not is_fixed[roots].any())
+            ChannelGroup(name, len(roots), tuple(layers[name]), roots, widths_of[name], not is_fixed[roots].any())
             for name, roots in self._named.items()
         ]
+
+    def _widths(self) -> dict[str, np.ndarray]:
+        """Of each group, how many channels of each call of `new` each of its places has."""
+        is_counted = np.ones(len(self._roots), dtype=bool)
+        is_counted[np.concatenate([np.zeros(0, dtype=int), *self._heads])] = False
+        spaces, group_of = self._channels.spaces(), np.where(is_counted, self._group_of[self._roots], -1)
+        widths = {}
+        for number, (name, roots) in enumerate(self._named.items()):
+            channels = np.flatnonzero(group_of == number)
+            makers, rows = np.unique(spaces[channels], return_inverse=True)
+            widths[name] = np.zeros((len(makers), len(roots)), dtype=int)
+            np.add.at(widths[name], (rows, np.searchsorted(roots, self._roots[channels])), 1)
+        return widths
 
     def _names(self, channels: np.ndarray) -> list[str]:
         """The groups that have some of the channels."""

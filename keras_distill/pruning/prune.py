@@ -1,7 +1,6 @@
 """`prune`: a model with fewer channels and the teacher's own weights."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from keras_distill.pruning.input_size import with_smaller_input
 from keras_distill.pruning.repair import repair as repair_on_data
 from keras_distill.pruning.widths import Rule, Widths
 
-# Of a group: the share of its channels (float), how many (int), or which, by their place in the group.
+# Of a group: the share of its places (float), how many (int), or which. A place is a channel, or what goes as one.
 Keep: TypeAlias = float | int | Sequence[int]
 
 
@@ -55,7 +54,8 @@ def prune(
         calibration: inputs, arrays `(num_items, …)` as the teacher takes them, for `"activations"`, `"taylor"` and
             `repair`; some hundred do.
         repair: whether biases and the statistics of BatchNormalization are put right on `calibration`.
-        multiple_of: widths are rounded up to multiples of it, never beyond the teacher's.
+        multiple_of: of shares and counts, widths are rounded up to multiples of it in channels, never beyond the
+            teacher's. Heads of attention are no channels: their number is not rounded.
         rules: rules for layers of your own, by their class.
 
     Raises:
@@ -142,8 +142,12 @@ def _places(group: ChannelGroup, keep: Keep, scores: np.ndarray, multiple_of: in
     if not 1 <= count <= group.size:
         expectation = f"group {group.name!r} must keep between 1 and {group.size} channels"
         raise ValueError(error_message(expectation, count))
-    count = min(group.size, math.ceil(count / multiple_of) * multiple_of)
-    return np.sort(np.argsort(-scores, kind="stable")[:count])
+    best = np.argsort(-scores, kind="stable")
+    # What each tensor would have of channels for every count of places, from the one that was asked for.
+    widths = np.cumsum(group.widths[:, best], axis=1)[:, count - 1 :]
+    is_multiple = np.all(widths % multiple_of == 0, axis=0)
+    count = count + int(is_multiple.argmax()) if is_multiple.any() else group.size
+    return np.sort(best[:count])
 
 
 def _rebuilt(teacher: keras.Model, groups: ChannelGroups, kept: set[int]) -> keras.Model:

@@ -72,7 +72,7 @@ def multi_head_attention(layer: Any, inputs: list[np.ndarray], output: Tensor, n
     query, value, key = (*inputs, inputs[1])[:3]
     axes = _heads(layer, {"query": query, "key": key, "value": value}, heads, heads, made)
     # Written down, the output's width is free of the query's, which it is by default.
-    return Widths(made, axes, {"num_heads": heads, "output_shape": made})
+    return Widths(made, axes, {"num_heads": heads, "output_shape": made}, heads=heads)
 
 
 def grouped_query_attention(layer: Any, inputs: list[np.ndarray], output: Tensor, new: New) -> Widths | None:
@@ -83,7 +83,8 @@ def grouped_query_attention(layer: Any, inputs: list[np.ndarray], output: Tensor
     heads = np.repeat(shared, layer.num_query_heads // layer.num_key_value_heads)
     query, value, key = (*inputs, inputs[1])[:3]
     axes = _heads(layer, {"query": query, "key": key, "value": value}, heads, shared, made)
-    return Widths(made, axes, {"num_query_heads": heads, "num_key_value_heads": shared}, ((inputs[0], made),))
+    counts = {"num_query_heads": heads, "num_key_value_heads": shared}
+    return Widths(made, axes, counts, ((inputs[0], made),), heads=shared)
 
 
 def _heads(

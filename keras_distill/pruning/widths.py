@@ -37,6 +37,7 @@ class Widths:
             its width. `"layer.config.units"` is an entry of the configuration of a layer inside the layer.
         ties: channels that are cut together, place by place.
         fixed: channels that may not be cut.
+        heads: channels that stand for whole heads of attention, whose number `multiple_of` does not round.
         kept_whole: what of the layer could be narrower and is not, for the reader of `channel_groups`.
     """
 
@@ -45,6 +46,7 @@ class Widths:
     config: Mapping[str, np.ndarray] = field(default_factory=dict)
     ties: tuple[Sequence[np.ndarray], ...] = ()
     fixed: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    heads: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     kept_whole: tuple[str, ...] = ()
 
     def and_again(self, other: "Widths") -> "Widths":
@@ -62,6 +64,7 @@ class New(Protocol):
         ...
 
 
-# From a layer, the channels of its inputs (masks left out), its first symbolic output and a function that gives new
-# channels, to its widths; `None` where the rule does not know this layer or this call.
+# From a layer, the channels of its inputs in the order in which `call` names them (masks, by name or bool, left out),
+# its first symbolic output and a function that gives new channels, to its widths; `None` where the rule does not know
+# this layer or this call.
 Rule: TypeAlias = Callable[[Any, list[np.ndarray], Tensor, New], Widths | None]

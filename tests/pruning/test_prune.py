@@ -122,6 +122,60 @@ def test_widths_are_multiples_on_request():
     assert prune(small_network(), 0.3, multiple_of=4).get_layer("stem").filters == 4
 
 
+def image_network(*parts):
+    return keras.Sequential([keras.Input((4, 4, 3)), *parts, layers.Flatten(), layers.Dense(3)])
+
+
+@pytest.mark.parametrize(
+    ("parts", "keep", "multiple_of", "filters"),
+    [
+        # Four groups of eight channels: half of them are sixteen channels, a multiple of eight as they are.
+        ([layers.Conv2D(32, 1, name="a"), layers.GroupNormalization(4)], 0.5, 8, {"a": 16}),
+        # Eight groups of four: one would be four channels, two are eight.
+        ([layers.Conv2D(32, 1, name="a"), layers.GroupNormalization(8)], 0.1, 8, {"a": 8}),
+        # A place of a grouped convolution is a channel of each of its groups: of 32 and of 8 channels.
+        ([layers.Conv2D(32, 1, name="a"), layers.Conv2D(64, 1, groups=8, name="b")], 0.25, 8, {"a": 8, "b": 16}),
+        # Of three groups of 16 channels 8, so that 24 stay.
+        ([layers.Conv2D(48, 1, name="a"), layers.Conv2D(48, 1, groups=3, name="b")], 0.3, 8, {"a": 24, "b": 24}),
+        # Of four groups of three no number is a multiple of eight: all stay.
+        ([layers.Conv2D(12, 1, name="a"), layers.GroupNormalization(4)], 0.3, 8, {"a": 12}),
+        ([layers.Conv2D(32, 1, name="a"), layers.DepthwiseConv2D(1, depth_multiplier=2)], 0.3, 8, {"a": 16}),
+    ],
+)
+def test_it_is_channels_that_are_a_multiple_where_several_go_as_one(parts, keep, multiple_of, filters):
+    teacher = image_network(*parts)
+    pruned = prune(teacher, keep, multiple_of=multiple_of)
+    assert {name: pruned.get_layer(name).filters for name in filters} == filters
+
+
+def test_a_width_that_others_repeat_is_a_multiple_in_each_of_them():
+    # The sum ties each of six channels to four units: four units for each of two channels, eight.
+    inputs = keras.Input((4, 6))
+    flat = layers.Flatten()(layers.Dense(6, name="narrow")(inputs))
+    wide = layers.Dense(24, name="wide")(layers.Flatten()(inputs))
+    teacher = keras.Model(inputs, layers.Dense(3)(layers.Add()([flat, wide])))
+    pruned = prune(teacher, 0.1, multiple_of=2)
+    assert (pruned.get_layer("narrow").units, pruned.get_layer("wide").units) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("attention", "num_heads"),
+    [
+        (lambda x: layers.MultiHeadAttention(4, 3, name="attention")(x, x), lambda layer: layer.num_heads),
+        (
+            lambda x: layers.GroupQueryAttention(3, 8, 4, name="attention")(x, x),
+            lambda layer: layer.num_key_value_heads,
+        ),
+    ],
+)
+def test_heads_are_no_channels_and_not_rounded(attention, num_heads):
+    inputs = keras.Input((5, 4))
+    x = attention(layers.Dense(24, name="a")(inputs))
+    pruned = prune(keras.Model(inputs, layers.Dense(3)(x)), 0.25, multiple_of=8)
+    assert num_heads(pruned.get_layer("attention")) == 1
+    assert pruned.get_layer("a").units == 8
+
+
 def test_a_pruned_model_is_saved_and_loaded(tmp_path):
     pruned = prune(small_network(), 0.5)
     pruned.save(tmp_path / "student.keras")

@@ -111,6 +111,39 @@ def test_heads_are_cut_whole(attention):
     assert getattr(layer, "num_heads", None) == 2 or layer.num_query_heads == 4
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
+@pytest.mark.parametrize("kind", ["plain", "grouped"])
+def test_a_mask_is_known_by_its_name_whatever_its_numbers(kind, dtype):
+    # As many tokens as channels: a mask is as wide as a key would be.
+    inputs, mask = keras.Input((6, 4), name="x"), keras.Input((6, 6), dtype=dtype, name="mask")
+    layer = layers.MultiHeadAttention(4, 3, name="attention")
+    if kind == "grouped":
+        layer = layers.GroupQueryAttention(3, 8, 4, name="attention")
+    x = layers.Dense(6, name="a")(inputs)
+    model = keras.Model([inputs, mask], layers.Dense(3)(layer(x, x, attention_mask=mask)))
+    groups = channel_groups(model)
+    assert (groups.kept_whole, sizes(groups)["attention/heads"]) == ([], 4)
+    before = model.get_weights()
+    generator = np.random.default_rng(0)
+    batch = [generator.normal(size=(3, 6, 4)).astype("float32"), (generator.random((3, 6, 6)) < 0.7).astype(dtype)]
+    pruned = assert_exact(model, batch, groups, 0.5, random_scores(groups, 1))
+    assert pruned.get_layer("a").units == 3
+    assert sum(weight.size for weight in before) > pruned.count_params()
+
+
+def test_query_value_and_key_are_known_by_their_names():
+    # By name they come in the order of the alphabet: key, query, value.
+    inputs = keras.Input((5, 4))
+    parts = {name: layers.Dense(width, name=f"to_{name}")(inputs) for name, width in WIDTHS.items()}
+    attention = layers.MultiHeadAttention(4, 3, name="attention")
+    pruned, groups = cut(keras.Model(inputs, layers.Dense(3)(attention(**parts))))
+    assert groups.kept_whole == []
+    assert {name: pruned.get_layer(f"to_{name}").units for name in WIDTHS} == {"query": 3, "value": 4, "key": 5}
+
+
+WIDTHS = {"query": 6, "value": 8, "key": 10}
+
+
 def test_what_attention_reads_is_free_of_what_it_makes():
     attention = layers.MultiHeadAttention(4, 3, name="attention")
     _, groups = cut(
