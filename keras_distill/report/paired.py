@@ -21,15 +21,24 @@ class Difference:
 
     Attributes:
         mean: of errors a share in [−1, 1], of negative log likelihood nats.
-        low: of the 95 % interval.
-        high: of the 95 % interval.
+        low: of the 95 % interval; −∞ where the examples are too few to bound it.
+        high: of the 95 % interval; ∞ likewise.
         p_value: how often two models of no difference differ so much; two-sided.
+        degrees_of_freedom: of the t distribution that the interval over several seeds has; `None` for other intervals.
     """
 
     mean: float
     low: float
     high: float
     p_value: float
+    degrees_of_freedom: float | None = None
+
+    def one_sided_low(self) -> float:
+        """The lower bound of a one-sided interval of 95 %, of an interval by a t distribution."""
+        from scipy.stats import t
+
+        one_sided, two_sided = t.ppf([1.0 - SIGNIFICANCE, 1.0 - SIGNIFICANCE / 2], self.degrees_of_freedom)
+        return self.mean - (self.mean - self.low) * float(one_sided / two_sided)
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,10 @@ def difference_of_errors(candidate: np.ndarray, baseline: np.ndarray) -> Differe
     """Of wrong answers, bool, `(num_seeds, num_items)` each."""
     from scipy.stats import binomtest
 
-    if len(candidate) > 1 and not np.array_equal(candidate, baseline):
-        return difference_of(candidate.astype("float64") - baseline)
-    # Several pairs that never differ are one: that none was seen does not say that there is none.
+    differences = candidate.astype("float64") - baseline
+    if len(candidate) > 1 and np.ptp(differences) > 0.0:
+        return difference_of(differences, largest=1.0)
+    # Several pairs that never differ, or everywhere alike, are one: that none was seen does not say that there is none.
     candidate, baseline = candidate[:1], baseline[:1]
     only_candidate = int(np.count_nonzero(candidate & ~baseline))
     only_baseline = int(np.count_nonzero(baseline & ~candidate))
@@ -121,20 +131,30 @@ def newcombe(
     )
 
 
-def difference_of(values: np.ndarray) -> Difference:
-    """Of values that differ by example, and by seed where there are several, `(num_seeds, num_items)`."""
+def difference_of(values: np.ndarray, largest: float = math.inf) -> Difference:
+    """Of values that differ by example, and by seed where there are several, `(num_seeds, num_items)`.
+
+    One example says nothing of others: the interval then has no bounds but `±largest`. Values that are all the same but
+    for rounding have no spread of which an interval could be made; a t interval or a bootstrap would have no width
+    however few they are. They are judged by the sign test, `p = 2 · 0.5^num_items`: its interval has no bounds up to
+    five examples, and is the value itself from six on.
+    """
     from scipy import stats
 
-    mean = float(values.mean())
-    if not np.any(values - mean):
-        return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
+    num_items, mean = values.shape[1], float(values.mean())
+    if not np.any(values):
+        return Difference(0.0, 0.0, 0.0, 1.0)
+    if num_items == 1 or np.allclose(values, mean, rtol=1e-9, atol=0.0):
+        p_value = 2.0 * 0.5**num_items
+        low, high = (mean, mean) if p_value < SIGNIFICANCE else (-largest, largest)
+        return Difference(mean, low, high, p_value)
     if len(values) == 1:
         return _bootstrapped(values[0])
     parts, effective = contributions(values)
     variance = sum(parts)
     reach = stats.t.ppf(1.0 - SIGNIFICANCE / 2, effective) * math.sqrt(variance)
     p_value = 2.0 * stats.t.sf(abs(mean) / math.sqrt(variance), effective)
-    return Difference(mean, mean - float(reach), mean + float(reach), float(p_value))
+    return Difference(mean, mean - float(reach), mean + float(reach), float(p_value), effective)
 
 
 def contributions(values: np.ndarray) -> tuple[tuple[float, float, float], float]:
@@ -162,8 +182,8 @@ def contributions(values: np.ndarray) -> tuple[tuple[float, float, float], float
     # is known much better: to count it with theirs would make the interval of three equal seeds twice as wide.
     squares_over_freedom = np.square([seed, max(item, rest)]) / freedom[:2]
     variance = sum(parts)
-    effective = variance**2 / float(squares_over_freedom.sum()) if variance > 0.0 else float(num_items - 1)
-    return parts, effective
+    effective = variance**2 / float(squares_over_freedom.sum()) if variance > 0.0 else freedom[1]
+    return parts, float(effective)
 
 
 def _bootstrapped(values: np.ndarray) -> Difference:

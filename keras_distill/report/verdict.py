@@ -25,7 +25,7 @@ from keras_distill.report.paired import (
 )
 
 Word = Literal["BETTER", "NO BETTER", "WORSE", "INCONCLUSIVE"]
-_OF_A_RATE, _OF_A_DIFFERENCE = ("rate", "low", "high"), ("mean", "low", "high", "p_value")
+_OF_A_RATE = ("rate", "low", "high")
 # A gain worth having, as a share of the baseline's errors: who distils for less will not see it.
 MARGIN = 0.1
 # A student is short of room where it is at least so wrong on its training examples as on others, as a share.
@@ -70,8 +70,11 @@ class Verdict:
         return f"{self.word}: {rates}, {points}, on {self.num_items:,} examples"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as dictionaries, lists and numbers."""
-        return asdict(self) | {"reasons": list(self.reasons)}
+        """All of it as dictionaries, lists and numbers; a bound that is infinite is `None`, as JSON has no infinity."""
+        told = asdict(self) | {"reasons": list(self.reasons)}
+        for difference in (told["errors"], told["nll"]):
+            difference |= {name: None for name in ("low", "high") if math.isinf(difference[name])}
+        return told
 
     @classmethod
     def from_json(cls, contents: Mapping[str, Any]) -> "Verdict":
@@ -90,8 +93,8 @@ class Verdict:
                 contents["word"],
                 Rate(*(float(contents["candidate"][name]) for name in _OF_A_RATE)),
                 Rate(*(float(contents["baseline"][name]) for name in _OF_A_RATE)),
-                Difference(*(float(contents["errors"][name]) for name in _OF_A_DIFFERENCE)),
-                Difference(*(float(contents["nll"][name]) for name in _OF_A_DIFFERENCE)),
+                _difference_from(contents["errors"]),
+                _difference_from(contents["nll"]),
                 int(contents["num_items"]),
                 int(contents["num_seeds"]),
                 tuple(str(reason) for reason in contents["reasons"]),
@@ -101,6 +104,19 @@ class Verdict:
             raise ValueError(error_message("a verdict must be as Verdict.to_json gives it", received)) from error
         check_choice("the word of a verdict", verdict.word, get_args(Word))
         return verdict
+
+
+def _difference_from(contents: Mapping[str, Any]) -> Difference:
+    low, high = contents["low"], contents["high"]
+    # Verdicts of older versions do not say it.
+    freedom = contents.get("degrees_of_freedom")
+    return Difference(
+        float(contents["mean"]),
+        -math.inf if low is None else float(low),
+        math.inf if high is None else float(high),
+        float(contents["p_value"]),
+        None if freedom is None else float(freedom),
+    )
 
 
 @dataclass(frozen=True)
@@ -245,16 +261,15 @@ def _word(errors: Difference, wrong: Sequence[np.ndarray], margin: float) -> Wor
         return "BETTER"
     if errors.p_value < SIGNIFICANCE and errors.low > 0.0:
         return "WORSE"
+    if wrong[0].shape[1] == 1:
+        # One example says nothing of others.
+        return "INCONCLUSIVE"
     # One-sided, as a test of equivalence is: does the interval of 90 % leave room for a gain worth having?
     worth_having = -margin * float(wrong[1].mean())
-    if len(wrong[0]) == 1 or np.array_equal(wrong[0], wrong[1]):
+    if errors.degrees_of_freedom is None:
         lowest, _ = newcombe(wrong[0][0], wrong[1][0], 1.0 - 2 * SIGNIFICANCE)
     else:
-        from scipy.stats import norm
-
-        lowest = errors.mean - (errors.mean - errors.low) * norm.ppf(1.0 - SIGNIFICANCE) / norm.ppf(
-            1.0 - SIGNIFICANCE / 2
-        )
+        lowest = errors.one_sided_low()
     return "NO BETTER" if lowest > worth_having else "INCONCLUSIVE"
 
 
@@ -267,7 +282,7 @@ def _size_that_decides(errors: Difference, wrong: Sequence[np.ndarray], margin: 
     differing = max(float(np.mean(wrong[0] != wrong[1])), 1.0 / num_items)
     gain = max(abs(errors.mean), margin * float(wrong[1].mean()), 1.0 / num_items)
     quantiles = norm.ppf(1.0 - SIGNIFICANCE / 2) + norm.ppf(_POWER)
-    if num_seeds > 1:
+    if num_seeds > 1 and num_items > 1:
         (seed, item, rest), _ = contributions(wrong[0].astype("float64") - wrong[1])
         if seed > item:
             # Then more examples would not do: the trainings are what there is too little of.

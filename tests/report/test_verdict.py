@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_distill.report.verdict import Seen, chance_of, compare_models
+from keras_distill.report.paired import difference_of
+from keras_distill.report.verdict import Seen, Verdict, chance_of, compare_models
 from tests.report.situations import situation
 
 # What each situation deserves: the words, and what the reason must speak of.
@@ -192,6 +193,76 @@ def test_a_large_difference_of_seeds_keeps_three_of_them_from_deciding():
     assert found.word == "INCONCLUSIVE"
     assert found.errors.mean == pytest.approx(-0.06)
     assert found.errors.high > 0.1
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_the_one_sided_bound_over_seeds_is_that_of_a_t_test(num_seeds):
+    # Seeds that differ, each alike on every example, are a sample of as many numbers.
+    by_seed = np.random.default_rng(num_seeds).normal(0.3, 0.1, num_seeds)
+    found = difference_of(np.repeat(by_seed[:, None], 50, axis=1))
+    one_sided = stats.ttest_1samp(by_seed, 0.0, alternative="greater")
+    assert found.degrees_of_freedom == pytest.approx(num_seeds - 1)
+    assert found.one_sided_low() == pytest.approx(one_sided.confidence_interval(0.95).low)
+    # Its level: how often a t-distributed mean of no difference lies that many standard errors above zero.
+    errors_below = (found.mean - found.one_sided_low()) / (by_seed.std(ddof=1) / num_seeds**0.5)
+    assert stats.t.sf(errors_below, num_seeds - 1) == pytest.approx(0.05)
+
+
+def test_over_seeds_a_gain_is_denied_at_the_level_of_the_t_distribution():
+    # Of 1,000 examples the baseline gets 200 wrong, always; three candidates 195, 203 and 208.
+    labels = np.zeros(1000, int)
+    wrong = [np.arange(1000) < number for number in (195, 203, 208)]
+    pair = np.stack([answers(row, labels) for row in wrong]), np.stack([answers(np.arange(1000) < 200, labels)] * 3)
+    found = compare_models(labels, *pair)
+    reach, freedom = found.errors.mean - found.errors.low, found.errors.degrees_of_freedom
+    lowest = found.errors.mean - reach * stats.t.ppf(0.95, freedom) / stats.t.ppf(0.975, freedom)
+    of_normal = found.errors.mean - reach * stats.norm.ppf(0.95) / stats.norm.ppf(0.975)
+    # The gain worth having lies between the two bounds.
+    share = -(lowest + of_normal) / 2 / 0.2
+    assert of_normal < -share * 0.2 < lowest < 0.0
+    assert compare_models(labels, *pair, margin=share).word == "NO BETTER"
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_one_example_says_nothing_of_others(num_seeds):
+    candidate, baseline = np.tile([[1.0, 0.0]], (num_seeds, 1, 1)), np.tile([[0.0, 1.0]], (num_seeds, 1, 1))
+    # Seeds may differ.
+    baseline[-1] = [[0.0, 3.0]]
+    found = compare_models([0], candidate, baseline)
+    assert found.word == "INCONCLUSIVE"
+    assert (found.nll.low, found.nll.high, found.nll.p_value) == (-np.inf, np.inf, 1.0)
+    assert found.errors.p_value == 1.0
+    assert found.errors.low <= -0.75
+    # Wilson's interval of one example is (0, 0.793) or wider.
+    assert found.candidate.low == 0.0
+    assert found.candidate.high >= 0.793
+    told = json.dumps(found.to_json(), allow_nan=False)
+    assert Verdict.from_json(json.loads(told)) == found
+
+
+def test_one_example_on_which_seeds_differ_is_inconclusive_within_the_bounds_of_a_share():
+    right, wrong = [[1.0, 0.0]], [[0.0, 1.0]]
+    found = compare_models([0], [wrong, wrong, wrong], [wrong, wrong, right])
+    assert (found.word, found.errors.mean) == ("INCONCLUSIVE", pytest.approx(1 / 3))
+    assert (found.errors.low, found.errors.high, found.errors.p_value) == (-1.0, 1.0, 1.0)
+    assert found.reasons[0].startswith("1 test examples are too few to tell")
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+@pytest.mark.parametrize("num_items", [2, 5, 6, 40])
+def test_differences_that_are_all_the_same_are_judged_by_the_sign_test(num_items, num_seeds):
+    labels = np.arange(num_items) % 2
+    candidate, baseline = (
+        np.tile(answers(is_wrong, labels), (num_seeds, 1, 1)) for is_wrong in (labels < 0, labels >= 0)
+    )
+    found = compare_models(labels, candidate, baseline)
+    p_value = stats.binomtest(0, num_items).pvalue
+    assert found.nll.p_value == found.errors.p_value == pytest.approx(p_value)
+    # Softmax of 2 and 0: the likelihoods of right and wrong are two nats apart.
+    assert found.nll.mean == pytest.approx(-2.0)
+    bounds = (-2.0, -2.0) if p_value < 0.05 else (-np.inf, np.inf)
+    assert (found.nll.low, found.nll.high) == pytest.approx(bounds)
+    assert found.word == ("BETTER" if p_value < 0.05 else "INCONCLUSIVE")
 
 
 def test_interval_of_paired_shares_is_newcombes():
