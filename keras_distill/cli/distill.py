@@ -147,6 +147,7 @@ def _opened(
         store = SoftTargetStore.open(settings.store, num_items=len(dataset.train))
         if not settings.tune:
             store.check_temperature(settings.temperature)
+        store.check_softmax()
         evaluation.check_num_classes(store.manifest.num_classes, dataset, "store")
         found = evaluation.check_store(store, settings.store, dataset, insist=settings.any_teacher)
         known = {f"the store {settings.store}": found}

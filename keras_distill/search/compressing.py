@@ -171,6 +171,7 @@ def compress(
             received = f"outputs of {store.manifest.num_classes}"
             is_one_unit = store.manifest.num_classes == 1
             raise ValueError(error_message(expectation, received, remedy if is_one_unit else ""))
+        store.check_softmax()
         knowledge = check_teacher(
             lambda inputs: all_logits(teacher, inputs).argmax(axis=-1), "the teacher", dataset, insist=any_teacher
         )

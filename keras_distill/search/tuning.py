@@ -188,6 +188,7 @@ def tune(
         )
         received = f"one that serves {store.manifest.only_temperature:g} alone"
         raise ValueError(error_message("the store must serve every temperature to be tuned with", received, remedy))
+    store.check_softmax()
     replay_of(store, "Its labels would be shares of classes: label the items as they are, or distil without tuning.")
     _check_labels("training", train[1], store, -1)
     _check_labels("validation", validation[1], store, 0)

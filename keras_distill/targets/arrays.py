@@ -115,6 +115,36 @@ def check_scheme(store: SoftTargetStore, mask: str | ArrayLike | None) -> None:
         raise ValueError(error_message(f"{store.path} holds {holds}, and must be joined so", received, remedy))
 
 
+def labels_to_blend(labels: TensorTree, num_classes: int) -> np.ndarray:
+    """Labels of items that views blend: classes, int64 `(num_items,)`, or shares of classes, as they are given.
+
+    Args:
+        labels: whole numbers `(num_items,)` or `(num_items, 1)`, or one row a class, `(num_items, num_classes)`.
+        num_classes: the teacher's.
+
+    Raises:
+        ValueError: labels of another shape, or that are no classes; −1, "no label", among them.
+
+    Example:
+        >>> labels_to_blend(np.array([[2], [0]]), 3), labels_to_blend(np.array([[0, 1]]), 2)
+        (array([2, 0]), array([[0., 1.]], dtype=float32))
+    """
+    given = keras.tree.flatten(labels)
+    shapes = [tuple(np.shape(part)) for part in given]
+    if len(given) == 1 and len(shapes[0]) == 2 and shapes[0][1] == num_classes > 1:
+        return np.asarray(given[0], "float32")
+    if len(given) != 1 or shapes[0] not in ((len(given[0]),), (len(given[0]), 1)):
+        expectation = f"labels of items that are blended must have shape (num_items,) or (num_items, {num_classes})"
+        raise ValueError(error_message(expectation, ", ".join(map(str, shapes))))
+    classes = np.asarray(given[0]).reshape(-1).astype(np.int64)
+    outside = classes[(classes < 0) | (classes >= num_classes)]
+    if outside.size:
+        remedy = "Of an item without a label no blend is known: leave the labels out, or label items as they are."
+        expectation = f"labels of items that are blended must be in [0, {num_classes})"
+        raise ValueError(error_message(expectation, f"{outside[0]} ({outside.size} such)", remedy))
+    return classes
+
+
 def _token_weights(arrays: dict[str, TensorTree], is_token: np.ndarray) -> np.ndarray:
     """The weight of each token, float32 `(num_items, tokens)`; padding weighs 0."""
     weights = is_token.astype("float32")

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data, Teacher
-from keras_distill.targets.arrays import check_scheme, checked_arrays
+from keras_distill.targets.arrays import check_scheme, checked_arrays, labels_to_blend
 from keras_distill.targets.growing import LABELLING, GrowingStore, opened
 from keras_distill.targets.labelled_batches import LabelledBatches, check_has_ids, is_py_dataset
 from keras_distill.targets.replaying import replay_of
@@ -78,6 +78,8 @@ class StoredBatches(keras.utils.PyDataset):
             raise ValueError(error_message(f"batch_size must {expected}", batch_size))
         self.shuffle, self.seed, self.drop_remainder = shuffle, check_count("seed", seed, 0), drop_remainder
         self.replay = None if store is None else replay_of(store, _WHOLE_ONLY if self.ids is not None else "")
+        if self.replay is not None and self.replay.pairs_items and store is not None and "labels" in self.arrays:
+            self.arrays["labels"] = labels_to_blend(self.arrays["labels"], store.manifest.num_classes)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -121,10 +123,10 @@ class StoredBatches(keras.utils.PyDataset):
         parts = arrays["inputs"], ids, views, self.arrays["inputs"][partners], self.num_items
         if "labels" not in arrays:
             return {"inputs": np.asarray(self.replay(*parts))}
-        classes = np.eye(self.store.manifest.num_classes, dtype="float32")
-        inputs, labels = self.replay.with_labels(
-            *parts, classes[arrays["labels"]], classes[self.arrays["labels"][partners]]
-        )
+        shares = [arrays["labels"], self.arrays["labels"][partners]]
+        if shares[0].ndim == 1:
+            shares = [np.eye(self.store.manifest.num_classes, dtype="float32")[classes] for classes in shares]
+        inputs, labels = self.replay.with_labels(*parts, *shares)
         return {"inputs": np.asarray(inputs), "labels": np.asarray(labels)}
 
     def on_epoch_end(self) -> None:

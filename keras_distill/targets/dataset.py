@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_distill._checks import check_count, error_message
 from keras_distill._types import ArrayLike, Data, Teacher, TensorTree
-from keras_distill.targets.arrays import check_scheme, checked_arrays
+from keras_distill.targets.arrays import check_scheme, checked_arrays, labels_to_blend
 from keras_distill.targets.augmentation import Augmentation
 from keras_distill.targets.growing import GrowingStore, opened
 from keras_distill.targets.hashes import hashes, modulo
@@ -49,15 +49,16 @@ def attach(
         dataset: in memory: a `Split`, `(inputs, labels)`, `(inputs, labels, sample_weight)`, or inputs alone. Each
             epoch has its own order, and memory does not grow with the number of items beyond the arrays themselves.
             A stream: a `tf.data.Dataset` of `(id, (x, y))`, `(id, (x, y, sample_weight))` or `(id, x)`, as
-            `enumerate` makes them, then shuffled, filtered and batched as you like. A `keras.utils.PyDataset`, in the
-            order and of the batches that were labelled; it comes back as one, which `fit` may shuffle.
+            `enumerate` makes them, then shuffled, filtered and batched as you like (in any case batched, where the
+            store holds views). A `keras.utils.PyDataset`, in the order and of the batches that were labelled; it comes
+            back as one, which `fit` may shuffle.
         store: an open store or its folder (which is then verified).
         teacher: labels each view when training first asks for it, once, in the background, into the folder `store`;
             arrays only, the whole of them. A run that was killed goes on with what was kept, and once every view
             was asked for, the store is one like any other.
         batch_size: items a batch; arrays only, a stream brings its own batches.
         shuffle: whether arrays are gone through in a new order every epoch.
-        seed: of the order, and of the choice of views.
+        seed: of the order, and of the choice of views, whatever TensorFlow's own seed is.
         ids: the ids of the arrays' items where they are part of what was labelled, or in another order; integers
             `(num_items,)`.
         mask: of a store of tokens, as it was labelled with; arrays only. Targets are `(batch, tokens, …)` then, and
@@ -101,6 +102,8 @@ def attach(
         replay = replay_of(store, "" if ids is None else looked_up)
         arrays, num_items, ids = checked_arrays(dataset, store, ids, check_items, mask)
         check_count("batch_size", batch_size)
+        if replay is not None and replay.pairs_items and "labels" in arrays:
+            arrays["labels"] = labels_to_blend(arrays["labels"], store.manifest.num_classes)
         joined = _of_arrays(arrays, num_items, store, replay, batch_size, shuffle, seed, ids, drop_remainder)
     return joined.prefetch(tf.data.AUTOTUNE)
 
@@ -184,8 +187,11 @@ def _seen(
     if "labels" not in arrays:
         arrays["inputs"] = replay(*parts)
     else:
-        classes = [tf.one_hot(each["labels"], manifest.num_classes) for each in (arrays, beside)]
-        arrays["inputs"], arrays["labels"] = replay.with_labels(*parts, *classes)
+        shares = [
+            each["labels"] if each["labels"].shape.rank == 2 else tf.one_hot(each["labels"], manifest.num_classes)
+            for each in (arrays, beside)
+        ]
+        arrays["inputs"], arrays["labels"] = replay.with_labels(*parts, *shares)
     return arrays
 
 
@@ -196,6 +202,9 @@ def _of_stream(
     if not isinstance(spec, tuple) or len(spec) != 2 or not getattr(spec[0], "dtype", tf.float32).is_integer:
         remedy = "Put the ids there before shuffling: dataset.enumerate()."
         raise ValueError(error_message("the dataset's elements must be (id, (x, y)) or (id, x)", spec, remedy))
+    if replay is not None and spec[0].shape.rank == 0:
+        remedy = "Batch it first: dataset.batch(128)."
+        raise ValueError(error_message("a stream must come in batches where its store holds views", "items", remedy))
     targets = _Targets(store, KnownItems(store) if check_items else None)
 
     def join(element: TensorTree, salt: tf.Tensor) -> tuple:
@@ -338,7 +347,17 @@ class _Targets:
 
 def _salts(seed: int) -> tf.data.Dataset:
     """Endless random integers: others each time the dataset is gone through, the same for the same seed."""
-    return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    # What `Dataset.random` does but for the global seed, which that one mixes in; the first number is its default.
+    spec = tf.TensorSpec([], tf.int64)
+    numbers = tf.raw_ops.RandomDatasetV2(
+        seed=87654321,
+        seed2=seed,
+        seed_generator=tf.raw_ops.DummySeedGenerator(),
+        rerandomize_each_iteration=True,
+        output_types=[spec.dtype],
+        output_shapes=[spec.shape],
+    )
+    return tf.data.experimental.from_variant(numbers, spec)
 
 
 def _element(arrays: dict[str, TensorTree], targets: TensorTree) -> tuple:

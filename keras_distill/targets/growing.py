@@ -13,6 +13,7 @@ import io
 import os
 import shutil
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,7 +72,7 @@ class GrowingStore(SoftTargetStore):
         self._forward = forward
         self._pieces = _Pieces(self.path, manifest, inputs)
         # What is too little for a piece is written when nobody uses the store any more, or the program ends.
-        weakref.finalize(self, self._pieces.save)
+        weakref.finalize(self, _save_at_last, self._pieces)
 
     def __getstate__(self) -> dict[str, Any]:
         remedy = "Open the finished store there, or use attach(…, teacher=…) in one process."
@@ -83,7 +84,13 @@ class GrowingStore(SoftTargetStore):
         return int(np.count_nonzero(self._pieces.is_there))
 
     def has(self, ids: ArrayLike, views: ArrayLike) -> np.ndarray:
-        """Which views of items are labelled, bool, shaped as `ids`."""
+        """Which views of items are labelled, bool, shaped as `ids`.
+
+        Raises:
+            ForeignDatasetError: an id or a view is outside the store.
+        """
+        self._check_range("ids", np.asarray(ids), self.manifest.num_items)
+        self._check_range("views", np.asarray(views), self.manifest.num_views)
         return self._pieces.is_there[self._row_numbers(ids, views)]
 
     def label(self, ids: ArrayLike, views: ArrayLike, inputs: TensorTree) -> int:
@@ -199,23 +206,37 @@ class _Pieces:
         self._num_unwritten += len(numbers)
         if self._num_unwritten >= self._rows_per_piece or self.is_there.all():
             # One piece at a time: an error of the last one is raised here.
-            if self._written is not None:
-                self._written.result()
-            self._written = self._writer.submit(self._write, self._take())
+            self._wait()
+            self._written = self._writer.submit(self._write_or_keep, self._take())
 
     def save(self) -> None:
         """Writes what is not yet written, and the shards once every row is there."""
-        if self._written is not None:
-            self._written.result()
+        self._wait()
         with self.lock:
             numbers = self._take()
         if len(numbers) or (self.is_there.all() and not self._is_whole):
-            self._write(numbers)
+            self._write_or_keep(numbers)
+
+    def _wait(self) -> None:
+        """Until the last piece is on the disk; raises, once, what kept it from being there."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def _take(self) -> np.ndarray:
         numbers = np.concatenate([np.empty(0, np.int64), *self._unwritten])
         self._unwritten, self._num_unwritten = [], 0
         return numbers
+
+    def _write_or_keep(self, numbers: np.ndarray) -> None:
+        """Writes a piece; what could not be written goes into the next one."""
+        try:
+            self._write(numbers)
+        except BaseException:
+            with self.lock:
+                self._unwritten.append(numbers)
+                self._num_unwritten += len(numbers)
+            raise
 
     def _write(self, numbers: np.ndarray) -> None:
         if self.is_there.all():
@@ -260,6 +281,14 @@ class _Pieces:
                 self.rows[name][piece["row"]] = piece[name]
             self.is_there[piece["row"]] = True
             self._num_pieces = int(file.name.split("-")[0]) + 1
+
+
+def _save_at_last(pieces: _Pieces) -> None:
+    """When nobody is there any more to catch an error it is a warning."""
+    try:
+        pieces.save()
+    except OSError as error:
+        warnings.warn(f"{pieces.path}: what was labelled last is not written ({error}).", stacklevel=2)
 
 
 def grow(

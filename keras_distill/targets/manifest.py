@@ -25,9 +25,9 @@ _VERSION_OF = {"dense": 2, "top_k": 2, "members": 2, "sampled": 3}
 # What a row holds for the logarithm of a share of 0: all numbers of a store are finite.
 NOTHING = -1e30
 _SAMPLING = ("sample", "sampling_temperature", "sampling_seed")
-_NEW_IN = {"every_item_fingerprint": 2, "folds": 2, "runtime": 2, **dict.fromkeys(_SAMPLING, 3)}
+_NEW_IN = {"every_item_fingerprint": 2, "folds": 2, "runtime": 2, "head": 2, **dict.fromkeys(_SAMPLING, 3)}
 # What most stores have nothing to say of: left out where it is null, so that they are as they always were.
-_OPTIONAL = {"folds", "runtime"}
+_OPTIONAL = {"folds", "runtime", "head"}
 _MAX_ROW_BYTES = 1 << 30
 # The counts of a sampled row are so many in all: what 8 bits hold.
 NUM_COUNTS = 255
@@ -88,6 +88,7 @@ class Manifest:
     sampling_seed: int | None = None
     folds: dict[str, Any] | None = None
     runtime: str | None = None
+    head: str | None = None
     # 0 becomes the one that rows of this kind are written in.
     version: int = 0
 
@@ -133,6 +134,11 @@ class Manifest:
             check_count("num_folds", self.folds.get("num_folds"), 2)
         if self.runtime is not None:
             check_choice("runtime", self.runtime, ("onnxruntime",))
+        if self.head is not None:
+            check_choice("head", self.head, ("sigmoid",))
+            if self.kind not in ("dense", "members"):
+                remedy = "A softmax alone has a tail, or classes to draw: leave top_k and sample out."
+                raise ValueError(error_message("rows of a teacher of sigmoids must be whole", self.kind, remedy))
         # A name is a path below `shards/`: any other one may lead out of the store.
         if not isinstance(self.shards, (tuple, type(None))):
             raise TypeError(error_message("shards must be names or null", repr(self.shards)))

@@ -12,6 +12,8 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._types import Teacher, TensorTree
+from keras_distill.models.heads import head_activation
+from keras_distill.models.probabilities import SIGMOID
 from keras_distill.targets.calibration import divided_by
 from keras_distill.targets.fingerprints import fingerprint
 from keras_distill.targets.manifest import Manifest, rows_per_shard_for
@@ -54,7 +56,7 @@ def plan(
 
     Raises:
         ValueError: a teacher of several outputs, or of other inputs; probabilities where logits were promised, or the
-            other way round; rows that are not whole batches a shard.
+            other way round; the largest or drawn logits of sigmoids; rows that are not whole batches a shard.
     """
     first_batch = source.first_batch()
     check_inputs(teacher, first_batch)
@@ -62,6 +64,8 @@ def plan(
     outputs = {name: keras.ops.convert_to_numpy(values) for name, values in forward(first_batch).items()}
     check_rows(teacher, outputs)
     manifest = describe_rows(outputs, options, seed)
+    if isinstance(teacher, keras.Model) and head_activation(teacher) == SIGMOID:
+        manifest = replace(manifest, head=SIGMOID)
     if source.mask is not None:
         manifest = _of_tokens(manifest, source.mask)
     manifest = replace(

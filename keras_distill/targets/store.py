@@ -60,11 +60,12 @@ among all that are no padding, one sequence after the other, and its mark is tha
 `every_item_fingerprint`: text, of all items, where it was cheap to have, else empty, which equals anything.
 `augmentation`: null, or what replays a view from a seed. Of version 3 alone: `sample`, the number of classes a row;
 `sampling_temperature`; `sampling_seed`, in [0, 2^63).
-Two fields are there only where they say something:
+Three fields are there only where they say something:
 `folds`, of a store whose targets are out of fold: `num_folds`, the `seed` that drew them, hashes of each item's fold
 (`item_folds`) and of the `labels`, `made_by`, the name of what made the teachers, `from_logits`, and `calibrated_on`:
 null, `"the fold itself"`, or a hash of the examples; `teacher_fingerprint` is then that of all teachers together.
 `runtime`: `"onnxruntime"` where that answered in the teacher's place.
+`head`: `"sigmoid"` where each logit is that of a sigmoid by itself; such rows are kept whole, `dense` or `members`.
 `rows_per_shard`. `shards`: null while labelling goes on; then the file names, in order. `checksum`: SHA-256,
 hexadecimal, of the manifest's own JSON without this field.
 
@@ -257,7 +258,7 @@ class SoftTargetStore:
     def soft_targets(
         self, ids: ArrayLike, temperature: float, views: ArrayLike = 0
     ) -> np.ndarray | dict[str, np.ndarray]:
-        """The probabilities that the teacher gives some items at a temperature.
+        """The probabilities that the teacher gives some items at a temperature: of classes, or each by itself.
 
         Returns:
             float32 `(*ids.shape, …, num_classes)`; for a top-k store a dictionary of `"probabilities"` (…, k), their
@@ -269,10 +270,11 @@ class SoftTargetStore:
         """
         self.check_temperature(temperature)
         stored = self.read(ids, views)
+        probabilities = _sigmoid if self.manifest.head == "sigmoid" else _softmax
         if not isinstance(stored, dict):
-            return _softmax(stored / np.float32(temperature))
+            return probabilities(stored / np.float32(temperature))
         if "member_logits" in stored:
-            each = _softmax(stored["member_logits"] / np.float32(temperature))
+            each = probabilities(stored["member_logits"] / np.float32(temperature))
             return np.sum(each * stored["member_weights"][..., None], axis=-2)
         if "sampled_ids" in stored:
             nothing = np.zeros_like(stored["entropy"])
@@ -308,6 +310,12 @@ class SoftTargetStore:
             )
         expectation = f"temperature must be {self.manifest.only_temperature}, at which the rows were {how}"
         raise StoreError(error_message(expectation, temperature, remedy))
+
+    def check_softmax(self) -> None:
+        """Raises `StoreError` where the rows are logits of sigmoids, which a softmax would take for its own."""
+        if self.manifest.head == "sigmoid":
+            remedy = "Distil in Python with keras_distill.losses.BinarySoftTargets, or take a teacher with a softmax."
+            raise StoreError(error_message(f"{self.path} must hold logits of a softmax", "those of sigmoids", remedy))
 
     def batches(self, batch_size: int, view: int = 0) -> Iterator[np.ndarray | dict[str, np.ndarray]]:
         """One view of all items in order of their ids, `batch_size` at a time, in the form of `read`."""
@@ -460,6 +468,11 @@ class SoftTargetStore:
             weights = np.asarray(self.manifest.member_weights, np.float32)
             found["member_weights"] = np.broadcast_to(weights, found["member_logits"].shape[:-1]).copy()
         return found
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    # By the hyperbolic tangent, which overflows nowhere.
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from keras_distill.data import Split
 from keras_distill.data.networks import mlp
 from keras_distill.losses import SoftTargets
 from keras_distill.targets.augmentation import Augmentation, Shift
+from keras_distill.targets.batches import StoredBatches
 from keras_distill.targets.dataset import attach
 from keras_distill.targets.labelling import label
 from keras_distill.targets.manifest import ForeignDatasetError
@@ -163,6 +164,47 @@ def test_labels_are_blended_as_the_items_are(teacher, tmp_path, layer):
         distance = np.abs(np.stack(seen) - y["labels"].numpy()).max(axis=-1).min(axis=0)
         # CutMix takes the share of a box whose edges lie between pixels.
         np.testing.assert_allclose(distance, 0.0, atol=1e-4 if isinstance(layer, keras.layers.MixUp) else 0.4)
+
+
+@pytest.mark.parametrize("join", [attach, StoredBatches], ids=["tensorflow", "numpy"])
+def test_labels_to_blend_may_have_any_layout_and_must_be_known(teacher, tmp_path, join):
+    blended = Augmentation(keras.layers.MixUp(1.0), seed=2)
+    store = label(teacher, IMAGES, tmp_path / "s", augmentation=blended, dtype="float32")
+
+    def labels_of(labels):
+        batches = join((IMAGES, labels), store, batch_size=103, shuffle=False)
+        return np.asarray((batches[0] if join is StoredBatches else next(iter(batches)))[1]["labels"])
+
+    expected = labels_of(LABELS)
+    np.testing.assert_allclose(expected.sum(-1), 1.0, atol=1e-6)
+    for labels in (LABELS[:, None], LABELS.astype("float32"), np.eye(4)[LABELS], np.eye(4, dtype="int32")[LABELS]):
+        np.testing.assert_array_equal(labels_of(labels), expected)
+    for labels, message in (
+        (np.where(LABELS == 2, -1, LABELS), r"must be in \[0, 4\); got -1 \(\d+ such\)\. Of an item without a label"),
+        (np.eye(5)[LABELS], r"must have shape \(num_items,\) or \(num_items, 4\); got \(103, 5\)"),
+        ({"a": LABELS, "b": LABELS}, r"got \(103,\), \(103,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            labels_of(labels)
+
+
+def test_the_order_and_the_views_follow_from_the_seed_alone(shifted):
+    def epoch():
+        batches = attach((IMAGES, np.arange(103)), shifted, batch_size=103, seed=7)
+        return [array.numpy() for x, y in batches for array in (x, y["labels"])]
+
+    orders = []
+    for seed in (1, 2):
+        keras.utils.set_random_seed(seed)
+        orders.append(epoch())
+    for one, other in zip(*orders, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_stream_of_single_items_is_refused_where_views_are_made(shifted):
+    stream = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).enumerate()
+    with pytest.raises(ValueError, match=r"must come in batches where its store holds views; got items\. Batch it"):
+        attach(stream, shifted)
 
 
 def test_top_k_and_member_stores_give_what_the_losses_take(teacher, tmp_path):

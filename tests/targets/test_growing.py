@@ -86,6 +86,8 @@ def test_each_view_is_labelled_once_whoever_asks(tmp_path):
     assert store.num_labelled == 3
     assert store.has([5, 7, 7], [0, 0, 1]).tolist() == [True, False, True]
     np.testing.assert_array_equal(store.read(ids, views), views_of(ids, views).reshape(4, 16))
+    with pytest.raises(ForeignDatasetError, match=r"ids must be in \[0, 1500\); got 1500"):
+        store.has([1500], [0])
     with pytest.raises(UnfinishedStoreError, match="3 of 3,000 rows, and not all that were asked for"):
         store.read([6])
 
@@ -142,6 +144,29 @@ def test_a_teacher_that_fails_costs_nothing_that_is_there(tmp_path):
         ask(store, np.arange(1500))
     store.save()
     assert grow(Pixels(), IMAGES, tmp_path / "s", **SETTINGS).num_labelled == store.num_labelled > 200
+
+
+def test_a_piece_that_could_not_be_written_is_written_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(growing, "_LEAST_ROWS_A_PIECE", 500)
+    store = grow(Pixels(), IMAGES, tmp_path / "s", **SETTINGS)
+    write = growing._Pieces._write
+
+    def full(self, numbers):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(growing._Pieces, "_write", full)
+    ask(store, np.arange(500))
+    # Said once, by whoever comes next; then there is room again.
+    with pytest.raises(OSError, match="No space left"):
+        store.save()
+    with pytest.raises(OSError, match="No space left"):
+        store.save()
+    with pytest.warns(UserWarning, match=r"what was labelled last is not written \(.*No space left"):
+        growing._save_at_last(store._pieces)
+    monkeypatch.setattr(growing._Pieces, "_write", write)
+    ask(store, np.arange(500, 700))
+    store.save()
+    assert grow(Pixels(), IMAGES, tmp_path / "s", **SETTINGS).num_labelled == 700
 
 
 def test_others_are_refused(tmp_path):

@@ -68,6 +68,23 @@ def test_a_softmax_head_is_taken_off(tmp_path):
     np.testing.assert_allclose(store.read(np.arange(300)), logits_of(teacher), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_classes", [5, 1])
+def test_a_teacher_of_sigmoids_gives_its_sigmoids_and_no_softmax_of_them(tmp_path, num_classes):
+    model = network(1, num_classes, head="sigmoid")
+    store = label(model, INPUTS, tmp_path / "s", dtype="float32")
+    expected = scipy.special.expit(logits_of(model) / 2.0)
+    np.testing.assert_allclose(store.soft_targets(np.arange(300), 2.0), expected, atol=1e-6)
+    assert SoftTargetStore.open(tmp_path / "s").manifest == store.manifest
+    with pytest.raises(StoreError, match="must hold logits of a softmax; got those of sigmoids"):
+        store.check_softmax()
+    for settings in ({"top_k": 1}, {"sample": 1}):
+        with pytest.raises(ValueError, match="rows of a teacher of sigmoids must be whole"):
+            label(model, INPUTS, tmp_path / "t", **settings)
+    assert not (tmp_path / "t").exists()
+    # Of others nothing is said, and their manifests are as they were.
+    assert "head" not in label(network(1, head="softmax"), INPUTS, tmp_path / "u").manifest.to_json()
+
+
 def test_top_k_rows_are_the_largest_with_the_log_sum_exp_of_the_others(teacher, tmp_path):
     store = label(teacher, INPUTS, tmp_path / "s", top_k=2, dtype="float32", batch_size=50)
     read, dense = store.read(np.arange(300)), logits_of(teacher)
