@@ -54,6 +54,8 @@ def check_num_classes(num_classes: int, dataset: "Dataset", who: str) -> None:
         names = ", ".join(dataset.class_names[:4]) + (", …" if dataset.num_classes > 4 else "")
         expectation = f"the {who}'s output must have {dataset.num_classes} classes, as {dataset.name} has ({names})"
         remedy = f"Take a {who} of the same classes, or cut its last layer to these and train it on them."
+        if num_classes == 1 and dataset.num_classes == 2:
+            remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
         raise ValueError(error_message(expectation, f"{num_classes} classes", remedy))
 
 

@@ -126,9 +126,9 @@ def tune(
 
     Args:
         make_student: makes the student with the weights to begin from, compiled or not; the same at each call.
-        train: inputs and integer labels, `(num_items, …)` and `(num_items,)`: what the store was labelled with. −1 is
-            no label: labels alone then train on the others, as many steps.
-        validation: inputs and integer labels, to choose on.
+        train: inputs and labels, `(num_items, …)` and whole numbers `(num_items,)` or one row a class: what the store
+            was labelled with. −1 is no label: labels alone then train on the others, as many steps.
+        validation: inputs and labels, to choose on.
         store: the teacher's soft targets for `train`, or the store's folder.
         out: a folder for the study (`study.sqlite3`) and the best students so far.
         epochs: of a whole training.
@@ -170,9 +170,6 @@ def tune(
     epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
     seed = check_count("seed", seed, 0)
     _check_losses(distillation_losses)
-    if not (np.asarray(train[1]) >= 0).any():
-        remedy = "Labels alone are tried too; without them distil with settings of your choice."
-        raise ValueError(error_message("some of the training examples must have a label", "−1 for all", remedy))
     first = Recipe(
         check_positive("temperature", temperature),
         check_fraction("student_loss_weight", student_loss_weight),
@@ -188,10 +185,13 @@ def tune(
         )
         received = f"one that serves {store.manifest.only_temperature:g} alone"
         raise ValueError(error_message("the store must serve every temperature to be tuned with", received, remedy))
+    train = train[0], _classes("training", train[1], store, -1)
+    validation = validation[0], _classes("validation", validation[1], store, 0)
+    if not (train[1] >= 0).any():
+        remedy = "Labels alone are tried too; without them distil with settings of your choice."
+        raise ValueError(error_message("some of the training examples must have a label", "−1 for all", remedy))
     store.check_softmax()
     replay_of(store, "Its labels would be shares of classes: label the items as they are, or distil without tuning.")
-    _check_labels("training", train[1], store, -1)
-    _check_labels("validation", validation[1], store, 0)
     training = Training(
         train, validation, store, epochs, batch_size, seed, distillation_losses, distillation_loss_weights, teacher
     )
@@ -267,17 +267,26 @@ def _open_studies(
     return studies
 
 
-def _check_labels(which: str, labels: ArrayLike, store: SoftTargetStore, least: int) -> None:
-    """Raises `ValueError` where labels are no classes of the teacher's; −1 is none, where it is allowed."""
+def _classes(which: str, labels: ArrayLike, store: SoftTargetStore, least: int) -> np.ndarray:
+    """Labels in any layout that Keras takes as classes, int64 `(num_items,)`; −1 is none, where it is allowed.
+
+    Raises:
+        ValueError: they are no numbers, or no classes of the teacher's.
+    """
     labels, num_classes = np.asarray(labels), store.manifest.num_classes
+    if labels.dtype.kind not in "biuf":
+        remedy = "Number them: numpy.unique(labels, return_inverse=True)[1]."
+        raise ValueError(error_message(f"the {which} labels must be whole numbers", labels.dtype, remedy))
+    if labels.ndim == 2:
+        labels = labels.argmax(axis=-1) if labels.shape[-1] == num_classes > 1 else labels.reshape(-1)
     outside = labels[(labels < least) | (labels >= num_classes)]
-    if not outside.size:
-        return
-    remedy = "Each must be a class that the teacher knows."
-    if num_classes == 1:
-        remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
-    expectation = f"the {which} labels must be in [{least}, {num_classes})"
-    raise ValueError(error_message(expectation, f"{outside.flat[0]} ({outside.size} such)", remedy))
+    if outside.size:
+        remedy = "Each must be a class that the teacher knows."
+        if num_classes == 1:
+            remedy = "One sigmoid unit of logit z is the two logits 0 and z: add a layer that says so."
+        expectation = f"the {which} labels must be in [{least}, {num_classes})"
+        raise ValueError(error_message(expectation, f"{outside.flat[0]} ({outside.size} such)", remedy))
+    return labels.astype(np.int64)
 
 
 def _check_losses(make: Callable[[float], Any]) -> None:

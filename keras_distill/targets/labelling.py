@@ -161,8 +161,12 @@ def label(
         from keras_distill.targets.out_of_fold import label_out_of_fold
 
         _check_teacher_of_folds(teacher, runtime)
+        # The folds' plan is written in JSON, which knows none of NumPy's numbers.
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
         of_each = {name: given[name] for name in given.keys() - {"teacher", "dataset", "path", *_OF_FOLDS}}
-        return label_out_of_fold(make_teacher, dataset, path, folds, groups=groups, seed=fold_seed, options=of_each)
+        return label_out_of_fold(
+            make_teacher, dataset, path, check_count("folds", folds, 2), groups=groups, seed=fold_seed, options=of_each
+        )
     _check_without_folds(teacher, make_teacher=make_teacher, groups=groups)
     assert teacher is not None  # it was checked
     num_views = num_views_of(augmentation, views)

@@ -216,8 +216,10 @@ def test_of_a_single_epoch_the_best_is_kept_and_not_the_last(problem, tmp_path):
         assert metrics.negative_log_likelihood(logits, labels, metrics.best_temperature(logits, labels)) == (
             pytest.approx(score, rel=1e-4)
         )
-    # NumPy's whole numbers are whole numbers, and the study goes on with them.
-    assert tune(problem, tmp_path, epochs=np.int64(1), max_cost=12.0, learning_rate=0.03).score == found.score
+    # NumPy's whole numbers are whole numbers, rows of classes are classes, and the study goes on with them.
+    (x, y), (validation_x, validation_y), store = problem
+    same = (x, np.eye(3, dtype="float32")[y]), (validation_x, validation_y[:, None]), store
+    assert tune(same, tmp_path, epochs=np.int64(1), max_cost=12.0, learning_rate=0.03).score == found.score
 
 
 @pytest.mark.parametrize("what", ["an architecture", "weights", "rows", "a file"])
@@ -250,6 +252,10 @@ def test_labels_that_the_teacher_does_not_know_are_refused_with_whose_they_are(p
     ):
         with pytest.raises(ValueError, match=message):
             kd.tune(make, train, validation, store, tmp_path / "s", epochs=2)
+    named = np.array(["a", "b", "c"])[y]
+    with pytest.raises(ValueError, match=r"the training labels must be whole numbers; got <U1\. Number them"):
+        kd.tune(make, (x, named), problem[1], store, tmp_path / "s", epochs=2)
+    assert not (tmp_path / "s").exists()
     one = kd.targets.label(lambda x: x[:, :1], x, tmp_path / "one", teacher_fingerprint="first column")
     with pytest.raises(ValueError, match="One sigmoid unit of logit z is the two logits 0 and z"):
         kd.tune(make, (x, y), problem[1], one, tmp_path / "s", epochs=2)

@@ -92,6 +92,11 @@ def test_groups_stay_together(tmp_path):
     assert right[1] < 0.5
 
 
+def test_numpys_whole_numbers_are_whole_numbers(tmp_path):
+    numbers = {name: np.int64(value) for name, value in {"folds": 3, "top_k": 2, "batch_size": 16}.items()}
+    assert labelled(tmp_path / "s", **numbers).manifest == labelled(tmp_path / "t", folds=3, top_k=2).manifest
+
+
 def test_the_manifest_says_so_and_other_manifests_are_as_they_were(tmp_path):
     store = labelled(tmp_path / "s")
     assert store.manifest.folds["num_folds"] == 5
