@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_distill._checks import check_finite, error_message
+from keras_distill._types import ArrayLike
 
 ENOUGH_EXAMPLES = 256
 
@@ -29,16 +30,26 @@ def drawn_rows(num_items: int, num_examples: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(num_items)[:num_examples])
 
 
-def save_calibration(calibration: Mapping[str, Any] | None, folder: str | Path) -> str:
-    """Writes calibration examples, `{input name: array}`, to a file in `folder` for the worker; returns its path.
+def save_calibration(calibration: Mapping[str, Any] | ArrayLike | None, folder: str | Path) -> str:
+    """Writes calibration examples to a file in `folder` for the worker, which knows the inputs; returns its path.
+
+    Args:
+        calibration: `{input name: array}`, or the array of the only input.
+        folder: where the file goes.
 
     Raises:
         ValueError: there are none, their counts differ, or one is NaN or infinite.
     """
     remedy = "Pass `calibration={input name: array}` of about 256 training or validation examples."
-    if not calibration:
+    if calibration is None or (isinstance(calibration, Mapping) and not calibration):
         raise ValueError(error_message("calibration must be given for int8", "none", remedy))
-    arrays = {name: check_finite(f"calibration[{name!r}]", array) for name, array in calibration.items()}
+    if isinstance(calibration, Mapping):
+        arrays = {name: check_finite(f"calibration[{name!r}]", array) for name, array in calibration.items()}
+    else:
+        arrays = {"": check_finite("calibration", calibration)}
+        if not arrays[""].ndim:
+            received = f"{calibration!r:.80} ({type(calibration).__name__})"
+            raise ValueError(error_message("calibration must be arrays, one example a row", received, remedy))
     counts = {len(array) for array in arrays.values()}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(

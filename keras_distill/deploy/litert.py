@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_distill._checks import check_choice, error_message
 from keras_distill._files import whole_file
-from keras_distill._types import TensorTree
+from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import ConversionError, convert
 from keras_distill.deploy.metadata import describe
@@ -27,7 +27,7 @@ def to_litert(
     path: str | os.PathLike,
     *,
     quantization: str | None = None,
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | ArrayLike | None = None,
     example: TensorTree = None,
     batch: int | None = None,
     from_logits: bool = True,
@@ -47,7 +47,8 @@ def to_litert(
         path: where the file goes; must end in `.tflite`.
         quantization: `None` (float32), `"float16"` (half the bytes), `"dynamic"` (int8 weights, ranges found at every
             call) or `"int8"` (int8 throughout between float inputs and outputs; needs `calibration`).
-        calibration: `{input name: array}`, some hundreds of training or validation examples; never from the test set.
+        calibration: `{input name: array}`, or the array of the only input: some hundreds of training or validation
+            examples, cast to the input's dtype; never from the test set.
         batch: examples a call; `None` leaves it open where the model allows, or as the model fixes it.
         example: as `to_onnx` takes it, and what follows too.
         from_logits: what a model gives whose head cannot be found.

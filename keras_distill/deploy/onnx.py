@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_distill._checks import check_choice, error_message
 from keras_distill._files import whole_file
-from keras_distill._types import TensorTree
+from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.deploy.calibration import save_calibration
 from keras_distill.deploy.conversion import convert
 from keras_distill.deploy.metadata import describe
@@ -115,7 +115,7 @@ def quantize_onnx(
     path: str | os.PathLike,
     *,
     mode: str = "static",
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | ArrayLike | None = None,
     operations: Sequence[str] | None = None,
 ) -> Path:
     """Writes the float32 ONNX file `source` as an int8 one, its metadata kept.
@@ -128,7 +128,8 @@ def quantize_onnx(
         mode: `"static"` (signed activations) or `"static-uint8"`: ranges calibrated beforehand, QDQ, weights per
             channel, the logits not clipped; or `"dynamic"`: ranges found at every call, which suits dense layers alone
             (a dynamic convolution is several times slower than float32).
-        calibration: `{input name: array}`, for the static modes; never from the test set.
+        calibration: `{input name: array}`, or the array of the only input, for the static modes, cast to the input's
+            dtype; never from the test set.
         operations: the ONNX operations to quantise; `None` means all that onnxruntime can.
 
     Returns:
@@ -151,7 +152,7 @@ def write_quantized(
     path: str | os.PathLike,
     *,
     mode: str,
-    calibration: Mapping[str, Any] | None,
+    calibration: Mapping[str, Any] | ArrayLike | None,
     operations: Sequence[str] | None,
 ) -> list[str]:
     """As `quantize_onnx`; returns the operations that onnxruntime computes in float32 all the same."""

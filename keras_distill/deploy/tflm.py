@@ -14,7 +14,7 @@ import numpy as np
 from keras_distill._checks import error_message
 from keras_distill._files import whole_file
 from keras_distill._kit import kit_module
-from keras_distill._types import TensorTree
+from keras_distill._types import ArrayLike, TensorTree
 from keras_distill.deploy.conversion import convert
 from keras_distill.deploy.litert import to_litert
 
@@ -89,7 +89,7 @@ def to_tflm(
     model: "keras.Model",
     path: str | os.PathLike,
     *,
-    calibration: Mapping[str, Any],
+    calibration: Mapping[str, Any] | ArrayLike,
     example: TensorTree = None,
     from_logits: bool = True,
     **metadata: Any,

@@ -8,9 +8,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,10 @@ REMEDIES = {
     "UpperBound": "keras.ops.searchsorted emits it: count comparisons instead, ops.sum(x[:, None] > edges, -1).",
 }
 OTHER_REMEDY = "Replace it by one of plain operations, or serve this model in Keras."
+
+
+# Shape and dtype of an input.
+Spec: TypeAlias = tuple[tuple[int | None, ...], np.dtype]
 
 
 class Refusal(Exception):
@@ -240,7 +244,12 @@ def convert_to_litert(
     if quantization in ("int8", "int8-io"):
         assert calibration is not None  # checked by the parent
         numbered = {name: f"input_{place:03}" for place, name in enumerate(input_names)}
-        batches = list(calibration_batches(calibration, input_names, function.inputs[0].shape[0]))
+        tensors = [function.graph.get_tensor_by_name(name) for name in sorted(_own_inputs(function))]
+        specs = {
+            name: (tuple(tensor.shape), np.dtype(tensor.dtype.as_numpy_dtype))
+            for name, tensor in zip(input_names, tensors, strict=True)
+        }
+        batches = list(calibration_batches(calibration, specs))
         converter.representative_dataset = lambda: (
             {numbered[name]: array for name, array in batch.items()} for batch in batches
         )
@@ -278,8 +287,7 @@ def quantize_onnx(
     graph = onnx.load(folded).graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [tensor for tensor in graph.input if tensor.name not in weights]
-    input_names = [tensor.name for tensor in inputs]
-    batch = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
+    specs = {tensor.name: _spec_of_onnx(tensor.type.tensor_type) for tensor in inputs}
     reply.write(stage=f"quantising ({mode})")
     # Weights of 7 bits (`reduce_range`): without int8 dot products, AVX2 adds two 8-bit products in 16 bits, which
     # saturates. That cost 8 x in logit error (0.186 against 0.022) and 4.5 points of a ConvNet's accuracy, and a file
@@ -303,7 +311,7 @@ def quantize_onnx(
             quantization.quantize_static(
                 folded,
                 path,
-                _CalibrationReader(calibration_batches(calibration, input_names, batch)),
+                _CalibrationReader(calibration_batches(calibration, specs)),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=True,
@@ -360,13 +368,41 @@ class _Listener(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def calibration_batches(path: str, input_names: list[str], batch: int | None) -> Iterator[dict[str, np.ndarray]]:
-    """Calibration examples, one at a time or, for a model that takes no other number, so many."""
+def _spec_of_onnx(tensor_type: Any) -> Spec:
+    import onnx
+
+    shape = tuple(size.dim_value or None for size in tensor_type.shape.dim)
+    return shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
+
+
+def calibration_batches(path: str, specs: Mapping[str, Spec]) -> Iterator[dict[str, np.ndarray]]:
+    """Calibration examples, one at a time or, for a model that takes no other number, so many.
+
+    Args:
+        path: the file that `save_calibration` wrote.
+        specs: shape, the batch's axis first, and dtype of each input by its name.
+    """
+    from keras_distill._checks import cast_exactly
+
     with np.load(path, allow_pickle=False) as arrays:
         feed = {name.removeprefix("input/"): arrays[name] for name in arrays.files}
-    if set(feed) != set(input_names):
-        raise Refusal(f"calibration must be of the inputs {sorted(input_names)}; got {sorted(feed)}. Use these names.")
-    size, num_items = batch or 1, len(next(iter(feed.values())))
+    names = sorted(specs)
+    if set(feed) == {""} and len(names) == 1:
+        # An array without a name is of the only input.
+        feed = {names[0]: feed[""]}
+    if set(feed) != set(names):
+        received = "one array without a name" if set(feed) == {""} else sorted(feed)
+        raise Refusal(f"calibration must be of the inputs {names}; got {received}. Use these names.")
+    for name, (shape, dtype) in specs.items():
+        try:
+            feed[name] = cast_exactly(f"calibration[{name!r}]", feed[name], dtype)
+        except ValueError as error:
+            raise Refusal(str(error)) from None
+        found = feed[name].shape
+        if len(found) != len(shape) or any(a not in (None, b) for a, b in zip(shape[1:], found[1:], strict=True)):
+            wanted = ("examples", *shape[1:])
+            raise Refusal(f"calibration[{name!r}] must have shape {wanted}; got {found}. Give what the model takes.")
+    size, num_items = specs[names[0]][0][0] or 1, len(feed[names[0]])
     for start in range(0, num_items, size):
         places = np.minimum(np.arange(start, start + size), num_items - 1)
         yield {name: array[places] for name, array in feed.items()}

@@ -10,6 +10,7 @@ from graphs import linear_onnx
 from keras_distill.deploy import Verification, quantize_onnx, verify
 from keras_distill.deploy.calibration import choose_calibration, save_calibration
 from keras_distill.deploy.quantize import Variant, choose
+from keras_distill.deploy.worker import Refusal, calibration_batches
 
 
 def variant(name, p50_ms, *, rmse=0.1, problems=(), num_bytes=10, failure=None):
@@ -75,6 +76,39 @@ def test_calibration_that_is_missing_unequal_or_nan_is_refused(tmp_path):
         save_calibration({"a": np.array([np.nan])}, tmp_path)
 
 
+def batches_of(calibration, specs, folder):
+    return list(calibration_batches(save_calibration(calibration, folder), specs))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("float64", "float32"), ("uint8", "float32"), ("int64", "int32"), ("float32", "float16")]
+)
+def test_calibration_has_the_dtype_of_the_input_whatever_it_was_given_in(tmp_path, given, wanted):
+    values = (np.arange(6).reshape(3, 2) * (1.25 if "float" in given else 1)).astype(given)
+    found = batches_of({"a": values}, {"a": ((None, 2), np.dtype(wanted))}, tmp_path)
+    assert [batch["a"].dtype for batch in found] == [np.dtype(wanted)] * 3
+    np.testing.assert_array_equal(np.concatenate([batch["a"] for batch in found]), values)
+
+
+def test_calibration_of_a_model_of_one_input_needs_no_name_and_that_of_two_does(tmp_path):
+    values, spec = np.arange(6.0).reshape(3, 2), ((2, 2), np.dtype("float32"))
+    found = batches_of(values, {"a": spec}, tmp_path)
+    # The model takes two a call: the last one is repeated.
+    np.testing.assert_array_equal([batch["a"] for batch in found], [values[[0, 1]], values[[2, 2]]])
+    with pytest.raises(Refusal, match=r"the inputs \['a', 'b'\]; got one array without a name"):
+        batches_of(values, {"a": spec, "b": spec}, tmp_path)
+
+
+def test_calibration_that_the_input_cannot_take_is_not_blamed_on_the_layers(tmp_path):
+    spec = {"a": ((None, 2), np.dtype("int32"))}
+    with pytest.raises(Refusal, match=r"calibration\['a'\] must be whole numbers of type int32; got 0\.5"):
+        batches_of({"a": np.full((3, 2), 0.5)}, spec, tmp_path)
+    with pytest.raises(Refusal, match=r"calibration\['a'\] must have shape \('examples', 2\); got \(3, 4\)"):
+        batches_of({"a": np.zeros((3, 4))}, spec, tmp_path)
+    with pytest.raises(ValueError, match=r"calibration must be arrays, one example a row; got 3 \(int\)"):
+        save_calibration(3, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
     folder = tmp_path_factory.mktemp("linear")
@@ -98,6 +132,13 @@ def test_int8_rounds_and_does_not_saturate(linear, mode):
     assert report.max_abs_error < 0.02 * logits.max()
     assert [entry.value for entry in onnx.load(str(path)).metadata_props if entry.key == "class_names"] == ['["a"]']
     assert not list(folder.glob("*folded*"))
+
+
+def test_an_onnx_file_is_quantised_alike_by_float64_without_a_name(linear):
+    source, inputs, _, folder = linear
+    named = quantize_onnx(source, folder / "named.onnx", calibration={"x": inputs[:256]})
+    bare = quantize_onnx(source, folder / "bare.onnx", calibration=inputs[:256].astype("float64"))
+    assert named.read_bytes() == bare.read_bytes()
 
 
 def test_static_quantisation_clips_no_logit(linear):
