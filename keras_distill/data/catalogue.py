@@ -19,6 +19,7 @@ from keras_distill.data.text import load_text_folder, load_texts, text_files
 from keras_distill.data.tfds import load_tfds
 
 NAMES = ("digits", "mnist", "spoken_digit", "cifar100")
+_OF_TFDS = "tfds:"
 KNOWN = f"{', '.join(NAMES)}, tfds:NAME, a folder of images or texts, an .npz file or a table (.csv, .parquet)"
 
 
@@ -68,8 +69,10 @@ def load(
     where = os.fspath(name)
     path = Path(where).expanduser()
     is_text_folder = path.is_dir() and _holds_texts(path)
-    if tokenizer is not None and text is None and not is_text_folder:
-        remedy = "Name the column of texts, text=... (--text)."
+    # What isn't there at all is refused by whoever would read it: a misspelt name is no matter of columns.
+    is_there = where in NAMES or where.startswith(_OF_TFDS) or path.exists()
+    if tokenizer is not None and text is None and not is_text_folder and is_there:
+        remedy = "Name the column of texts, text=…"
         raise ValueError(error_message("a tokeniser must be of texts", f"{where!r} beside it", remedy))
     own_tokenizer = None if tokenizer is None else os.fspath(tokenizer)
     if is_table(path):
@@ -77,7 +80,7 @@ def load(
             dataset = load_table(path, label, leave_out=leave_out, pieces=pieces)
         else:
             dataset = load_texts(path, text, label, tokenizer=own_tokenizer)
-    elif label is not None or leave_out or pieces or text is not None:
+    elif is_there and (label is not None or leave_out or pieces or text is not None):
         of_texts = text is not None and label is None and not leave_out and not pieces
         remedy = "Leave it out: the inputs are known." if of_texts else "Leave it out: labels are known."
         expectation = f"a {'text' if of_texts else 'label'} column must be a table's"
@@ -104,8 +107,8 @@ def _read(text: str, image_size: tuple[int, int] | None) -> Dataset:
             return load_spoken_digit()
         case "cifar100":
             return load_cifar100()
-    if text.startswith("tfds:"):
-        return load_tfds(text.removeprefix("tfds:"), image_size)
+    if text.startswith(_OF_TFDS):
+        return load_tfds(text.removeprefix(_OF_TFDS), image_size)
     path = Path(text).expanduser()
     if path.is_dir():
         return load_image_folder(path, image_size)

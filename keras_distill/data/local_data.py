@@ -44,14 +44,21 @@ def read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise FileNotFoundError(error_message(f"{path!s} must be an .npz file", "no such file"))
+    name = ""
     try:
         # Opened here, since NumPy leaves a file open that it cannot read.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {}
+            for name in archive.files:
+                arrays[name] = archive[name]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        remedy = "Write it again with numpy.savez."
+        received, remedy = f"{error}", "Write it again with numpy.savez."
+        if "allow_pickle" in received:
+            # NumPy advises to unpickle, which runs whatever the file says.
+            received = f"Python objects in {name}" if name else "a file of another kind"
+            remedy = "Write it with numpy.savez, from arrays of numbers or of fixed-length strings alone."
         raise ValueError(
-            error_message(f"{path!s} must be a readable .npz of plain arrays", f"{error}", remedy)
+            error_message(f"{path!s} must be a readable .npz of plain arrays", received, remedy)
         ) from error
     missing = [
         name for name in required if name not in arrays and not any(key.startswith(f"{name}/") for key in arrays)

@@ -61,14 +61,32 @@ def _split(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> Split:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         received = f"shape {labels.shape}, dtype {labels.dtype}"
-        remedy = "Turn one-hot labels into integers with numpy.argmax(labels, axis=-1)."
-        raise ValueError(
-            error_message(f"y_{split_name} in {path} must be integers of shape (num_items,)", received, remedy)
-        )
+        expectation = f"y_{split_name} in {path} must be integers of shape (num_items,)"
+        raise ValueError(error_message(expectation, received, _remedy_for(labels)))
     inputs = {
         name: as_inputs(f"x_{split_name}{'/' + name if name else ''} in {path}", array) for name, array in named.items()
     }
     return Split(inputs.get("", inputs), labels.astype("int32"))
+
+
+def _remedy_for(labels: np.ndarray) -> str:
+    """What to do about labels that are not one integer an item; nothing of it may lose what they say."""
+    in_python = "are not read from a file here: train on them in Python, with Distiller(…).fit(x, y)."
+    if labels.dtype.kind in "US":
+        return "Number the classes, those of all splits at once, with numpy.unique(labels, return_inverse=True)[1]."
+    if labels.ndim == 1:
+        is_whole = labels.dtype.kind == "b" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
+        return (
+            "Turn them into integers with labels.astype(int)." if is_whole else f"Targets of a regression {in_python}"
+        )
+    if labels.ndim == 2 and bool(np.isin(labels, (0, 1)).all()):
+        if bool((labels.sum(axis=1) == 1).all()):
+            return "Turn one-hot labels into integers with numpy.argmax(labels, axis=-1)."
+        return f"Several labels an item {in_python[:-1]} and losses.BinarySoftTargets."
+    if labels.ndim == 2 and labels.dtype.kind == "f" and np.allclose(labels.sum(axis=1), 1.0, atol=1e-3):
+        remedy = "Probabilities of the classes are soft targets, not labels: give the true classes, or the likeliest"
+        return f"{remedy} ones with numpy.argmax(labels, axis=-1)."
+    return f"Labels of several values an item {in_python}"
 
 
 def _inputs_of(path: Path, arrays: dict[str, np.ndarray], split_name: str) -> dict[str, np.ndarray]:

@@ -81,3 +81,12 @@ def test_a_class_that_keras_does_not_know_is_refused_with_the_switch_named(tmp_p
     keras.Sequential([keras.Input((4,)), Stranger(), layers.Dense(2)]).save(tmp_path / "stranger.keras")
     assert export(tmp_path / "stranger.keras", tmp_path / "out") == 2
     assert "--import" in capsys.readouterr().err
+
+
+@pytest.mark.tensorflow
+def test_a_model_of_texts_is_refused_by_the_layer_that_no_converter_knows(tmp_path, capsys):
+    words = layers.TextVectorization(8, output_sequence_length=4, vocabulary=["a", "b"])
+    ends = [layers.Embedding(8, 2), layers.Flatten(), layers.Dense(2)]
+    keras.Sequential([keras.Input((), dtype="string"), words, *ends]).save(tmp_path / "texts.keras")
+    assert export(tmp_path / "texts.keras", tmp_path / "out", "--to", "onnx") == 2
+    assert "the layer 'text_vectorization" in capsys.readouterr().err

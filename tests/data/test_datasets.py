@@ -115,6 +115,12 @@ def test_npz_tokens_stay_integers_and_columns_of_labels_are_flattened(tmp_path):
         ({"y_test": None}, "that holds x_train, y_train, x_test, y_test; got no y_test"),
         ({"y_train": np.full(40, -1)}, r"in \[0, 4\); got -1 \(3[0-9] such\)"),
         ({"y_train": np.eye(40)}, "integers of shape .* numpy.argmax"),
+        ({"y_train": np.eye(40) * 0.9 + 0.1 / 40}, "soft targets, not labels: .* likeliest ones with numpy.argmax"),
+        ({"y_train": np.ones((40, 3), int)}, r"^(?!.*argmax).*Several labels an item are not read .*BinarySoftTargets"),
+        ({"y_train": np.full(40, "cat")}, r"^(?!.*argmax).*numpy.unique\(labels, return_inverse=True\)\[1\]"),
+        ({"y_train": np.arange(40.0)}, r"^(?!.*argmax).*labels.astype\(int\)"),
+        ({"y_train": np.arange(40) / 3}, r"^(?!.*argmax).*a regression are not read .*Distiller"),
+        ({"y_train": np.full((40, 5), 7)}, r"^(?!.*argmax).*several values an item are not read"),
         ({"y_train": np.arange(39)}, "as many inputs as labels; got 40 inputs and 39 labels"),
         ({"x_test": np.zeros((0, 6, 5), np.uint8), "y_test": np.zeros(0, int)}, "test split .* at least one example"),
         ({"x_train": np.zeros((0, 6, 5), np.uint8), "y_train": np.zeros(0, int)}, "at least 2 examples"),
@@ -134,8 +140,9 @@ def test_npz_that_is_not_a_dataset_is_refused(tmp_path, change, message):
 
 def test_npz_with_pickled_objects_is_refused(tmp_path):
     contents = arrays() | {"x_train": np.array([{"run": "me"}] * 40, dtype=object)}
-    with pytest.raises(ValueError, match=r"readable \.npz of plain arrays"):
+    with pytest.raises(ValueError, match=r"readable \.npz of plain arrays; got Python objects in x_train\.") as raised:
         data.load(saved(tmp_path, contents))
+    assert "allow_pickle" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip at all", None])
@@ -143,8 +150,9 @@ def test_corrupt_npz_is_refused(tmp_path, content):
     path = saved(tmp_path, arrays())
     # None: a download that broke off.
     path.write_bytes(path.read_bytes()[:900] if content is None else content)
-    with pytest.raises(ValueError, match=r"readable \.npz"):
+    with pytest.raises(ValueError, match=r"readable \.npz") as raised:
         data.load(path)
+    assert "allow_pickle" not in str(raised.value)
 
 
 def test_npz_with_a_flipped_byte_is_refused(tmp_path):

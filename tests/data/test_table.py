@@ -342,8 +342,11 @@ def test_a_table_needs_its_label_and_nothing_else_takes_one(tmp_path):
         data.load(written(tmp_path, people()))
     with pytest.raises(ValueError, match="a label column must be a table's; got 'digits'"):
         data.load("digits", label="income")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        data.load(tmp_path / "none.csv", label="a")
+    for misspelt in ("none.csv", "none.cvs", "folder/none"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            data.load(tmp_path / misspelt, label="a")
+    with pytest.raises(ValueError, match=r"must be one of digits.* Did you mean digits\?"):
+        data.load("digit", label="a")
 
 
 def test_a_pixel_range_is_refused_for_a_table(tmp_path):
