@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.traceback or not _is_user_or_system_error(error):
             raise
-        text = by_option(str(error), vars(arguments))
+        text = by_option(str(error), _options_of(parser, arguments.command))
         print(f"keras-distill {arguments.command}: error: {text}{_remedy(error)}", file=sys.stderr)
         return 2
 
@@ -68,17 +68,61 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def by_option(text: str, names: Collection[str]) -> str:
-    """An error that begins with the name of a Python argument, with that of the option that gave it.
+# What may hold the name of an argument and is not ours to translate (calls, quotations, attributes and file names,
+# paths, options), and then the name, with a value or without.
+_NAMES_IN_ERRORS = re.compile(
+    r"""
+    [\w.]+\((?:[^()]|\([^()]*\))*\) | (?<!\w)'[^']*' | (?<![\w=])"[^"]*" | [\w.~-]*/\S* | \w+(?:\.\w+)+ | --?\w[\w-]*
+    | \b(?P<name>[a-z]\w*)(?P<value>=(?:"[^"]*"|'[^']*'|[^\s;,()"']*[^\s;,:.()"'])?)?(?P<must>[ ]must[ ])?
+    """,
+    re.VERBOSE,
+)
+
+
+def by_option(text: str, options: Mapping[str, str]) -> str:
+    """An error of a Python function in the words of the command line: its arguments by the options that gave them.
+
+    Translated are `argument=value` and names with an underscore wherever they stand, and whatever begins an error and
+    "must" be something: anything else may be a word.
+
+    Args:
+        text: the error's message.
+        options: the command's options by the names of what they give.
 
     Example:
-        >>> by_option("num_trials must be >= 1; got 0.", {"trials"}), by_option("x must be finite.", {"trials"})
-        ('--trials must be >= 1; got 0.', 'x must be finite.')
+        >>> options = {"trials": "--trials", "top_k": "--top-k", "members": "--members"}
+        >>> by_option("num_trials must be >= 1; got 0.", options)
+        '--trials must be >= 1; got 0.'
+        >>> by_option("sample must be given alone; got top_k=3.", options)
+        'sample must be given alone; got --top-k 3.'
+        >>> by_option("members=True needs a teacher whose members differ, label(…, top_k=3).", options)
+        '--members needs a teacher whose members differ, label(…, top_k=3).'
     """
-    found = re.match(r"(?:num_)?(\w+?)(?:_ms)?(?= must )", text)
-    if found is None or found[1] not in names:
-        return text
-    return f"--{found[1].replace('_', '-')}{text[found.end() :]}"
+
+    def translated(found: re.Match[str]) -> str:
+        name, value, must = found["name"], found["value"], found["must"] or ""
+        if name is None:
+            return found[0]
+        option = options.get(name) or options.get(re.sub(r"^num_|_ms$", "", name))
+        is_sure = value is not None or "_" in name or (must and found.start() == 0)
+        # `None` and `False` are what an option gives that was left out.
+        if option is None or not is_sure or value in ("=None", "=False"):
+            return found[0]
+        given = "" if value in (None, "=", "=True") else " " + value[1:].strip("\"'")
+        return f"{option}{given}{must}"
+
+    return _NAMES_IN_ERRORS.sub(translated, text)
+
+
+def _options_of(parser: argparse.ArgumentParser, command: str) -> dict[str, str]:
+    """A command's options by the names under which argparse keeps what they give."""
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    options = {}
+    for action in commands.choices[command]._actions:
+        long = [option for option in action.option_strings if option.startswith("--")]
+        if long:
+            options[action.dest] = long[0]
+    return options
 
 
 def _start(is_quiet: bool) -> None:

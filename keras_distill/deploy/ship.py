@@ -98,7 +98,7 @@ def ship(
         raise ValueError(error_message(f"targets must be among {', '.join(TARGETS)}", received, remedy))
     if budgets.max_drop_from_teacher is not None and teacher is None:
         expectation = "there must be a teacher where max_drop_from_teacher is a budget"
-        raise ValueError(error_message(expectation, "none", "Name it: --teacher T.keras, or teacher=."))
+        raise ValueError(error_message(expectation, "none", "Name it, teacher=…, or leave the budget out."))
     if budgets.max_arena is not None and "tflm" not in wanted:
         expectation = "the target tflm must be named where max_arena is a budget"
         raise ValueError(error_message(expectation, ", ".join(wanted), "Name it: --targets tflm."))

@@ -108,7 +108,7 @@ def test_several_teachers_are_kept_or_merged(teachers, tmp_path):
         (("--process", "half"), "--process must be I/N"),
         (("--top-k", "11"), "--top-k must be <= 10"),
         (("--sample", "11"), "sample must be <= 10"),
-        (("--sample", "4", "--top-k", "3"), "sample must be given alone"),
+        (("--sample", "4", "--top-k", "3"), "--sample must be given alone; got --top-k 3."),
         (("--learning-rate", "0.1"), "--learning-rate must be given with --folds; got no --folds"),
         (("--epochs", "3"), "--epochs must be given with --folds; got no --folds"),
         (("--temperature", "2"), "unless the teacher is an arithmetic ensemble"),
@@ -125,7 +125,7 @@ def test_bad_options_are_one_clear_error(teachers, tmp_path, capsys, options, me
 
 def test_several_teachers_without_a_choice_and_another_teacher_are_refused(teachers, tmp_path, capsys):
     assert run(teachers, tmp_path, names=("a", "b")) == 2
-    assert "members=True, or the temperature" in capsys.readouterr().err
+    assert "Pass --members, or the temperature" in capsys.readouterr().err
     assert run(teachers, tmp_path) == 0
     assert run(teachers, tmp_path, names=("b",)) == 2
     assert "The teacher has changed since" in capsys.readouterr().err

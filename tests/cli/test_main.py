@@ -9,7 +9,7 @@ import time
 import pytest
 
 import keras_distill
-from keras_distill.cli import COMMANDS, main
+from keras_distill.cli import COMMANDS, by_option, main
 
 
 def test_help_names_every_command_without_starting_tensorflow():
@@ -39,6 +39,41 @@ def test_unknown_command_is_refused(capsys):
         main(["no-such-command"])
     assert stopped.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}" for name in ("members", "top_k", "max_arena", "teacher", "trials", "data")
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("num_trials must be >= 1; got 0.", "--trials must be >= 1; got 0."),
+        ("members=True needs an ensemble; got another.", "--members needs an ensemble; got another."),
+        ("sample must be given alone; got top_k=3.", "sample must be given alone; got --top-k 3."),
+        ("tflm must be named where max_arena is a budget.", "tflm must be named where --max-arena is a budget."),
+        ("Name it, teacher=…, or leave it out.", "Name it, --teacher …, or leave it out."),
+        ('Pass data="mnist" or teacher=.', "Pass --data mnist or --teacher."),
+    ],
+)
+def test_errors_name_arguments_as_they_were_typed(said, expected):
+    assert by_option(said, OPTIONS) == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the teacher's members must be data; got a teacher.",
+        "the column 'top_k' must be numbers; got \"max_arena\".",
+        "/data/top_k/max_arena must be a folder; got top_k.npz.",
+        "Pass label(x, y=f(1), top_k=3), or store.top_k.",
+        "It was top_k=None, or --max_arena, and num_classes=3.",
+        "others; members must be many.",
+    ],
+)
+def test_words_files_columns_and_code_are_left_as_they_are(said):
+    assert by_option(said, OPTIONS) == said
 
 
 def test_interrupt_ends_without_a_traceback(monkeypatch, capsys):

@@ -408,7 +408,7 @@ def test_data_of_another_shape_or_other_classes_is_refused(capsys, tmp_path, tmp
         (("--min-class-recall", "nan"), "--min-class-recall must be a number; got NaN"),
         (
             ("--max-drop-from-teacher", "0.1"),
-            "there must be a teacher where max_drop_from_teacher is a budget; got none. Name it: --teacher T.keras",
+            "there must be a teacher where --max-drop-from-teacher is a budget; got none. Name it, --teacher …",
         ),
     ],
 )

@@ -121,7 +121,7 @@ def test_folder_of_another_run_is_refused(finished, folder, capsys):
     assert specialists(folder, finished, steps=50) == 2
     assert "steps 60 → 50" in capsys.readouterr().err
     assert specialists(folder, finished, "--distill-back", "2", "--distill-temperature", "2") == 2
-    assert "distill_temperature 4.0 → 2.0" in capsys.readouterr().err
+    assert "--distill-temperature 4.0 → 2.0" in capsys.readouterr().err
 
 
 def test_run_killed_between_two_specialists_goes_on_with_the_second(folder, monkeypatch, capsys):
