@@ -634,6 +634,22 @@ def test_labels_out_of_range_are_refused(items, label):
         compiled(kd.Distiller(make_net(), make_net())).fit(x, np.r_[y[:-1], label], verbose=0)
 
 
+@pytest.mark.parametrize("kind", [str, object, bytes], ids=["str", "object", "bytes"])
+def test_labels_of_texts_are_told_how_to_be_numbered(items, kind):
+    x, y = items
+    names = np.array(["cat", "dog", "eel"])[y].astype(kind)
+    distiller = compiled(kd.Distiller(make_net(), make_net()))
+    sentence = r"labels must be numbers, those of classes integers; got texts\. Number the classes: numpy\.unique\("
+    for call in (
+        lambda: distiller.fit(x, names, verbose=0),
+        lambda: distiller.fit(x, y, validation_data=(x, names), verbose=0),
+        lambda: distiller.evaluate(x, names, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    distiller.fit(x, np.unique(names, return_inverse=True)[1], verbose=0)
+
+
 def test_loss_of_probabilities_on_a_student_of_logits_is_refused(items):
     x, y = items
     for loss in ("sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()):

@@ -15,6 +15,7 @@ from keras_distill.distillation.promises import Promise
 from keras_distill.models.forward_pass import ForwardPass
 from keras_distill.models.heads import LINEAR, MISPLACED
 from keras_distill.models.probabilities import SIGMOID, SOFTMAX
+from keras_distill.models.strings import holds_strings
 from keras_distill.schedules import current
 
 _LOSSES_OF_PROBABILITIES = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
@@ -29,6 +30,15 @@ def check_not_empty(x: Data) -> None:
         num_items = int(x.cardinality())
     if num_items == 0:
         raise ValueError(error_message("the training set must not be empty", "0 items"))
+
+
+def check_labels_are_numbers(x: Data, y: Data) -> None:
+    """Raises `ValueError` where labels are texts, those of a `tf.data.Dataset` too."""
+    spec = getattr(x, "element_spec", None)
+    labels = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else y
+    if holds_strings(labels):
+        remedy = "Number the classes: numpy.unique(labels, return_inverse=True)[1]."
+        raise ValueError(error_message("labels must be numbers, those of classes integers", "texts", remedy))
 
 
 def check_label_range(labels: TensorTree, loss: Any, num_classes: int | None) -> None:

@@ -8,6 +8,7 @@ import keras
 
 from keras_distill._keras_internals import build_optimizer, forget_compiled_data
 from keras_distill._types import ArrayLike, Data, TensorTree
+from keras_distill.distillation.guards import check_labels_are_numbers
 
 Callbacks: TypeAlias = Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList | None
 
@@ -35,8 +36,10 @@ class TrainableModel(keras.Model):
         validation_freq: int | Sequence[int] = 1,
     ) -> keras.callbacks.History:
         """Trains; the arguments are those of `keras.Model.fit`, in its order."""
+        check_labels_are_numbers(x, y)
         x, y, sample_weight = self._without_strings(x, y, sample_weight)
         if isinstance(validation_data, (tuple, list)):
+            check_labels_are_numbers(None, validation_data[1] if len(validation_data) > 1 else None)
             validation_data = keras.utils.pack_x_y_sample_weight(*self._without_strings(*validation_data))
         y, class_weight, sample_weight = self._check_fit(x, y, class_weight, sample_weight)
         build_optimizer(self)
@@ -73,6 +76,7 @@ class TrainableModel(keras.Model):
         _use_cached_eval_dataset: bool = False,
     ) -> float | list[float] | dict[str, float]:
         """Measures the student; the arguments are those of `keras.Model.evaluate`, in its order."""
+        check_labels_are_numbers(x, y)
         x, y, sample_weight = self._without_strings(x, y, sample_weight)
         # The last one is what Keras's `fit` hands to the evaluations between its epochs.
         with self._unharmed_by_errors():
