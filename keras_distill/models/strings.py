@@ -2,8 +2,11 @@
 
 KerasHub's own `fit` and `predict` do so for one model. Beside a teacher both models must read a text alike, and a store
 knows its items again by what the models see: so the arrays come first, and everything after them is as always.
+
+Models with an input of dtype string, as those that begin with a `TextVectorization`, get the texts themselves.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,31 +39,60 @@ def holds_strings(inputs: Data) -> bool:
     return kind == "O" and isinstance(next(iter(inputs), None), (str, bytes))
 
 
+def as_texts(inputs: Data) -> TensorTree:
+    """Inputs with the texts among them in the one form that Keras trains on: arrays of objects, each a `str`.
+
+    A column `(num_items, 1)` becomes `(num_items,)`, of which Keras makes a column again for a model that wants one.
+
+    Example:
+        >>> as_texts(np.array(["a", "bc"])), as_texts([b"a", "bc"]), as_texts({"age": np.zeros(1)})
+        (array(['a', 'bc'], dtype=object), array(['a', 'bc'], dtype=object), {'age': array([0.])})
+    """
+    if not holds_strings(inputs):
+        return inputs
+    if isinstance(inputs, dict):
+        return {name: as_texts(part) for name, part in inputs.items()}
+    if isinstance(inputs, (list, tuple)) and not isinstance(inputs[0], (str, bytes)):
+        return type(inputs)(as_texts(part) for part in inputs)
+    values = ops.convert_to_numpy(inputs) if ops.is_tensor(inputs) else np.asarray(inputs, dtype=object)
+    texts = np.empty(values.size, object)
+    texts[:] = [text.decode() if isinstance(text, bytes) else str(text) for text in values.reshape(-1)]
+    # Keras's `fit` takes no array of texts that has more than one axis.
+    return texts if values.shape[1:] == (1,) else texts.reshape(values.shape)
+
+
+def reads_texts(model: Any) -> bool:
+    """Whether a model takes texts as they are: one of its inputs is of dtype string."""
+    return any(str(getattr(tensor, "dtype", "")) == "string" for tensor in getattr(model, "inputs", None) or [])
+
+
 def preprocess_strings(inputs: Data, *models: Any) -> TensorTree:
-    """What the models' preprocessors make of texts, as arrays.
+    """What the models read of texts, as arrays: what their preprocessors make, or the texts themselves.
 
     Args:
         inputs: texts, as `holds_strings` knows them.
-        *models: those that will read them; one at least has a `preprocessor`, and those that have one agree.
+        *models: those that will read them; one at least has a `preprocessor`, and those that have one agree; or one
+            has an input of dtype string, and no other reads anything else.
 
     Returns:
         Arrays, usually a dict by input name. Of a preprocessor that makes labels too, as a causal language model's,
         the inputs alone (see `unpacked_strings`).
 
     Raises:
-        ValueError: no model has a preprocessor, or two make different arrays of the same texts.
+        ValueError: no model reads texts, or two read the same texts differently.
     """
     return unpacked_strings(inputs, *models)[0]
 
 
 def unpacked_strings(inputs: Data, *models: Any) -> tuple[TensorTree, TensorTree, TensorTree]:
     """Inputs, and the labels and weights that a causal language model's preprocessor makes beside them, or `None`."""
+    if _read_by_themselves(models):
+        return as_texts(inputs), None, None
     reading = [model for model in models if getattr(model, "preprocessor", None) is not None]
     if not reading:
+        expectation = "texts must be read by a model with a preprocessor, or with an input of dtype string"
         remedy = "Make token ids of them first, with keras_distill.data.text for one, or attach a preprocessor."
-        raise ValueError(
-            error_message("texts must be read by a model with a preprocessor", "none that has one", remedy)
-        )
+        raise ValueError(error_message(expectation, "neither", remedy))
     first = _applied(reading[0], _some(inputs))[0] if len(reading) > 1 else None
     for model in reading[1:]:
         made = _applied(model, _some(inputs))[0]
@@ -75,9 +107,9 @@ def without_strings(x: Data, y: Data, sample_weight: Data, *models: Any) -> tupl
     """A `fit`'s data with arrays in place of texts; data without texts as they are.
 
     Raises:
-        ValueError: a stream of texts, or what `preprocess_strings` refuses.
+        ValueError: a stream of texts that no model reads, or what `preprocess_strings` refuses.
     """
-    refuse_string_stream(x)
+    refuse_string_stream(x, *models)
     if not holds_strings(x):
         return x, y, sample_weight
     x, made_y, made_weight = unpacked_strings(x, *models)
@@ -87,15 +119,29 @@ def without_strings(x: Data, y: Data, sample_weight: Data, *models: Any) -> tupl
     return x, made_y, made_weight if sample_weight is None else sample_weight
 
 
-def refuse_string_stream(dataset: Data) -> None:
-    """Raises `ValueError` where the inputs of a `tf.data.Dataset` are texts."""
+def refuse_string_stream(dataset: Data, *models: Any) -> None:
+    """Raises `ValueError` where the inputs of a `tf.data.Dataset` are texts, unless the models read these."""
     spec = getattr(dataset, "element_spec", None)
     if spec is None or getattr(dataset, "shape", None) is not None:
         return
     inputs = spec[0] if isinstance(spec, tuple) else spec
-    if any("string" in str(getattr(part, "dtype", "")) for part in keras.tree.flatten(inputs)):
+    holds_texts = any("string" in str(getattr(part, "dtype", "")) for part in keras.tree.flatten(inputs))
+    if holds_texts and not _read_by_themselves(models):
         remedy = "Map them first: dataset.map(lambda x, y: (student.preprocessor(x), y))."
         raise ValueError(error_message("a tf.data.Dataset must give what the models read", "texts", remedy))
+
+
+def _read_by_themselves(models: Sequence[Any]) -> bool:
+    """Whether the models take texts as they are; raises where one does and another takes something else."""
+    own = [model for model in models if reads_texts(model)]
+    # Of a function, and of a subclassed model, nobody knows what it takes.
+    others = [model for model in models if model not in own and getattr(model, "inputs", None)]
+    if own and others:
+        expectation = "teacher and student must read a text alike"
+        received = f"texts by {own[0].name} and {others[0].inputs[0].dtype} by {others[0].name}"
+        remedy = "Cut the TextVectorization off and give both the token ids that it makes."
+        raise ValueError(error_message(expectation, received, remedy))
+    return bool(own)
 
 
 def _applied(model: Any, inputs: Data) -> tuple[TensorTree, TensorTree, TensorTree]:

@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_distill._checks import error_message
 from keras_distill._types import ArrayLike, Data, TensorTree
+from keras_distill.models.strings import as_texts
 from keras_distill.targets.fingerprints import STREAM, every_item_fingerprint, inputs_fingerprint
 from keras_distill.targets.known_items import KnownItems
 from keras_distill.targets.manifest import ForeignDatasetError, check_source
@@ -15,6 +16,8 @@ from keras_distill.targets.tokens import TOKEN, token_ids, token_mask
 def as_arrays(inputs: TensorTree) -> TensorTree:
     """Inputs as arrays, whatever holds them: a table becomes `(rows, columns)`, one column `(rows, 1)`, as in `fit`.
 
+    Texts become objects, in whatever form they are given.
+
     Example:
         >>> as_arrays({"a": np.zeros((2, 3)), "b": keras.ops.ones((2,))})["b"]
         array([1., 1.], dtype=float32)
@@ -22,7 +25,7 @@ def as_arrays(inputs: TensorTree) -> TensorTree:
     Raises:
         TypeError: something that is no array; a table with columns that are no numbers.
     """
-    return keras.tree.map_structure(_as_array, inputs)
+    return keras.tree.map_structure(_as_array, as_texts(inputs))
 
 
 def _as_array(part: ArrayLike) -> ArrayLike:

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_distill._checks import error_message
+from keras_distill._keras_internals import all_layers
 from keras_distill._types import ArrayLike, TensorTree
 
 # How the fingerprint of a stream begins, of which only the first items are known.
@@ -51,6 +52,10 @@ def fingerprint(teacher: Callable) -> str:
         # A subclassed model that cannot be written down is known by its class and its weights.
         config = {"class_name": type(teacher).__name__, "module": type(teacher).__module__}
     digest.update(json.dumps(_nameless(config), sort_keys=True, default=repr).encode())
+    for layer in all_layers(teacher):
+        if isinstance(layer, (keras.layers.TextVectorization, keras.layers.StringLookup)):
+            # What it has learnt by `adapt` is neither among the weights nor in the configuration.
+            digest.update(json.dumps([str(word) for word in layer.get_vocabulary()]).encode())
     for weight in teacher.weights:
         values = np.ascontiguousarray(ops.convert_to_numpy(weight))
         digest.update(f"{values.dtype} {values.shape}".encode())
@@ -64,7 +69,7 @@ def inputs_fingerprint(inputs: TensorTree) -> str:
     for array in keras.tree.flatten(inputs):
         digest.update(f"{array.dtype} {array.shape}".encode())
         for position in np.unique(np.linspace(0, len(array) - 1, 256).astype(np.int64)):
-            digest.update(np.ascontiguousarray(array[position]).tobytes())
+            digest.update(_content(array[position]))
     return digest.hexdigest()[:32]
 
 

@@ -91,8 +91,8 @@ def label(
         teacher: a Keras model with any head, an `Ensemble`, or any callable from a batch of inputs to logits; `None`
             with `folds`.
         dataset: the inputs as an array (or a structure of arrays), a table, or texts where the teacher has a
-            preprocessor (see `models.preprocess_strings`), a `Split`, `(inputs, labels)`; or a
-            `tf.data.Dataset` of `x` or `(x, …)`, of single examples or, where the teacher is a Keras model and its
+            preprocessor (see `models.preprocess_strings`) or an input of dtype string, a `Split`, `(inputs, labels)`;
+            or a `tf.data.Dataset` of `x` or `(x, …)`, of single examples or, where the teacher is a Keras model and its
             inputs tell, of batches; or batches as `fit` takes them, in a `PyDataset`, a generator or another iterable.
             In a fixed order: an item's id is its place.
         path: the store's folder; new, or one that an earlier call began.
@@ -382,7 +382,7 @@ def _check_for_engine(source: "Source", num_processes: int, runtime: str) -> Non
 
 def _without_strings(teacher: Teacher, dataset: Data) -> Data:
     """The dataset, its texts made what the teacher reads."""
-    refuse_string_stream(dataset)
+    refuse_string_stream(dataset, teacher)
     inputs = dataset[0] if isinstance(dataset, tuple) and len(dataset) else dataset
     return preprocess_strings(inputs, teacher) if holds_strings(inputs) else dataset
 
