@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, default=1e-3, help="Adam's, with cosine decay to zero (default: %(default)s)")
     add("--no-twin", dest="twin", action="store_false", help="spare the twin on labels; then there is no verdict")
     add("--tune", action="store_true", help="choose temperature, weight of the labels (labels alone too) and learning "
-        "rate on validation data, for the steps of four trainings; OUT.tune keeps the study")  # fmt: skip
+        "rate on validation data, for four or five trainings; OUT.tune keeps the study")  # fmt: skip
     add("--any-teacher", action="store_true", help="train even where the teacher answers no better than chance")
     add("--distribute", choices=("mirrored", "data-parallel"), help="train on all devices: of TensorFlow, of JAX")
     add("--coordinator", metavar="HOST:PORT", help="with data-parallel on several hosts: where process 0 listens")

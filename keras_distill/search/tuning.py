@@ -1,8 +1,8 @@
 """`tune`: temperature, weight of the labels and learning rate, chosen on validation data by successive halving.
 
-All trials read one store. Two studies lie side by side in one SQLite file: labels alone, and distilled. They are halved
-apart, because soft targets want more steps than labels do: a distilled student that ends ahead is behind for the first
-half of its training, and would be given up.
+All trials read one store. Studies lie side by side in one SQLite file: labels alone, distilled, and labels again at the
+rate that suited soft targets. They are halved apart, because soft targets want more steps than labels do: a distilled
+student that ends ahead is behind for the first half of its training, and would be given up.
 """
 
 import inspect
@@ -31,7 +31,7 @@ from keras_distill.targets.replaying import replay_of
 if TYPE_CHECKING:
     import optuna
 
-LABELS, DISTILLED = "labels", "distilled"
+LABELS, DISTILLED, AGAIN = "labels", "distilled", "labels-again"
 # How many candidates each study begins with, the most that the steps allow: at an eighth, a quarter and half of a
 # training the better half goes on. The first costs 1.5 + 2.5 trainings.
 _SIZES = ((4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (1, 1))
@@ -113,10 +113,11 @@ def tune(
 
     Labels alone are tried first, at four learning rates: the given one, 3 and 10 times as much, and one beyond the best
     of these, or next to it, by how they began. Around the best of the four are eight distilled candidates, the given
-    settings among them and half of them drawn by Optuna's sampler; none has a greater rate than labels alone had, so
-    that what is found of distilling is not a matter of rates. Every candidate begins a whole training; at an eighth, a
-    quarter and half of it the better half of each study goes on. Optuna's own pruner cannot do that: it pauses no
-    trial, so that the first one of a study goes to its end whatever it is.
+    settings among them and half of them drawn by Optuna's sampler. Every candidate begins a whole training; at an
+    eighth, a quarter and half of it the better half of each study goes on. Optuna's own pruner cannot do that: it
+    pauses no trial, so that the first one of a study goes to its end whatever it is. Where a distilled candidate is the
+    best, at a greater rate than the best on labels alone, labels are trained once more at that rate: what is found of
+    distilling is then not a matter of rates.
 
     What is compared is the negative log-likelihood of the validation labels at the temperature that suits each student
     best: on few examples it tells two students apart where their errors do not.
@@ -136,7 +137,8 @@ def tune(
         temperature: of the first distilled candidate; others have 1 to 8.
         student_loss_weight: of the first distilled candidate; others have 0 to 0.9.
         learning_rate: in the middle of what is tried.
-        max_cost: steps of all trials together, in whole trainings; 2 at least. Less than 4 tries fewer candidates.
+        max_cost: steps of all trials together, in whole trainings, but for that one more; 2 at least. Less than 4 tries
+            fewer candidates.
         seed: of the order of the examples, of dropout and of what is drawn.
         distillation_losses: from a temperature to what `Distiller` takes by that name: a loss's own class, or
             `lambda temperature: [SoftTargets(temperature), Hint("block2")]`.
@@ -202,26 +204,31 @@ def tune(
         on_labels = _on_labels(first)[:num_labels]
         last = _next_on_labels if num_labels > len(on_labels) else None
         found = {LABELS: _halved(studies[LABELS], on_labels, make_student, training, folder, on_trial, last)}
-        most = max(trial.params["learning_rate"] for trial in studies[LABELS].trials)
-        candidates = _distilled(studies[DISTILLED], first, found[LABELS][0].learning_rate, most, num_distilled, seed)
+        candidates = _distilled(first, found[LABELS][0].learning_rate, num_distilled, seed)
         found[DISTILLED] = _halved(studies[DISTILLED], candidates, make_student, training, folder, on_trial)
-        trials = [trial for study in studies.values() for trial in _described(study, training)]
+        best, score = found[DISTILLED]
+        if score < found[LABELS][1] and best.learning_rate > found[LABELS][0].learning_rate:
+            # Or what is found of distilling might be a matter of rates.
+            again = replace(found[LABELS][0], learning_rate=best.learning_rate)
+            found[AGAIN] = _halved(studies[AGAIN], [again], make_student, training, folder, on_trial)
+        trials = [trial for name in found for trial in _described(studies[name], training)]
     chosen = min(found, key=lambda name: found[name][1])
+    best_on_labels = min(set(found) - {DISTILLED}, key=lambda name: found[name][1])
     students = {name: _trained_student(make_student, training, folder, name, found[name][1]) for name in found}
     histories = {name: json.loads(_history_path(folder, name).read_text()) for name in found}
     num_steps = sum(trial["steps"] for trial in trials)
-    (best, score), (labels_best, labels_score) = found[chosen], found[LABELS]
+    (best, score), (labels_best, labels_score) = found[chosen], found[best_on_labels]
     return Tuned(
         best,
         score,
         students[chosen],
         labels_best,
         labels_score,
-        students[LABELS],
+        students[best_on_labels],
         found[DISTILLED][0],
         students[DISTILLED],
         histories[chosen],
-        histories[LABELS],
+        histories[best_on_labels],
         num_steps,
         training.num_steps,
         trials,
@@ -235,7 +242,7 @@ def _open_studies(
     first: Recipe,
     sizes: tuple[int, int],
 ) -> "dict[str, optuna.Study]":
-    """The two studies of a folder, new ones or those of the same settings; what was running is to be begun again."""
+    """The studies of a folder, new ones or those of the same settings; what was running is to be begun again."""
     import optuna
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,10 +265,10 @@ def _open_studies(
     }
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder.resolve()}/study.sqlite3")
     studies = {}
-    for name in (LABELS, DISTILLED):
+    for name in (LABELS, DISTILLED, AGAIN):
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
         # Labels alone are the same whatever is tried beside them.
-        own = {} if name == LABELS else asdict(first) | {"losses": _described_losses(training, first)}
+        own = {} if name != DISTILLED else asdict(first) | {"losses": _described_losses(training, first)}
         start_again(study, settings | own, str(folder))
         studies[name] = study
     return studies
@@ -333,21 +340,19 @@ def _next_on_labels(candidates: Sequence[Recipe], scores: Sequence[float]) -> Re
     return replace(candidates[0], learning_rate=math.sqrt(rate * candidates[neighbour].learning_rate))
 
 
-def _distilled(
-    study: "optuna.Study", first: Recipe, best_rate: float, most: float, num_candidates: int, seed: int
-) -> list[Recipe]:
-    """The given settings at the labels' best rate, some that are often good, and what Optuna draws, up to `most`."""
+def _distilled(first: Recipe, best_rate: float, num_candidates: int, seed: int) -> list[Recipe]:
+    """The given settings at the labels' best rate, some that are often good, and what Optuna draws."""
     import optuna
 
     candidates = [Recipe(first.temperature, first.student_loss_weight, best_rate)]
     for temperature, weight, factor in _FIRST:
-        candidate = Recipe(temperature, weight, min(factor * best_rate, most))
+        candidate = Recipe(temperature, weight, factor * best_rate)
         if candidate not in candidates:
             candidates.append(candidate)
     space: dict[str, optuna.distributions.BaseDistribution] = {
         "temperature": optuna.distributions.FloatDistribution(1.0, 8.0, log=True),
         "student_loss_weight": optuna.distributions.FloatDistribution(0.0, 0.9),
-        "learning_rate": optuna.distributions.FloatDistribution(best_rate / 2, min(4 * best_rate, most), log=True),
+        "learning_rate": optuna.distributions.FloatDistribution(best_rate / 2, 4 * best_rate, log=True),
     }
     # In a study of its own, in memory: one that was killed draws the same again.
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
@@ -426,7 +431,8 @@ def _halved(
             study.set_user_attr(_SCORES, scores)
     (best,) = left
     score = scores[str(best)][str(training.epochs)]
-    if score == DIVERGED:
+    # Labels at a rate that suits soft targets may diverge: then they are not the best on labels.
+    if score == DIVERGED and study.study_name != AGAIN:
         remedy = "Begin with a smaller one, in a new folder."
         received = f"{candidates[best].learning_rate:g}, at which the logits are NaN or infinite"
         raise ValueError(error_message("the learning rate must be one that trains", received, remedy))
@@ -461,7 +467,7 @@ def _described(study: "optuna.Study", training: Training) -> list[dict[str, Any]
         rungs = [int(rung) for rung in own]
         described.append(
             {
-                "study": study.study_name,
+                "study": DISTILLED if study.study_name == DISTILLED else LABELS,
                 "state": trial.state.name.lower(),
                 "score": own[str(max(rungs))],
                 "steps": max(rungs) * training.steps_per_epoch,
