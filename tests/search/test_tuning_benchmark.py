@@ -23,7 +23,7 @@ def test_the_table_on_the_page_is_that_of_the_kept_figures():
     for row in result["rows"]:
         wrong = [sum(seed[key]["errors"] for seed in row["seeds"]) for key in ("tuned", "grid_by_nll")]
         assert row["ratio"] == pytest.approx(wrong[0] / wrong[1])
-        assert row["cost_in_trainings"] <= 4.0
+        assert row["cost_in_trainings"] <= tuning.COST_LIMIT
 
 
 @pytest.mark.tensorflow
